@@ -1,0 +1,61 @@
+"""`gpt2hpc VERB …` and `python -m gpt2hpc VERB …`: find the verb's module and run it.
+
+A verb is imported only when it is called: `submit` and `status` start without torch, and none pays for another.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+
+from gpt2hpc import __version__, cli
+from gpt2hpc.errors import UsageError
+
+VERBS = {
+    "prepare": "tokenize text into shards",
+    "submit": "train as a job: restarted, resumed, supervised",
+    "train": "train here and now, one process per GPU",
+    "status": "what the runs are doing",
+    "sample": "write text with a trained model",
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        cli.say(usage())
+        return 0
+    if argv[0] in ("-V", "--version", "version"):
+        cli.say(f"gpt2hpc {__version__}")
+        return 0
+    verb, rest = argv[0], argv[1:]
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UsageError(f"unknown command {verb}; {hint}the commands are {', '.join(VERBS)}")
+    module = importlib.import_module(f"gpt2hpc.{verb}")
+    code: int = module.main(rest)
+    return code
+
+
+def usage() -> str:
+    lines = [f"  {verb:9} {purpose}" for verb, purpose in VERBS.items()]
+    return "\n".join(
+        [
+            f"gpt2hpc {__version__}: from raw text to a trained GPT-2, through any number of preemptions.",
+            "",
+            "usage: gpt2hpc COMMAND …        gpt2hpc COMMAND --help",
+            "",
+            *lines,
+        ]
+    )
+
+
+def console() -> int:
+    """The console script."""
+    return cli.run(main)
+
+
+if __name__ == "__main__":
+    sys.exit(console())

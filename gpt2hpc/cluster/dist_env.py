@@ -1,0 +1,100 @@
+"""A process's place in its job, read from the environment once.
+
+Ours and torchrun's variables come first, then those of a Slurm step; without either the process is alone.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from gpt2hpc.errors import UsageError
+
+JOB, RESTART = "GPT2HPC_JOB", "GPT2HPC_RESTART"
+JOB_END, RENDEZVOUS = "GPT2HPC_JOB_END", "GPT2HPC_RENDEZVOUS"
+LAUNCHER_PID, GPUS_ALLOTTED = "GPT2HPC_LAUNCHER_PID", "GPT2HPC_GPUS_ALLOTTED"
+
+
+@dataclass(frozen=True)
+class DistEnv:
+    """Ranks, job and rendezvous of this process.
+
+    Args:
+        job: The job's name for the ledger: `J`, or `A_a` for an array task.
+        restart: How often the job was restarted before.
+        job_end: Unix time at which the job will be killed, where known.
+        rendezvous: A file on this machine to meet at, instead of master_addr and master_port.
+        launcher_pid: The local launcher; when it dies, so should its ranks.
+        gpus_allotted: Whether the job was given GPUs, so that training on the CPU would be a mistake.
+        nodes: Slurm's list of nodes, or this host.
+    """
+
+    rank: int
+    local_rank: int
+    world_size: int
+    local_world_size: int
+    job: str
+    restart: int
+    nodes: str
+    master_addr: str | None = None
+    master_port: int | None = None
+    rendezvous: str | None = None
+    job_end: float | None = None
+    launcher_pid: int | None = None
+    gpus_allotted: bool = False
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str]) -> DistEnv:
+        """Raises UsageError, naming the variable, for one that is not a number."""
+        if "RANK" in env and "WORLD_SIZE" in env:
+            ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+        elif "SLURM_STEP_ID" in env and "SLURM_PROCID" in env:  # a batch shell has SLURM_PROCID too, but no step
+            ranks = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS_PER_NODE")
+        else:
+            ranks = ("", "", "", "")
+        rank, world_size = _integer(env, ranks[0], 0), _integer(env, ranks[2], 1)
+        return cls(
+            rank=rank,
+            local_rank=_integer(env, ranks[1], rank),
+            world_size=world_size,
+            local_world_size=_integer(env, ranks[3], world_size),
+            job=job_name(env),
+            restart=_integer(env, "SLURM_RESTART_COUNT", 0)
+            if "SLURM_JOB_ID" in env and JOB not in env
+            else _integer(env, RESTART, 0),
+            nodes=env.get("SLURM_JOB_NODELIST", socket.gethostname()),
+            master_addr=env.get("MASTER_ADDR"),
+            master_port=_integer(env, "MASTER_PORT", 0) or None,
+            rendezvous=env.get(RENDEZVOUS),
+            job_end=float(env[JOB_END]) if JOB_END in env else None,
+            launcher_pid=_integer(env, LAUNCHER_PID, 0) or None,
+            gpus_allotted=any(
+                env.get(name) for name in (GPUS_ALLOTTED, "SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "SLURM_GPUS_ON_NODE")
+            ),
+        )
+
+    @property
+    def is_launched(self) -> bool:
+        """Whether something started this process as one of several ranks."""
+        return self.world_size > 1 or self.rendezvous is not None or self.master_addr is not None
+
+
+def job_name(env: Mapping[str, str]) -> str:
+    """Ours, Slurm's (`A_a` for an array task, whose JOB_ID may equal the array's), or this process."""
+    if JOB in env:
+        return env[JOB]
+    if "SLURM_ARRAY_JOB_ID" in env and "SLURM_ARRAY_TASK_ID" in env:
+        return f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}"
+    return env.get("SLURM_JOB_ID", f"local-{socket.gethostname()}-{os.getpid()}")
+
+
+def _integer(env: Mapping[str, str], name: str, default: int) -> int:
+    value = env.get(name, "")
+    if not value:
+        return default
+    try:
+        return int(value)
+    except ValueError:
+        raise UsageError(f"{name}={value} in the environment must be a whole number; unset it or mend it") from None

@@ -1,0 +1,244 @@
+"""The ledger of a run: which attempts there were, how they ended, and which one may write.
+
+`attempts/0001.json`, `0002.json`, … An attempt exists by creating the file after the newest one, which only one
+process anywhere can do (a hard link; no lock, since flock is a no-op on Lustre and GPFS). So the fence is one look: an
+attempt whose successor's file exists may publish, prune and log nothing more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import enum
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from gpt2hpc import durable
+from gpt2hpc.cluster.dist_env import DistEnv
+from gpt2hpc.errors import RunDirError
+from gpt2hpc.run_dir import RunDir
+
+BEAT_S = 10.0
+"""Seconds between signs of life."""
+
+
+class Cause(enum.StrEnum):
+    """Why an attempt ended in an orderly way; a crash leaves no cause."""
+
+    FINISHED = "finished"
+    PREEMPTED = "preempted"
+    TIME_LIMIT = "time_limit"
+    STOPPED = "stopped"
+    DIVERGED = "diverged"
+    ERROR = "error"
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of a run: `first_step` resumed from, `saved_step` last checkpoint, `last_step` when it ended."""
+
+    number: int
+    job: str
+    restart: int
+    host: str
+    pid: int
+    started: str
+    process: str
+    nodes: str
+    world_size: int
+    first_step: int = 0
+    saved_step: int = 0
+    last_step: int | None = None
+    cause: str | None = None
+    exit_code: int | None = None
+    ended: str | None = None
+
+    @property
+    def crashed(self) -> bool:
+        """Ended without a word, or runs still."""
+        return self.cause is None
+
+    @property
+    def progressed(self) -> bool:
+        return self.saved_step > self.first_step or self.cause == Cause.FINISHED
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`outcome.json`: how attempt (job, restart) ended; `exit_code` only with the cause `error`."""
+
+    job: str
+    restart: int
+    cause: Cause
+    step: int
+    exit_code: int | None = None
+    message: str = ""
+
+
+class Fenced(RunDirError):
+    """A newer attempt took over; this one must not write."""
+
+
+class Ledger:
+    def __init__(self, run: RunDir) -> None:
+        self._run = run
+
+    def attempts(self) -> list[Attempt]:
+        """All attempts in their order."""
+        return list(self._read())
+
+    def claim(self, env: DistEnv) -> Attempt:
+        """Become the run's newest attempt; RunDirError while another one lives.
+
+        The restart of a job supersedes its earlier attempts without asking: Slurm ended them, or thinks so.
+        """
+        self.refuse_if_taken(env)
+        newest = self.newest()
+        attempt = Attempt(
+            number=newest.number + 1 if newest else 1,
+            job=env.job,
+            restart=env.restart,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            started=utc_now(),
+            process=process_identity(os.getpid()),
+            nodes=env.nodes,
+            world_size=env.world_size,
+        )
+        if not durable.create_text(self._path(attempt.number), durable.to_json(dataclasses.asdict(attempt))):
+            raise RunDirError(
+                f"--run-dir={self._run.path} was taken by another start a moment ago; choose another --run-dir"
+            )
+        return attempt
+
+    def refuse_if_taken(self, env: DistEnv) -> None:
+        """Raise RunDirError if an attempt lives that a start with this `env` would not supersede."""
+        newest = self.newest()
+        if newest and not _supersedes(env, newest) and self.alive(newest):
+            raise RunDirError(
+                f"--run-dir={self._run.path} is in use by attempt {newest.number} (job {newest.job}, pid {newest.pid} on "
+                f"{newest.host}); wait for it, stop it with `touch {self._run.stop}`, or choose another --run-dir"
+            )
+
+    def superseded(self, attempt: Attempt) -> bool:
+        return self._path(attempt.number + 1).exists()
+
+    def fence(self, attempt: Attempt) -> None:
+        """Raise Fenced if a newer attempt exists: to be called before anything is published."""
+        if self.superseded(attempt):
+            raise Fenced(
+                f"attempt {attempt.number} of {self._run.path} was superseded by a newer one and writes nothing more"
+            )
+
+    def update(self, attempt: Attempt) -> None:
+        """Replace the attempt's record by a newer state of it."""
+        self.fence(attempt)
+        durable.publish_json(self._path(attempt.number), dataclasses.asdict(attempt))
+
+    def close(self, attempt: Attempt, outcome: Outcome) -> None:
+        """Write the outcome, then the attempt's end."""
+        self.fence(attempt)
+        durable.publish_json(self._run.outcome, dataclasses.asdict(outcome))
+        self.update(
+            dataclasses.replace(
+                attempt, cause=str(outcome.cause), last_step=outcome.step, exit_code=outcome.exit_code, ended=utc_now()
+            )
+        )
+
+    def outcome(self) -> Outcome | None:
+        facts = durable.read_json(self._run.outcome)
+        return Outcome(**{**facts, "cause": Cause(facts["cause"])}) if facts else None
+
+    def newest(self) -> Attempt | None:
+        return max(self._read(), key=lambda attempt: attempt.number, default=None)
+
+    def alive(self, attempt: Attempt) -> bool:
+        """Whether the attempt runs still; takes up to 2.5 beats if it was on another machine."""
+        return is_alive(attempt, self._beat_path(attempt.number))
+
+    @contextlib.contextmanager
+    def heartbeat(self, attempt: Attempt, *, writes: bool) -> Iterator[None]:
+        """Give signs of life in a thread, on the one rank that `writes`."""
+        if not writes:
+            yield
+            return
+        stop, path = threading.Event(), self._beat_path(attempt.number)
+
+        def beat() -> None:
+            count = 0
+            while not stop.is_set():
+                with contextlib.suppress(OSError):  # a full disk must not end the run from here
+                    path.write_text(str(count := count + 1))
+                stop.wait(BEAT_S)
+
+        thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+            path.unlink(missing_ok=True)
+
+    def _read(self) -> Iterator[Attempt]:
+        for path in sorted(self._run.attempts.glob("[0-9]*.json")):
+            if facts := durable.read_json(path):
+                yield Attempt(**facts)
+
+    def _path(self, number: int) -> Path:
+        return self._run.attempts / f"{number:04d}.json"
+
+    def _beat_path(self, number: int) -> Path:
+        return self._run.attempts / f"{number:04d}.beat"
+
+
+def is_alive(attempt: Attempt, beat: Path) -> bool:
+    """By its process on this machine; elsewhere by whether its heartbeat moves (clocks of two nodes may differ)."""
+    if attempt.cause is not None:
+        return False
+    if attempt.host == socket.gethostname():
+        return process_identity(attempt.pid) == attempt.process
+    before, deadline = _text(beat), time.monotonic() + 2.5 * BEAT_S
+    while before and time.monotonic() < deadline:
+        time.sleep(BEAT_S / 10)
+        if _text(beat) != before:
+            return True
+    return False
+
+
+def process_identity(pid: int) -> str:
+    """Distinguishes a process from a later one with its pid; empty if there is none. Never its state: a zombie is none."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return "" if fields[0] in "ZX" else f"{boot}/{fields[19]}"
+    except OSError:
+        if os.path.isdir("/proc/self"):
+            return ""
+    try:  # no /proc, as on macOS
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return ""
+    except PermissionError:
+        pass
+    return "exists"
+
+
+def utc_now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _supersedes(env: DistEnv, newest: Attempt) -> bool:
+    return env.job == newest.job and env.restart > newest.restart
+
+
+def _text(path: Path) -> str:
+    with contextlib.suppress(OSError):
+        return path.read_text()
+    return ""

@@ -1,0 +1,153 @@
+"""What to do when an attempt has ended: the one decision, made by a pure function, for every kind of cluster.
+
+As a command it reads `scontrol show job -o` from standard input and prints one action for the batch shell to perform:
+
+    scontrol show job -o "$SLURM_JOB_ID" | python -m gpt2hpc.cluster.requeue decide RUN_DIR --exit-code $rc
+
+    requeue job=123 delay_s=0 reason=…            or            exit code=6 reason=…
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from gpt2hpc import cli, config_io
+from gpt2hpc.cluster.ledger import Attempt, Cause, Ledger, Outcome
+from gpt2hpc.cluster.slurm import Job, parse_show_job
+from gpt2hpc.config import RequeueConfig
+from gpt2hpc.errors import (
+    INTERNAL_ERROR,
+    USER_ERRORS,
+    CrashBudgetError,
+    DivergedError,
+    RunDirError,
+    StoppedError,
+)
+from gpt2hpc.run_dir import RunDir
+
+MAX_BACKOFF_S = 600.0
+
+
+@dataclass(frozen=True)
+class Action:
+    """`requeue` after `delay_s`, or `exit` with `exit_code`."""
+
+    kind: Literal["exit", "requeue"]
+    reason: str
+    exit_code: int = 0
+    delay_s: float = 0.0
+
+
+def decide(
+    job: Job, outcome: Outcome | None, attempts: Sequence[Attempt], limits: RequeueConfig, *, finished: bool
+) -> Action:
+    """The action after an attempt of `job`; the first row that matches wins.
+
+    An outcome of another attempt is ignored: this attempt then ended without a word, which is a crash.
+    """
+    mine = outcome if outcome and (outcome.job, outcome.restart) == (job.job, job.restart) else None
+    jobs_own = [attempt for attempt in attempts if attempt.job == job.job]  # a new submission gets a new budget
+    claimed = any(attempt.restart == job.restart for attempt in jobs_own)
+    if finished:
+        return Action("exit", "finished")
+    if mine and mine.cause == Cause.DIVERGED:
+        return Action(
+            "exit", f"diverged at step {mine.step}; the last good checkpoint is kept", DivergedError.exit_code
+        )
+    if mine and mine.cause == Cause.STOPPED:
+        return Action("exit", f"stopped by the user at step {mine.step}", StoppedError.exit_code)
+    if mine and mine.cause == Cause.ERROR:
+        return Action("exit", mine.message, mine.exit_code or INTERNAL_ERROR)
+    if job.cancelled or job.state != "RUNNING" or job.restarts != job.restart:
+        return Action("exit", _not_ours(job), StoppedError.exit_code)
+    if not mine and job.exit_code in _mendable():
+        return Action("exit", "an error that a restart cannot mend; see above", job.exit_code or INTERNAL_ERROR)
+    crashes, fruitless = _since_progress(jobs_own)
+    if not claimed:  # died before it could claim an attempt, so the ledger does not hold this crash
+        crashes, fruitless = crashes + 1, fruitless + 1
+    if fruitless > limits.max_without_progress:
+        return Action(
+            "exit",
+            f"{fruitless} attempts in a row saved nothing new; mend what stops them, then submit again "
+            f"(requeue.max_without_progress={limits.max_without_progress})",
+            CrashBudgetError.exit_code,
+        )
+    if mine and mine.cause in (Cause.PREEMPTED, Cause.TIME_LIMIT):
+        return Action("requeue", f"{mine.cause} at step {mine.step}")
+    if crashes > limits.crash_budget:
+        return Action(
+            "exit",
+            f"crashed {crashes} times without progress, last after step {_last_saved(attempts)}; look at the logs, mend it, then "
+            f"submit again (requeue.crash_budget={limits.crash_budget})",
+            CrashBudgetError.exit_code,
+        )
+    delay_s = min(limits.backoff_s * 2 ** (crashes - 1), MAX_BACKOFF_S) if limits.backoff_s else 0.0
+    return Action(
+        "requeue", f"crash {crashes} of {limits.crash_budget} allowed (exit code {job.exit_code})", delay_s=delay_s
+    )
+
+
+def _mendable() -> set[int]:
+    """Exit codes of errors that a restart cannot mend."""
+    return {error.exit_code for error in USER_ERRORS}
+
+
+def _since_progress(attempts: Sequence[Attempt]) -> tuple[int, int]:
+    """Crashes, and attempts without a new checkpoint, since the last attempt that made one (its own crash counts)."""
+    crashes = fruitless = 0
+    for attempt in reversed(attempts):
+        crashes += attempt.crashed
+        fruitless += not attempt.progressed
+        if attempt.progressed or attempt.cause in (Cause.STOPPED, Cause.ERROR, Cause.DIVERGED):
+            break
+    return crashes, fruitless
+
+
+def _last_saved(attempts: Sequence[Attempt]) -> int:
+    return max((max(attempt.saved_step, attempt.first_step) for attempt in attempts), default=0)
+
+
+def _not_ours(job: Job) -> str:
+    if job.cancelled:
+        return "cancelled by the user"
+    if job.restarts != job.restart:
+        return "requeued by somebody else already"
+    return f"the job is {job.state}: cancelled, or ended from outside"
+
+
+def read_and_decide(run: RunDir, job: Job) -> Action:
+    """`decide` with what the run directory holds."""
+    ledger = Ledger(run)
+    limits = config_io.load(run.config).requeue if run.config.exists() else RequeueConfig()
+    return decide(job, ledger.outcome(), ledger.attempts(), limits, finished=run.finished.exists())
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m gpt2hpc.cluster.requeue", description=__doc__.splitlines()[0] if __doc__ else ""
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("decide", help="read `scontrol show job -o` from standard input, print one action")
+    command.add_argument("run_dir", type=Path)
+    command.add_argument("--exit-code", type=int, help="what srun returned")
+    arguments = parser.parse_args(argv)
+    if not arguments.run_dir.is_dir():
+        raise RunDirError(f"{arguments.run_dir} is not a run directory; check the path")
+    restart = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+    job = parse_show_job(sys.stdin.read(), restart=restart, exit_code=arguments.exit_code)
+    action = read_and_decide(RunDir(arguments.run_dir), job)
+    if action.kind == "requeue":
+        cli.say(f"requeue job={job.job} delay_s={action.delay_s:.0f} reason={action.reason}")
+    else:
+        cli.say(f"exit code={action.exit_code} reason={action.reason}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

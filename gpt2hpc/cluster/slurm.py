@@ -1,0 +1,47 @@
+"""What Slurm says of a job, from the text of `scontrol show job -o`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from gpt2hpc.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job at the moment its attempt ended.
+
+    Args:
+        job: `J`, or `A_a` for an array task: what `scontrol requeue` must be given.
+        restart: SLURM_RESTART_COUNT of the attempt that ended.
+        state: Slurm's JobState.
+        restarts: Slurm's count; above `restart` when somebody else requeued the job already.
+        exit_code: Of srun or of the ranks; None where unknown.
+        nodes: The nodes it ran on.
+        cancelled: The user wants no more of it.
+    """
+
+    job: str
+    restart: int
+    state: str = "RUNNING"
+    restarts: int = 0
+    exit_code: int | None = None
+    nodes: str = ""
+    cancelled: bool = False
+
+
+def parse_show_job(text: str, *, restart: int, exit_code: int | None) -> Job:
+    """The first job in the output of `scontrol show job -o`; UsageError where it is not that."""
+    facts = dict(re.findall(r"(\w+)=(\S*)", text.splitlines()[0] if text.strip() else ""))
+    if "JobId" not in facts or "JobState" not in facts:
+        raise UsageError("standard input is not the output of `scontrol show job -o`; pipe that into this command")
+    array, task = facts.get("ArrayJobId"), facts.get("ArrayTaskId")
+    return Job(
+        job=f"{array}_{task}" if array and task else facts["JobId"],
+        restart=restart,
+        state=facts["JobState"],
+        restarts=int(facts.get("Restarts", 0)),
+        exit_code=exit_code,
+        nodes=facts.get("NodeList", ""),
+    )

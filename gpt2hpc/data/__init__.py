@@ -1,0 +1,1 @@
+"""From text to the tokens of a step: tokenizer, sources, shards, manifest, order, loader."""

@@ -1,0 +1,58 @@
+"""GPT-2's byte-pair encoding from the ranks shipped in the package: never the network.
+
+The ranks are OpenAI's `r50k_base.tiktoken` (MIT licence; a line is a base64 token and its rank), and the splitting
+pattern is the one of tiktoken's `gpt2` encoding.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+from importlib import resources
+
+import numpy as np
+import numpy.typing as npt
+import tiktoken
+
+from gpt2hpc.errors import DataError
+
+RANKS_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
+END_OF_TEXT = 50_256
+VOCAB_SIZE = 50_257
+
+_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+
+
+@functools.cache
+def gpt2() -> tiktoken.Encoding:
+    """The encoding; DataError where the ranks file is not the published one."""
+    ranks = (resources.files("gpt2hpc") / "assets" / "r50k_base.tiktoken").read_bytes()
+    return tiktoken.Encoding(
+        "gpt2",
+        pat_str=_PATTERN,
+        mergeable_ranks=_parse(ranks),
+        special_tokens={"<|endoftext|>": END_OF_TEXT},
+        explicit_n_vocab=VOCAB_SIZE,
+    )
+
+
+def _parse(ranks: bytes) -> dict[bytes, int]:
+    digest = hashlib.sha256(ranks).hexdigest()
+    if digest != RANKS_SHA256:
+        raise DataError(
+            f"assets/r50k_base.tiktoken has sha256 {digest[:12]}…, not {RANKS_SHA256[:12]}…; reinstall gpt2hpc"
+        )
+    pairs = (line.split() for line in ranks.splitlines() if line)
+    return {base64.b64decode(token): int(rank) for token, rank in pairs}
+
+
+def encode_document(text: str) -> npt.NDArray[np.uint16]:
+    """END_OF_TEXT, then the tokens of `text`; text that spells `<|endoftext|>` stays text."""
+    tokens = gpt2().encode_to_numpy(text, disallowed_special=())
+    return np.concatenate(([END_OF_TEXT], tokens)).astype(np.uint16)
+
+
+def decode(tokens: list[int]) -> str:
+    """Text of `tokens`; bytes that are not UTF-8 become U+FFFD."""
+    return gpt2().decode(tokens)

@@ -1,0 +1,85 @@
+"""Files that are either there in full or not at all: write beside, fsync, rename, fsync the folder."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+
+
+def fsync_dir(path: Path) -> None:
+    """Make renames and new names inside `path` survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_file(path: Path) -> None:
+    """Make the contents of `path` survive a power cut."""
+    fsync_dir(path)  # the same three calls serve a file
+
+
+def temporary_name(path: Path) -> Path:
+    """A name beside `path` that no other process, on any node, uses."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}.tmp")
+
+
+def publish_bytes(path: Path, contents: bytes | memoryview) -> None:
+    """Replace `path` by `contents` in one step; a reader sees the old or the new, never a part."""
+    temporary = temporary_name(path)
+    try:
+        _write(temporary, contents)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_dir(path.parent)
+
+
+def publish_text(path: Path, text: str) -> None:
+    publish_bytes(path, text.encode())
+
+
+def _write(path: Path, contents: bytes | memoryview) -> None:
+    with path.open("wb") as file:
+        file.write(contents)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def create_text(path: Path, text: str) -> bool:
+    """Create `path` with `text` unless it exists; of several callers on any node exactly one gets True.
+
+    A hard link is the one creation that is exclusive on NFS and Lustre and shows the contents whole.
+    """
+    temporary = temporary_name(path)
+    try:
+        _write(temporary, text.encode())
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink(missing_ok=True)
+    fsync_dir(path.parent)
+    return True
+
+
+def publish_json(path: Path, value: Any) -> None:
+    publish_text(path, to_json(value))
+
+
+def to_json(value: Any) -> str:
+    return json.dumps(value, indent=1, sort_keys=False) + "\n"
+
+
+def read_json(path: Path) -> Any | None:
+    """The parsed file, or None where it is absent or not JSON (a file of another tool, a disk that lies)."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError, ValueError):
+        return json.loads(path.read_text(encoding="utf-8"))
+    return None

@@ -1,0 +1,186 @@
+"""What runs inside a job: picklable callables, by reference a few bytes, that import torch only when called."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gpt2hpc import cli, config_io, durable
+from gpt2hpc.cluster.dist_env import DistEnv
+from gpt2hpc.cluster.ledger import Attempt, Cause, Ledger, Outcome
+from gpt2hpc.config import Config, check, grad_accum_steps
+from gpt2hpc.data import manifest as manifests
+from gpt2hpc.errors import ConfigError, DataError, Gpt2hpcError, MissingError
+from gpt2hpc.run_dir import RunDir
+
+if TYPE_CHECKING:
+    from gpt2hpc.training.process_group import Ranks
+    from gpt2hpc.training.stop import SignalFlag, Stop
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A run that an attempt may work on; None of an attempt means that it is finished already."""
+
+    config: Config
+    attempt: Attempt | None
+    run_started: str = ""
+
+
+@dataclass(frozen=True)
+class Train:
+    """One rank of a training attempt.
+
+    Args:
+        run_dir: The run directory.
+        config: Settings to begin or to go on with; None for those stored in the run directory.
+
+    Returns 0 for every orderly end, a stop included: the outcome file tells which.
+    """
+
+    run_dir: str
+    config: Config | None = None
+
+    def __call__(self) -> int:
+        require_torch()
+        from gpt2hpc.training.process_group import joined, select_device
+        from gpt2hpc.training.stop import SignalFlag
+
+        signals = SignalFlag()
+        signals.install()
+        env, run = DistEnv.from_env(os.environ), RunDir(Path(self.run_dir))
+        config = self.config or stored_config(run)
+        device = select_device(config.train.device, env)
+        with joined(env, device) as ranks:
+            opened = None
+            with ranks.first_decides():
+                if ranks.is_first:
+                    opened = open_run(run, config, env)
+            opened = ranks.from_first(opened)
+            if opened.attempt is not None:
+                _run_attempt(opened, run, ranks, signals)
+        return 0
+
+
+def require_torch() -> None:
+    """Raise MissingError where training cannot start at all."""
+    import importlib.util
+
+    if importlib.util.find_spec("torch") is None:
+        raise MissingError("torch is not installed, and training needs it: pip install 'gpt2hpc[train]'")
+
+
+def stored_config(run: RunDir) -> Config:
+    if not run.config.exists():
+        raise ConfigError(f"--run-dir={run.path} holds no run yet; give its settings, as with --preset smoke")
+    return config_io.load(run.config)
+
+
+def check_start(run: RunDir, config: Config, *, world_size: int) -> Config:
+    """Refuse what can be refused before anything is written: settings, batch, data; returns the settings with the data's identity."""
+    check(config)
+    grad_accum_steps(config, world_size=world_size)
+    manifest = manifests.load(Path(config.data.dir))
+    if manifest.vocab_size > config.model.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size={config.model.vocab_size} is below the {manifest.vocab_size} tokens of data.dir="
+            f"{config.data.dir}; set it to {manifest.vocab_size}"
+        )
+    known = config.data.manifest_sha256
+    if known is not None and known != manifest.sha256:
+        raise DataError(
+            f"data.dir={config.data.dir} changed under the run: its manifest is {manifest.sha256[:12]}…, the run began with "
+            f"{known[:12]}…; restore the data, or choose another --run-dir"
+        )
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, manifest_sha256=manifest.sha256))
+    config_io.changes(run, config)
+    return config
+
+
+def finished_step(run: RunDir) -> int | None:
+    """The step that FINISHED names, if the run got there."""
+    facts = durable.read_json(run.finished)
+    return int(facts["step"]) if facts else None
+
+
+def open_run(run: RunDir, config: Config, env: DistEnv) -> Opened:
+    """Check, claim an attempt, settle the settings: rank 0's part before anything is computed."""
+    config = check_start(run, config, world_size=env.world_size)
+    run.create()
+    done = finished_step(run)
+    if done is not None and done >= config.train.steps:
+        cli.say(f"{run.path} finished at step {done} already; raise train.total_steps to go on")
+        return Opened(config, None)
+    ledger = Ledger(run)
+    attempt = ledger.claim(env)
+    for key in config_io.changes(run, config):
+        cli.say(f"the run goes on with another {key}")
+    config_io.store(config, run.config)
+    run.finished.unlink(missing_ok=True)
+    if env.restart == 0:  # a new start overrides an old wish to stop; a restart by Slurm obeys it
+        run.stop.unlink(missing_ok=True)
+    first = ledger.attempts()[0].started
+    return Opened(config, attempt, first.replace("-", "").replace(":", "").replace("T", "-").removesuffix("Z"))
+
+
+def _run_attempt(opened: Opened, run: RunDir, ranks: Ranks, signals: SignalFlag) -> None:
+    """Train, then write how it ended; rank 0 writes."""
+    from gpt2hpc.training.trainer import Trainer
+
+    assert opened.attempt is not None
+    ledger, attempt = Ledger(run), opened.attempt
+    say = cli.say if ranks.is_first else _silent
+    trainer = None
+    try:
+        with ledger.heartbeat(attempt, writes=ranks.is_first):
+            trainer = Trainer(
+                opened.config,
+                manifests.load(Path(opened.config.data.dir)),
+                run,
+                ranks=ranks,
+                ledger=ledger,
+                attempt=attempt,
+                run_started=opened.run_started,
+                signals=signals,
+                say=say,
+            )
+            trainer.start()
+            stop = trainer.train()
+            trainer.log.close()
+    except Gpt2hpcError as error:
+        if ranks.is_first and not ledger.superseded(attempt):
+            step = trainer.step if trainer else 0
+            attempt = trainer.attempt if trainer else attempt
+            ledger.close(attempt, _outcome(attempt, Cause.ERROR, step, error.exit_code, error.line))
+        raise
+    if ranks.is_first:
+        _close(ledger, run, trainer.attempt, stop, trainer.step)
+        say(_closing_line(run, stop, trainer.step))
+    ranks.barrier()  # so that no rank ends while another still works: the first exit ends the job
+
+
+def _close(ledger: Ledger, run: RunDir, attempt: Attempt, stop: Stop, step: int) -> None:
+    cause = stop.cause if stop else Cause.FINISHED
+    if cause is Cause.FINISHED:
+        ledger.fence(attempt)
+        durable.publish_json(run.finished, {"step": step})
+    ledger.close(attempt, _outcome(attempt, cause, step))
+
+
+def _outcome(attempt: Attempt, cause: Cause, step: int, exit_code: int | None = None, message: str = "") -> Outcome:
+    return Outcome(attempt.job, attempt.restart, cause, step, exit_code, message)
+
+
+def _silent(text: str) -> None:
+    """What ranks other than 0 say."""
+
+
+def _closing_line(run: RunDir, stop: Stop, step: int) -> str:
+    if not stop:
+        return f"finished at step {step}: {run.path}"
+    if stop.name == "DIVERGED":
+        return f"diverged at step {step}: the loss is not finite; nothing was saved since the last good checkpoint"
+    return f"stopped at step {step} ({stop.cause}), checkpoint saved"

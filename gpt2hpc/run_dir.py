@@ -1,0 +1,79 @@
+"""The names of every file in a run directory, in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpt2hpc.errors import RunDirError
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """`runs/NAME/`: all that a run knows of itself, and all that a restart needs."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    @property
+    def config(self) -> Path:
+        """The resolved settings; training reads only these."""
+        return self.path / "config.yaml"
+
+    @property
+    def attempts(self) -> Path:
+        """One JSON file an attempt, claimed by exclusive creation: the ledger."""
+        return self.path / "attempts"
+
+    @property
+    def log(self) -> Path:
+        """`step kind value`, a line each."""
+        return self.path / "log.txt"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a logged step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def outcome(self) -> Path:
+        """How the last orderly attempt ended."""
+        return self.path / "outcome.json"
+
+    @property
+    def finished(self) -> Path:
+        """There once the last step is done."""
+        return self.path / "FINISHED"
+
+    @property
+    def stop(self) -> Path:
+        """`touch STOP` is a user's wish to stop."""
+        return self.path / "STOP"
+
+    def rank_log(self, job: str, restart: int, rank: int) -> Path:
+        """What a rank of a local job printed."""
+        return self.path / "logs" / f"{job}_{restart}_rank{rank}.log"
+
+    def trace(self, rank: int) -> Path:
+        """The sample numbers that a rank consumed, with `--train.trace_data true`."""
+        return self.path / "trace" / f"rank{rank:05d}.jsonl"
+
+    def create(self) -> None:
+        """Make the directory and those in it; RunDirError where that is not allowed."""
+        try:
+            for folder in (self.path, self.attempts, self.checkpoints):
+                folder.mkdir(parents=True, exist_ok=True)
+            probe = self.path / ".write-test"
+            probe.touch()
+            probe.unlink(missing_ok=True)
+        except OSError as error:
+            raise RunDirError(
+                f"--run-dir={self.path} cannot be written ({error.strerror}); choose a directory you own"
+            ) from error

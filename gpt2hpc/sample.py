@@ -1,0 +1,95 @@
+"""`gpt2hpc sample`: text from a run's newest checkpoint, or from a given one."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gpt2hpc import cli, jobs
+from gpt2hpc.config import ModelConfig
+from gpt2hpc.data import tokenizer
+from gpt2hpc.errors import ConfigError, RunDirError, UsageError
+from gpt2hpc.run_dir import RunDir
+
+if TYPE_CHECKING:
+    from gpt2hpc.model.gpt import GPT
+    from gpt2hpc.training.checkpoint import Checkpoint
+
+
+def new_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="gpt2hpc sample", description="Write text with a trained model.")
+    parser.add_argument("path", type=Path, metavar="RUN", help="a run directory, or one of its checkpoints")
+    parser.add_argument("--prompt", default="", help="text to go on from (default: the start of a document)")
+    parser.add_argument("--max-tokens", type=int, default=100, help="tokens to write at most (default: 100)")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (default: 0.8)")
+    parser.add_argument("--top-k", type=int, default=50, help="choose among the K likeliest; 0 for all (default: 50)")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice (default: 0)")
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    arguments = new_parser().parse_args(argv)
+    for name, value, least in (
+        ("max-tokens", arguments.max_tokens, 1),
+        ("temperature", arguments.temperature, 0),
+        ("top-k", arguments.top_k, 0),
+    ):
+        if not value >= least:
+            raise UsageError(f"--{name}={value} must be {least} or more")
+    jobs.require_torch()
+    found = find_checkpoint(arguments.path)
+    model = load_model(found)
+    cli.say(f"--- {found.path.name}")
+    prompt = [tokenizer.END_OF_TEXT, *tokenizer.gpt2().encode_ordinary(arguments.prompt)]
+    cli.say(arguments.prompt + tokenizer.decode(_write(model, prompt, arguments)))
+    return 0
+
+
+def find_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint at `path`, or the newest whole one of the run there; RunDirError where there is none."""
+    from gpt2hpc.training import checkpoint
+
+    if (path / checkpoint.MANIFEST).exists():
+        given = checkpoint.Checkpoint(path)
+        if damage := given.damage():
+            raise RunDirError(f"{path} is damaged: {damage}; choose another checkpoint")
+        return given
+    found = checkpoint.newest_valid(RunDir(path).checkpoints, cli.warn)
+    if found is None:
+        raise RunDirError(f"{path} holds no checkpoint; give a run that has saved one, or a checkpoint's directory")
+    return found
+
+
+def load_model(found: Checkpoint) -> GPT:
+    """The model of a checkpoint, on the CPU."""
+    from gpt2hpc.model.gpt import GPT
+    from gpt2hpc.training import state
+
+    try:
+        model = GPT(ModelConfig(**found.manifest()["config"]["model"]))
+    except (KeyError, TypeError) as error:
+        raise ConfigError(f"{found.path} is of another version: its model settings do not fit ({error})") from None
+    state.load_model(model, found.tensors("model/"))
+    return model
+
+
+def _write(model: GPT, prompt: list[int], arguments: argparse.Namespace) -> list[int]:
+    from gpt2hpc.model.generate import generate
+
+    tokens = generate(
+        model,
+        prompt,
+        max_tokens=arguments.max_tokens,
+        temperature=arguments.temperature,
+        top_k=arguments.top_k or None,
+        seed=arguments.seed,
+        stop=tokenizer.END_OF_TEXT,
+    )
+    return list(tokens)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

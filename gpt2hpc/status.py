@@ -1,0 +1,127 @@
+"""`gpt2hpc status`: one line a run: how far, how well, and what became of it."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpt2hpc import cli, config_io, durable
+from gpt2hpc.cluster.ledger import Attempt, Ledger, Outcome
+from gpt2hpc.errors import ConfigError, RunDirError
+from gpt2hpc.run_dir import RunDir
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """A run in a line; `loss` and `val_loss` are the last logged ones in nats, `pid` is rank 0's while it runs."""
+
+    run: str
+    state: str
+    step: int
+    steps: int | None
+    loss: float | None
+    val_loss: float | None
+    attempts: int
+    pid: int | None
+    detail: str
+
+    def line(self) -> str:
+        share = f"{self.step / self.steps:4.0%}" if self.steps else "   ?"
+        losses = f"{_number(self.loss)} {_number(self.val_loss)}"
+        return f"{self.run:24} {self.state:11} {self.step:>7}/{self.steps or '?':<7} {share} {losses} {self.attempts:>8}  {self.detail}"
+
+
+HEADER = f"{'RUN':24} {'STATE':11} {'STEP':>7}/{'OF':<7} {'':4} {'LOSS':>7} {'VAL':>7} {'ATTEMPTS':>8}  DETAIL"
+
+
+def read_status(run: RunDir) -> RunStatus:
+    """What the files of a run directory say."""
+    ledger = Ledger(run)
+    attempts = ledger.attempts()
+    step, loss, val_loss = _last_metrics(run.metrics)
+    state, detail = _state(run, ledger, attempts)
+    running = attempts[-1].pid if attempts and state == "running" else None
+    return RunStatus(run.name, state, step, _steps(run), loss, val_loss, len(attempts), running, detail)
+
+
+def _state(run: RunDir, ledger: Ledger, attempts: Sequence[Attempt]) -> tuple[str, str]:
+    if run.finished.exists():
+        return "finished", str(run.path)
+    if not attempts:
+        return "new", "no attempt yet"
+    newest = attempts[-1]
+    if newest.cause is not None:
+        return newest.cause, _explained(newest, ledger.outcome())
+    if ledger.alive(newest):
+        return "running", f"job {newest.job} on {newest.host}, pid {newest.pid}, {newest.world_size} ranks"
+    return "crashed", f"job {newest.job} on {newest.host} ended without a word after saving step {newest.saved_step}"
+
+
+def _explained(attempt: Attempt, outcome: Outcome | None) -> str:
+    if outcome and outcome.message:
+        return outcome.message
+    return f"attempt {attempt.number} ended at step {attempt.last_step}; submit the same command to go on"
+
+
+def _steps(run: RunDir) -> int | None:
+    try:
+        return config_io.load(run.config).train.steps
+    except ConfigError:
+        return None
+
+
+def _last_metrics(path: Path) -> tuple[int, float | None, float | None]:
+    """Step, training loss and validation loss, each the last one logged."""
+    step, loss, val_loss = 0, None, None
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                facts = json.loads(line)
+            except ValueError:  # being written
+                continue
+            step, loss, val_loss = facts["step"], facts.get("loss", loss), facts.get("val_loss", val_loss)
+    return step, loss, val_loss
+
+
+def _number(value: float | None) -> str:
+    return "      -" if value is None else f"{value:7.4f}"
+
+
+def _runs(paths: Sequence[Path]) -> list[RunDir]:
+    """The run directories among `paths` and right below them."""
+    found = []
+    for path in paths:
+        if not path.is_dir():
+            raise RunDirError(f"{path} does not exist; give a run directory, or a directory of them")
+        inside = [path] if RunDir(path).config.exists() else sorted(path.iterdir())
+        found += [RunDir(each) for each in inside if RunDir(each).config.exists()]
+    return found
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="gpt2hpc status", description="One line a run.")
+    parser.add_argument(
+        "paths",
+        nargs="*",
+        type=Path,
+        default=[Path("runs")],
+        metavar="DIR",
+        help="runs, or directories of runs (default: runs)",
+    )
+    parser.add_argument("--json", action="store_true", help="print a JSON list instead of a table")
+    arguments = parser.parse_args(argv)
+    rows = [read_status(run) for run in _runs(arguments.paths)]
+    if arguments.json:
+        cli.say(durable.to_json([dataclasses.asdict(row) for row in rows]).rstrip())
+        return 0
+    cli.say("\n".join([HEADER, *(row.line() for row in rows)]) if rows else "no runs")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -1,0 +1,92 @@
+"""`gpt2hpc train`: one attempt at training, here and now.
+
+Alone it starts one process per GPU (or --nproc on the CPU) and waits. Where something else starts the ranks (torchrun,
+srun) it is one of them. It resumes by itself from the newest whole checkpoint of its run directory.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import jsonargparse
+
+from gpt2hpc import cli, config_io, jobs
+from gpt2hpc.cluster.dist_env import DistEnv
+from gpt2hpc.cluster.launch import LocalJob, SignalRelay, count_gpus, run_attempt
+from gpt2hpc.cluster.ledger import Cause, Ledger
+from gpt2hpc.config import Config, warnings
+from gpt2hpc.errors import INTERNAL_ERROR, DivergedError, StoppedError, UsageError
+from gpt2hpc.run_dir import RunDir
+
+RUN_DIR_HELP = "Directory of the run; a run that is there goes on from its newest checkpoint."
+NPROC_HELP = "Processes to start (default: one per GPU, or 1 on the CPU)."
+
+
+def new_parser() -> jsonargparse.ArgumentParser:
+    parser = config_io.new_parser("train", "Train here and now; the same command again resumes.")
+    parser.add_argument("--run-dir", type=str, default="runs/train", help=RUN_DIR_HELP)
+    parser.add_argument("--nproc", type=int, help=NPROC_HELP)
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    options, config = config_io.parse(new_parser(), argv)
+    run, env = RunDir(Path(options.run_dir)), DistEnv.from_env(os.environ)
+    if env.is_launched:
+        return jobs.Train(options.run_dir, config)()
+    job = local_job(run, config, env, nproc=options.nproc)
+    if job is None:
+        return 0
+    with SignalRelay().installed() as relay:
+        code = run_attempt(job, restart=env.restart, relay=relay)
+    return _exit_code(code, run, job, env)
+
+
+def local_job(
+    run: RunDir, config: Config, env: DistEnv, *, nproc: int | None, time_limit_s: float | None = None
+) -> LocalJob | None:
+    """Check all that can be checked without torch and write the settings; None if the run is finished."""
+    jobs.require_torch()
+    job = describe(run, config, env, nproc=nproc, time_limit_s=time_limit_s)
+    config = jobs.check_start(run, config, world_size=job.nproc)
+    for line in warnings(config):
+        cli.warn(line)
+    done = jobs.finished_step(run)
+    if done is not None and done >= config.train.steps:
+        cli.say(f"{run.path} finished at step {done} already; raise train.total_steps to go on")
+        return None
+    Ledger(run).refuse_if_taken(env)
+    run.create()
+    config_io.store(config, run.config)
+    return job
+
+
+def describe(run: RunDir, config: Config, env: DistEnv, *, nproc: int | None, time_limit_s: float | None) -> LocalJob:
+    """The local job that these settings make; nothing is checked or written."""
+    if nproc is not None and nproc < 1:
+        raise UsageError(f"--nproc={nproc} must be 1 or more")
+    gpus = 0 if config.train.device == "cpu" else count_gpus()
+    command = (sys.executable, "-m", "gpt2hpc.train", "--run-dir", str(run.path))
+    return LocalJob(command, run, nproc or max(1, gpus), env.job, gpus=gpus, time_limit_s=time_limit_s)
+
+
+def _exit_code(code: int, run: RunDir, job: LocalJob, env: DistEnv) -> int:
+    """What the attempt's end means to the caller."""
+    outcome = Ledger(run).outcome()
+    if run.finished.exists():
+        return 0
+    if outcome and (outcome.job, outcome.restart) == (job.job, env.restart):
+        if outcome.cause is Cause.DIVERGED:
+            return DivergedError.exit_code
+        if outcome.cause is Cause.ERROR:
+            return outcome.exit_code or INTERNAL_ERROR
+        cli.say("run the same command again to go on")
+        return StoppedError.exit_code
+    return code if 0 < code < 10 else INTERNAL_ERROR
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -1,0 +1,1 @@
+"""From batches to a trained model: ranks, precision, optimizer, checkpoints, stopping, the loop."""

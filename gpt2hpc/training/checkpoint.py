@@ -1,0 +1,196 @@
+"""Checkpoints on disk: a directory that is complete or absent.
+
+    20260131-120000_gpt2-124m-ctx1024_step0001000/
+        state-00000-of-00004.safetensors    full tensors by name, spread over the ranks that wrote them
+        rank-00000.safetensors              what belongs to one rank: its random number generators
+        manifest.json                       step, config, data position, versions; size and sha256 of every file
+
+All of it is written to a directory `….tmp`, fsynced and renamed. A reader needs no particular number of files.
+Nothing is pickled, so nothing that is loaded can run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from gpt2hpc import durable
+from gpt2hpc.errors import RunDirError
+from gpt2hpc.training.process_group import Ranks
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+
+_NAME = re.compile(r"(?P<started>\d{8}-\d{6})_(?P<tag>[\w.-]+)_step(?P<step>\d{7,})$")
+
+Tensors = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A directory that claims to be a checkpoint."""
+
+    path: Path
+
+    @property
+    def step(self) -> int:
+        match = _NAME.match(self.path.name)
+        return int(match["step"]) if match else -1
+
+    def manifest(self) -> dict[str, Any]:
+        facts: dict[str, Any] | None = durable.read_json(self.path / MANIFEST)
+        return facts or {}
+
+    def damage(self) -> str | None:
+        """What is wrong with it, or None if every file has the size and sha256 that the manifest says."""
+        facts = self.manifest()
+        if not facts.get("files"):
+            return f"{MANIFEST} is missing or damaged"
+        if facts.get("format") != FORMAT:
+            return f"format {facts.get('format')}, this version reads {FORMAT}"
+        for name, expected in facts["files"].items():
+            path = self.path / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != expected["bytes"]:
+                return f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
+            if file_sha256(path) != expected["sha256"]:
+                return f"{name} has another sha256 than the manifest says"
+        return None
+
+    def tensors(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+        """State tensors by name, those whose name begins with `prefix`, one at a time."""
+        for path in sorted(self.path.glob("state-*.safetensors")):
+            with safetensors.safe_open(path, framework="pt") as file:
+                yield from ((name, file.get_tensor(name)) for name in file.keys() if name.startswith(prefix))  # noqa: SIM118
+
+    def rank_state(self, rank: int) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Tensors and texts of one rank."""
+        with safetensors.safe_open(self.path / f"rank-{rank:05d}.safetensors", framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+
+
+def name(*, started: str, tag: str, step: int) -> str:
+    """`20260131-120000_gpt2-124m-ctx1024_step0001000`."""
+    return f"{started}_{tag}_step{step:07d}"
+
+
+def found(directory: Path) -> list[Checkpoint]:
+    """What is named as a checkpoint, the furthest step first; whether it is whole is not asked."""
+    if not directory.is_dir():
+        return []
+    named = (Checkpoint(path) for path in directory.iterdir() if _NAME.match(path.name))
+    return sorted(named, key=lambda checkpoint: (checkpoint.step, checkpoint.path.name), reverse=True)
+
+
+def newest_valid(directory: Path, say: Callable[[str], None]) -> Checkpoint | None:
+    """The furthest checkpoint that verifies; a damaged one is skipped aloud."""
+    for checkpoint in found(directory):
+        damage = checkpoint.damage()
+        if damage is None:
+            return checkpoint
+        say(f"skipping the damaged checkpoint {checkpoint.path}: {damage}")
+    return None
+
+
+def save(
+    target: Path,
+    *,
+    ranks: Ranks,
+    state: Tensors,
+    rank_state: tuple[Tensors, Mapping[str, str]],
+    facts: Mapping[str, Any],
+    fence: Callable[[], None],
+) -> None:
+    """Write and publish a checkpoint; every rank calls it with the same `state`, of which each writes a share.
+
+    `fence` runs on rank 0 right before publishing, and raises if this attempt may not. Raises RunDirError where the
+    disk is full or read-only; what was there before stays.
+    """
+    temporary = target.with_name(f"{target.name}.tmp")
+    with ranks.first_decides(), _disk_errors(target):
+        if ranks.is_first:
+            fence()
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+    with _disk_errors(target):
+        written = _write_share(temporary, ranks, state, rank_state)
+    files = {name: entry for part in ranks.gather(written) for name, entry in part.items()}
+    with ranks.first_decides(), _disk_errors(target):
+        if ranks.is_first:
+            durable.publish_json(temporary / MANIFEST, {"format": FORMAT, **facts, "files": files})
+            fence()
+            if target.exists():  # damaged, or it would not be written again
+                shutil.rmtree(target)
+            temporary.rename(target)
+            durable.fsync_dir(target.parent)
+
+
+def prune(directory: Path, keep_last: int, keep: Path | None) -> None:
+    """Delete all but the furthest `keep_last` and the one at `keep`; half-deleted ones are never named as checkpoints."""
+    for checkpoint in found(directory)[keep_last:]:
+        if checkpoint.path != keep:
+            discarded = checkpoint.path.with_name(f"{checkpoint.path.name}.tmp")
+            checkpoint.path.rename(discarded)
+            shutil.rmtree(discarded, ignore_errors=True)
+
+
+def remove_unfinished(directory: Path) -> None:
+    """Clear away what a killed save left; only for the attempt that owns the run."""
+    for path in directory.glob("*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_share(
+    directory: Path, ranks: Ranks, state: Tensors, rank_state: tuple[Tensors, Mapping[str, str]]
+) -> dict[str, dict[str, Any]]:
+    """Write this rank's files; returns the size and sha256 of each."""
+    owners = _owners(state, ranks.world_size)
+    share = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items() if owners[name] == ranks.rank}
+    paths = {
+        directory / f"state-{ranks.rank:05d}-of-{ranks.world_size:05d}.safetensors": (share, None),
+        directory / f"rank-{ranks.rank:05d}.safetensors": (dict(rank_state[0]), dict(rank_state[1])),
+    }
+    written = {}
+    for path, (tensors, texts) in paths.items():
+        safetensors.torch.save_file(tensors, path, metadata=texts)
+        durable.fsync_file(path)
+        written[path.name] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+    return written
+
+
+def _owners(state: Tensors, world_size: int) -> dict[str, int]:
+    """Which rank writes a tensor: the largest first, each to the rank with the least so far."""
+    load = [0] * world_size
+    owners = {}
+    for key in sorted(state, key=lambda key: (-state[key].nbytes, key)):
+        owners[key] = load.index(min(load))
+        load[owners[key]] += state[key].nbytes
+    return owners
+
+
+@contextlib.contextmanager
+def _disk_errors(target: Path) -> Iterator[None]:
+    """Turn a full or read-only disk into an error of the user's."""
+    try:
+        yield
+    except (OSError, safetensors.SafetensorError) as error:
+        raise RunDirError(
+            f"checkpoint {target} could not be written ({error}); free space or mend the directory, then submit again: "
+            "the checkpoint before it is whole"
+        ) from error

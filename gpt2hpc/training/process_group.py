@@ -1,0 +1,149 @@
+"""The ranks of a run and their device.
+
+CPU tensors travel over gloo and CUDA tensors over NCCL, in one group: control messages (a stop, a save, a barrier)
+are CPU tensors and so never wait for the GPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import datetime
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import FileStore, HashStore, Store, TCPStore
+
+from gpt2hpc.cluster.dist_env import DistEnv
+from gpt2hpc.errors import Gpt2hpcError, MissingError, UsageError, error_for
+
+TIMEOUT = datetime.timedelta(minutes=10)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among its peers."""
+
+    env: DistEnv
+    device: torch.device
+
+    @property
+    def rank(self) -> int:
+        return self.env.rank
+
+    @property
+    def world_size(self) -> int:
+        return self.env.world_size
+
+    @property
+    def is_first(self) -> bool:
+        return self.env.rank == 0
+
+    def barrier(self) -> None:
+        dist.all_reduce(torch.zeros(1))
+
+    def from_first(self, value: Any) -> Any:
+        """Rank 0's `value`, on every rank."""
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's `value`, by rank."""
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    @contextlib.contextmanager
+    def first_decides(self) -> Iterator[None]:
+        """An error of the user's inside, on rank 0, ends every rank with the same error."""
+        caught: Gpt2hpcError | None = None
+        try:
+            yield
+        except Gpt2hpcError as error:
+            caught = error
+        told = self.from_first((caught.exit_code, str(caught)) if caught else None)
+        if caught:
+            raise caught
+        if told:
+            raise error_for(*told)
+
+
+@contextlib.contextmanager
+def joined(env: DistEnv, device: torch.device) -> Iterator[Ranks]:
+    """The process group, from rendezvous to the end."""
+    _die_with_launcher(env)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(
+        backend, store=_store(env), rank=env.rank, world_size=env.world_size, timeout=TIMEOUT, **_device_id(device)
+    )
+    try:
+        yield Ranks(env, device)
+    finally:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            dist.destroy_process_group()
+
+
+def select_device(name: str, env: DistEnv) -> torch.device:
+    """The device of this rank; MissingError where a GPU is due and cannot be used: never a silent run on the CPU."""
+    if name == "cpu":
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        if name == "mps":
+            raise MissingError("train.device=mps, but this machine has CUDA; use --device cuda")
+        visible = torch.cuda.device_count()
+        if visible not in (1, *range(env.local_world_size, 1025)):
+            raise MissingError(f"{env.local_world_size} ranks on this node but {visible} GPUs; start one rank per GPU")
+        device = torch.device("cuda", 0 if visible == 1 else env.local_rank)
+        torch.cuda.set_device(device)
+        return device
+    if name == "cuda" or env.gpus_allotted:
+        build = "a CPU build" if torch.version.cuda is None else f"built for CUDA {torch.version.cuda}"
+        raise MissingError(
+            f"this job has GPUs or asks for them, but CUDA is not available to torch {torch.__version__} ({build}); "
+            "install a CUDA build that fits the driver, or ask for the CPU with --device cpu"
+        )
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    if name == "mps":
+        raise MissingError("train.device=mps, but there is no MPS device; use --device cpu")
+    return torch.device("cpu")
+
+
+def make_deterministic() -> None:
+    """Bit-identical results on CUDA: deterministic kernels, cuBLAS workspace, one NCCL algorithm."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ.setdefault("NCCL_ALGO", "Ring")
+    torch.use_deterministic_algorithms(True)
+
+
+def _store(env: DistEnv) -> Store:
+    if env.rendezvous:
+        return FileStore(env.rendezvous, env.world_size)
+    if env.world_size == 1:
+        return HashStore()
+    if not env.master_addr or not env.master_port:
+        raise UsageError(f"{env.world_size} ranks but no MASTER_ADDR and MASTER_PORT in the environment; set them")
+    return TCPStore(env.master_addr, env.master_port, env.world_size, is_master=env.rank == 0, timeout=TIMEOUT)
+
+
+def _device_id(device: torch.device) -> dict[str, Any]:
+    return {"device_id": device} if device.type == "cuda" else {}
+
+
+def _die_with_launcher(env: DistEnv) -> None:
+    """When the launcher is killed, its ranks get SIGTERM, save and stop, instead of living on unseen."""
+    if env.launcher_pid is None or not sys.platform.startswith("linux"):
+        return
+    parent_death_signal = 1  # PR_SET_PDEATHSIG, prctl(2)
+    ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGTERM)
+    if os.getppid() != env.launcher_pid:  # it died before we asked
+        os.kill(os.getpid(), signal.SIGTERM)

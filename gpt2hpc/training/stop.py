@@ -1,0 +1,127 @@
+"""When to save and when to stop: every rank notices things, and all agree on the step.
+
+A signal only sets a flag. At each step the ranks start a MAX all-reduce of what they noticed and read it at the next
+step, so agreement costs no waiting; a peer's death makes the read raise, and nobody saves.
+"""
+
+from __future__ import annotations
+
+import enum
+import signal
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+
+from gpt2hpc.cluster.ledger import Cause
+from gpt2hpc.config import CheckpointConfig
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class Stop(enum.IntEnum):
+    """Reasons to stop; where ranks differ, the largest wins."""
+
+    NO = 0
+    TIME_LIMIT = 1
+    PREEMPTED = 2
+    STOPPED = 3
+    DIVERGED = 4
+
+    @property
+    def cause(self) -> Cause:
+        return Cause[self.name]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What all ranks do after the step: nothing, save, or stop (which saves, unless diverged)."""
+
+    stop: Stop = Stop.NO
+    save: bool = False
+
+
+class SignalFlag:
+    """Remembers the signals of a preemption or a cancel; a second one changes nothing."""
+
+    def __init__(self) -> None:
+        self.stop = Stop.NO
+
+    def install(self) -> None:
+        """Take over TERM, USR1, USR2 and INT from whoever had them; only in the main thread."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (*SIGNALS, signal.SIGINT):
+                signal.signal(number, self._remember)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        wish = Stop.STOPPED if number == signal.SIGINT else Stop.PREEMPTED
+        self.stop = max(self.stop, wish)
+
+
+class Clock:
+    """Time since the last save, and time left: rank 0's watch decides for all."""
+
+    def __init__(self, config: CheckpointConfig, job_end: float | None) -> None:
+        self._config, self._job_end = config, job_end
+        self._saved_at, self._asked = time.monotonic(), False
+        self._longest_save_s = 0.0
+        self._asked = False
+
+    def saved(self, seconds: float) -> None:
+        self._saved_at, self._asked = time.monotonic(), False
+        self._longest_save_s = max(self._longest_save_s, seconds)
+
+    def asks_to_save(self) -> bool:
+        """True once when a save is due, then False until it happened."""
+        if self._asked or time.monotonic() - self._saved_at < 60 * self._config.every_minutes:
+            return False
+        self._asked = True
+        return True
+
+    def is_end_near(self, step_s: float) -> bool:
+        """Whether what is left of the job is less than agreeing on a step, a save and the margin take."""
+        if self._job_end is None:
+            return False
+        return self._job_end - time.time() < 3 * step_s + 1.5 * self._longest_save_s + self._config.stop_margin_s
+
+
+class StopFile:
+    """A user's `touch STOP`, looked for once a second at most (a metadata call on a shared file system)."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._looked_at, self._seen = path, 0.0, False
+
+    def is_there(self) -> bool:
+        if not self._seen and time.monotonic() - self._looked_at > 1:
+            self._looked_at = time.monotonic()
+            self._seen = self._path.exists()
+        return self._seen
+
+
+class Consensus:
+    """The running all-reduce: `exchange` hands in this step's wish and returns what was agreed on the step before."""
+
+    def __init__(self) -> None:
+        self._running: tuple[dist.Work | None, torch.Tensor] | None = None
+
+    def exchange(self, stop: Stop, save: bool) -> Agreement:
+        """Raises the backend's error if a peer is gone."""
+        agreed = self.settle()
+        wish = torch.tensor([int(stop), int(save)], dtype=torch.int32)
+        self._running = dist.all_reduce(wish, op=dist.ReduceOp.MAX, async_op=True), wish
+        return agreed
+
+    def settle(self) -> Agreement:
+        """Wait for the exchange under way, if any."""
+        if self._running is None:
+            return Agreement()
+        work, wish = self._running
+        self._running = None
+        if work is not None:
+            work.wait()
+        stop, save = wish.tolist()
+        return Agreement(Stop(stop), bool(save))

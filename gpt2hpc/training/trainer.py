@@ -1,0 +1,348 @@
+"""The loop: steps, reports, validation, saves and stops, from wherever the newest checkpoint left off."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import platform
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from gpt2hpc import __version__
+from gpt2hpc.cluster.ledger import Attempt, Ledger
+from gpt2hpc.config import Config, grad_accum_steps
+from gpt2hpc.data.loader import Slice, TrainLoader, ValLoader
+from gpt2hpc.data.manifest import Manifest
+from gpt2hpc.data.shards import Tokens
+from gpt2hpc.errors import DataError
+from gpt2hpc.model.gpt import GPT
+from gpt2hpc.run_dir import RunDir
+from gpt2hpc.training import checkpoint, precision, state
+from gpt2hpc.training.checkpoint import Checkpoint
+from gpt2hpc.training.metrics import MetricsLog
+from gpt2hpc.training.optimizer import learning_rate, new_optimizer
+from gpt2hpc.training.process_group import Ranks, make_deterministic
+from gpt2hpc.training.progress import Progress
+from gpt2hpc.training.stop import Agreement, Clock, Consensus, SignalFlag, Stop, StopFile
+
+Say = Callable[[str], None]
+
+
+class Trainer:
+    """One attempt at a run, on one rank.
+
+    Args:
+        config: Settings of the run.
+        manifest: The data.
+        run: Where everything is written.
+        ranks: This process among its peers.
+        ledger: Fences what is written.
+        attempt: This attempt.
+        run_started: When the run's first attempt began, as `20260131-120000`; names its checkpoints.
+        signals: What was signalled so far.
+        say: Prints a line; a no-op on ranks other than 0.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        manifest: Manifest,
+        run: RunDir,
+        *,
+        ranks: Ranks,
+        ledger: Ledger,
+        attempt: Attempt,
+        run_started: str,
+        signals: SignalFlag,
+        say: Say,
+    ) -> None:
+        self.config, self.run_dir, self.ranks, self.say = config, run, ranks, say
+        self.ledger, self.attempt, self.run_started, self.signals = ledger, attempt, run_started, signals
+        self.step = self.consumed = 0
+        self._saved_step: int | None = None
+        self._resumed_from: Checkpoint | None = None
+        self._build(manifest)
+
+    def _build(self, manifest: Manifest) -> None:
+        config, device = self.config, self.ranks.device
+        if config.train.deterministic:
+            make_deterministic()
+        self.precision = precision.choose(config.train.precision, device)
+        self.scaler = self.precision.new_scaler()
+        torch.manual_seed(config.train.seed)
+        self.model = GPT(config.model).to(device)
+        self.optimizer = new_optimizer(self.model, config.optimizer)
+        accum = grad_accum_steps(config, world_size=self.ranks.world_size)
+        part = Slice(self.ranks.rank, self.ranks.world_size, config.train.micro_batch_size, accum)
+        block_size, data = config.model.block_size, config.data
+        self.loader = TrainLoader(
+            manifest, block_size=block_size, seed=config.train.seed, shuffle_shards=data.shuffle_shards, part=part
+        )
+        self.val_loader = ValLoader(manifest, block_size=block_size, tokens=config.train.eval_tokens, part=part)
+        self.manifest_sha256 = manifest.sha256
+        self.clock = Clock(config.checkpoint, self.ranks.env.job_end)
+        self.stop_file, self.consensus = StopFile(self.run_dir.stop), Consensus()
+        self._broken = torch.zeros((), dtype=torch.bool, device=device)
+
+    # Start ------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Resume if there is a checkpoint, wrap the model, warm up, open the logs."""
+        rank_state = self._resume()
+        wish = self.config.train.compile
+        if wish == "on" or (wish == "auto" and self.ranks.device.type == "cuda"):
+            self.model.compile()  # in place, so no prefix ever enters a name
+        self.wrapped: nn.Module = self.model
+        if self.ranks.world_size > 1:
+            index = self.ranks.device.index
+            self.wrapped = DistributedDataParallel(
+                self.model,
+                device_ids=None if index is None else [index],
+                gradient_as_bucket_view=True,
+            )
+        self.warm_up()
+        state.restore_rank_state(rank_state, self.ranks.device)
+        self.log = MetricsLog(
+            self.run_dir if self.ranks.is_first else None,
+            resumed_step=self.step,
+            fence=lambda: self.ledger.fence(self.attempt),
+            say=self.say,
+        )
+        self.progress = Progress(self.config, self.ranks, self.log, step=self.step)
+        if self.ranks.is_first:
+            self.attempt = dataclasses.replace(self.attempt, first_step=self.step, saved_step=self.step)
+            self.ledger.update(self.attempt)
+
+    def _resume(self) -> state.RankState:
+        """Load the newest whole checkpoint, if any; returns the random generators to begin with."""
+        found = None
+        if self.ranks.is_first:
+            checkpoint.remove_unfinished(self.run_dir.checkpoints)
+            found = checkpoint.newest_valid(self.run_dir.checkpoints, self.say)
+        found = self.ranks.from_first(found)
+        if found is None:
+            self.say(
+                f"starting at step 0: {self.config.model.tag}, {self.ranks.world_size} ranks on {self.ranks.device.type}"
+            )
+            state.seed_rank(self.config.train.seed, self.ranks.rank, 0)
+            return state.rank_state(self.ranks.device)
+        return self._load(found)
+
+    def _load(self, found: Checkpoint) -> state.RankState:
+        facts = found.manifest()
+        if facts["data"]["manifest_sha256"] != self.manifest_sha256:
+            raise DataError(
+                f"{found.path} was trained on other data than data.dir={self.config.data.dir}; restore that data"
+            )
+        state.load_model(self.model, found.tensors("model/"))
+        state.load_optimizer(self.optimizer, self.model, found.tensors("optimizer/"))
+        state.load_scaler(self.scaler, facts["scaler"])
+        self.step, self.consumed = facts["step"], facts["data"]["samples_consumed"]
+        self._saved_step, self._resumed_from = self.step, found
+        same = facts["world_size"] == self.ranks.world_size
+        self.say(
+            f"resuming at step {self.step} from {found.path.name}"
+            + ("" if same else f", {facts['world_size']} ranks before")
+        )
+        if same and facts["threads"] != torch.get_num_threads():
+            self.say(
+                f"warning: {torch.get_num_threads()} threads a rank instead of {facts['threads']}: not bit-identical on a CPU"
+            )
+        if same:
+            return self._restore_ranks(found)
+        state.seed_rank(self.config.train.seed, self.ranks.rank, self.step)
+        return state.rank_state(self.ranks.device)
+
+    def _restore_ranks(self, found: Checkpoint) -> state.RankState:
+        return found.rank_state(self.ranks.rank)
+
+    def warm_up(self) -> None:
+        """One discarded forward and backward, before every first step, resumed or not.
+
+        DDP rebuilds its buckets after its first backward and from then on sums gradients in another order. Without
+        this a resumed process would take its first step with the first buckets, and differ in the last bits from 3
+        ranks on. It also pays for compilation before the clock runs.
+        """
+        train = self.config.train
+        tokens = torch.zeros(
+            (train.micro_batch_size, self.config.model.block_size), dtype=torch.int64, device=self.ranks.device
+        )
+        with self.precision.autocast():
+            loss = self.wrapped(tokens, tokens)
+        self.scaler.scale(loss).backward()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    # Steps ------------------------------------------------------------------------------------------------------
+
+    def train(self) -> Stop:
+        """Train to the end (Stop.NO) or to an agreed stop, with everything saved that should be."""
+        self.model.train()
+        if self.step == 0:
+            self.validate()
+        agreed, steps = Agreement(), self.config.train.steps
+        with contextlib.closing(cast("Any", self.loader.stream(self.consumed))) as stream:
+            while self.step < steps and agreed.stop is Stop.NO:
+                agreed = self._one_step(stream)
+        self.consensus.settle()
+        if agreed.stop is Stop.DIVERGED or not self.save():
+            return Stop.DIVERGED
+        return agreed.stop if self.step < steps else Stop.NO
+
+    def _one_step(self, stream: Iterator[Tokens]) -> Agreement:
+        """A step and what is due after it."""
+        train = self.config.train
+        loss, norm = self.optimizer_step(stream)
+        self.step += 1
+        self.consumed += self.loader.part.samples_per_step
+        self.progress.add(self.step, loss, norm)
+        agreed = self.consensus.exchange(self._wish(), self.ranks.is_first and self.clock.asks_to_save())
+        if self.step % train.eval_every == 0 or self.step == train.steps:
+            self.validate()
+        every = self.config.checkpoint.every_steps
+        due = agreed.save or (every is not None and self.step % every == 0)
+        if due and agreed.stop is Stop.NO and self.step < train.steps and not self.save():
+            return Agreement(Stop.DIVERGED)
+        return agreed
+
+    def optimizer_step(self, stream: Iterator[Tokens]) -> tuple[Tensor, Tensor]:
+        """Accumulate gradients, reduce them once, clip, update; returns the mean loss and the gradient's norm, on the device."""
+        accum = self.loader.part.grad_accum_steps
+        total = torch.zeros((), device=self.ranks.device)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.step, self.config)
+        for micro_step in range(accum):
+            tokens, targets = self._to_device(next(stream))
+            self._trace(micro_step)
+            with self._no_sync_before(accum - 1, micro_step):
+                with self.precision.autocast():
+                    loss = self.wrapped(tokens, targets) / accum
+                self.scaler.scale(loss).backward()
+            total += loss.detach()
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.grad_clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._broken |= ~torch.isfinite(total)
+        if not self.scaler.is_enabled():  # the scaler skips a step whose gradients overflow; that is no divergence
+            self._broken |= ~torch.isfinite(norm)
+        return total, norm
+
+    def _no_sync_before(self, last: int, micro_step: int) -> contextlib.AbstractContextManager[None]:
+        if micro_step < last and isinstance(self.wrapped, DistributedDataParallel):
+            return cast("contextlib.AbstractContextManager[None]", self.wrapped.no_sync())
+        return contextlib.nullcontext()
+
+    def _to_device(self, windows: Tokens) -> tuple[Tensor, Tensor]:
+        """Inputs and targets, both (micro_batch_size, block_size) int64."""
+        device = self.ranks.device
+        if device.type == "cuda":  # half the bytes over the bus, and no wait
+            moved = torch.from_numpy(windows).pin_memory().to(device, non_blocking=True).long()
+        else:
+            moved = torch.from_numpy(windows.astype("int64")).to(device)
+        return moved[:, :-1].contiguous(), moved[:, 1:].contiguous()
+
+    def _wish(self) -> Stop:
+        wish = self.signals.stop
+        if self.ranks.is_first:
+            if self.clock.is_end_near(self.progress.step_s):
+                wish = max(wish, Stop.TIME_LIMIT)
+            if self.stop_file.is_there():
+                wish = max(wish, Stop.STOPPED)
+        return max(wish, Stop.DIVERGED) if self.progress.diverged else wish
+
+    # Validation and reports -------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def validate(self) -> None:
+        """Mean loss over the fixed validation tokens, summed in double precision over all ranks."""
+        self.progress.flush()
+        self.model.eval()
+        sums = torch.zeros(2, dtype=torch.float64)
+        for windows, rows in self.val_loader:
+            tokens, targets = self._to_device(windows)
+            targets[rows:] = -100
+            with self.precision.autocast():
+                loss = self.model(tokens, targets, reduction="sum")
+            sums += torch.tensor([float(loss), rows * self.config.model.block_size], dtype=torch.float64)
+        dist.all_reduce(sums)
+        self.model.train()
+        loss_sum, tokens_seen = sums.tolist()
+        self.log.validation(self.step, loss_sum / tokens_seen, int(tokens_seen))
+        self.progress.restart_clock(self.step)
+
+    def _trace(self, micro_step: int) -> None:
+        if self.config.train.trace_data:
+            path = self.run_dir.trace(self.ranks.rank)
+            path.parent.mkdir(exist_ok=True)
+            samples = self.loader.part.micro_batch(self.consumed, micro_step).tolist()
+            facts = {
+                "step": self.step + 1,
+                "micro_step": micro_step,
+                "world_size": self.ranks.world_size,
+                "samples": samples,
+            }
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(facts) + "\n")
+
+    # Saves ------------------------------------------------------------------------------------------------------
+
+    def save(self) -> bool:
+        """Save this step unless it is saved; False, and nothing saved, if the loss was not finite since."""
+        self.progress.flush()
+        if self._is_broken():
+            return False
+        if self._saved_step == self.step:
+            return True
+        began, checkpoints = time.perf_counter(), self.run_dir.checkpoints
+        self.log.sync()
+        target = checkpoints / checkpoint.name(started=self.run_started, tag=self.config.model.tag, step=self.step)
+        checkpoint.save(
+            target,
+            ranks=self.ranks,
+            state=state.state_tensors(self.model, self.optimizer),
+            rank_state=state.rank_state(self.ranks.device),
+            facts=self._facts(),
+            fence=lambda: self.ledger.fence(self.attempt),
+        )
+        seconds = time.perf_counter() - began
+        self._saved_step = self.step
+        self.clock.saved(seconds)
+        if self.ranks.is_first:
+            self.attempt = dataclasses.replace(self.attempt, saved_step=self.step)
+            self.ledger.update(self.attempt)
+            keep = self._resumed_from.path if self._resumed_from else None
+            checkpoint.prune(checkpoints, self.config.checkpoint.keep_last, keep)
+            self.say(f"saved step {self.step} in {seconds:.1f} s: {target.name}")
+        self.progress.restart_clock(self.step)
+        return True
+
+    def _is_broken(self) -> bool:
+        flag = self._broken.to(torch.int32).cpu()
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        return bool(flag.item())
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "world_size": self.ranks.world_size,
+            "threads": torch.get_num_threads(),
+            "attempt": self.attempt.number,
+            "data": {
+                "samples_consumed": self.consumed,
+                "epoch": self.consumed // self.loader.order.per_epoch,
+                "seed": self.config.train.seed,
+                "block_size": self.config.model.block_size,
+                "manifest_sha256": self.manifest_sha256,
+            },
+            "scaler": state.scaler_facts(self.scaler),
+            "config": dataclasses.asdict(self.config),
+            "versions": {"gpt2hpc": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        }
