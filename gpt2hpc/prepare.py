@@ -41,7 +41,7 @@ def new_parser() -> argparse.ArgumentParser:
         type=float,
         metavar="F",
         help="share of the documents for validation, chosen by a hash of their text "
-        "(default: the first unit of about 100M tokens, or 0.02 where there is only one)",
+        "(default: the first unit of about 100M tokens, or 0.1 where there is only one)",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
     return parser
@@ -50,7 +50,7 @@ def new_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     arguments = new_parser().parse_args(argv)
     if arguments.val_fraction is not None and not 0 < arguments.val_fraction < 1:
-        raise UsageError(f"--val-fraction={arguments.val_fraction} must be above 0 and below 1; try 0.02")
+        raise UsageError(f"--val-fraction={arguments.val_fraction} must be above 0 and below 1; try 0.1")
     units = sources.find_units(arguments.source)
     plan = encode.make_plan(
         units, sources.Reading(arguments.document_separator, arguments.text_key), arguments.val_fraction

@@ -64,9 +64,9 @@ class Plan:
 
 
 def make_plan(units: Sequence[Unit], reading: Reading, val_fraction: float | None) -> Plan:
-    """A fraction is needed where there is one unit only; 2 % then, unless given."""
+    """A fraction is needed where there is one unit only; a tenth then, unless given."""
     if val_fraction is None and len(units) == 1:
-        val_fraction = 0.02
+        val_fraction = 0.1
     return Plan(tuple(units), reading, val_fraction)
 
 

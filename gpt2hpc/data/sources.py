@@ -135,18 +135,20 @@ def demo_documents() -> Iterator[str]:
     yield from (text for _, text in sorted(pydoc_data.topics.topics.items()))
     library = Path(sysconfig.get_paths()["stdlib"])
     for path in sorted(library.rglob("*.py")):
-        parts = path.relative_to(library).with_suffix("").parts
-        if not {"site-packages", "dist-packages", "test", "tests", "idlelib"} & set(parts):
-            yield from _docstrings(path, ".".join(parts).removesuffix(".__init__"))
+        if not {"site-packages", "dist-packages", "test", "tests", "idlelib"} & set(path.relative_to(library).parts):
+            if text := _docstrings(path):
+                yield text
 
 
-def _docstrings(path: Path, module: str) -> Iterator[str]:
-    """Each docstring of a file, below the name of what it documents."""
+def _docstrings(path: Path) -> str:
+    """All docstrings of a file, each below the name of what it documents."""
     try:
         tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError):  # a template or a test of syntax errors
-        return
-    for node in ast.walk(tree):
-        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-        if documented and (text := ast.get_docstring(node)):
-            yield f"{module} {getattr(node, 'name', '')}\n\n{text}\n"
+        return ""
+    named = (
+        (getattr(node, "name", path.stem), ast.get_docstring(node))
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+    )
+    return "\n\n".join(f"{name}\n{text}" for name, text in named if text)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -77,7 +78,8 @@ class Checkpoint:
     def rank_state(self, rank: int) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Tensors and texts of one rank."""
         with safetensors.safe_open(self.path / f"rank-{rank:05d}.safetensors", framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, json.loads(file.metadata()["texts"])
 
 
 def name(*, started: str, tag: str, step: int) -> str:
@@ -164,7 +166,11 @@ def _write_share(
     share = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items() if owners[name] == ranks.rank}
     paths = {
         directory / f"state-{ranks.rank:05d}-of-{ranks.world_size:05d}.safetensors": (share, None),
-        directory / f"rank-{ranks.rank:05d}.safetensors": (dict(rank_state[0]), dict(rank_state[1])),
+        # one key only: safetensors writes several in random order, and equal states should be equal bytes
+        directory / f"rank-{ranks.rank:05d}.safetensors": (
+            dict(rank_state[0]),
+            {"texts": json.dumps(dict(rank_state[1]), sort_keys=True)},
+        ),
     }
     written = {}
     for path, (tensors, texts) in paths.items():

@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import datetime
+import gc
 import os
 import signal
 import sys
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -87,9 +87,10 @@ def joined(env: DistEnv, device: torch.device) -> Iterator[Ranks]:
     try:
         yield Ranks(env, device)
     finally:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            dist.destroy_process_group()
+        # DDP keeps the group alive in reference cycles. Its threads must end before the interpreter does: one that still
+        # wants the GIL then aborts the process, after all went well.
+        gc.collect()
+        dist.destroy_process_group()
 
 
 def select_device(name: str, env: DistEnv) -> torch.device:

@@ -1,0 +1,88 @@
+"""A rank as the product starts it, with real faults at exact steps, or with one safeguard taken out.
+
+    rank.py RUN_DIR [--signal STEP RANK] [--kill STEP RANK] [--pause STEP RANK] [--nan STEP] [--without warm-up|rng|scaler]
+            [--loss-scale S] [--slow SECONDS]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from gpt2hpc import cli, jobs
+from gpt2hpc.data.shards import Tokens
+from gpt2hpc.training import state
+from gpt2hpc.training.checkpoint import Checkpoint
+from gpt2hpc.training.precision import Precision
+from gpt2hpc.training.trainer import Trainer
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("run_dir")
+    for fault in ("--signal", "--kill", "--pause"):
+        parser.add_argument(fault, nargs=2, type=int, default=(-1, -1), metavar=("STEP", "RANK"))
+    parser.add_argument("--nan", type=int, default=-1, metavar="STEP")
+    parser.add_argument("--without", choices=("warm-up", "rng", "scaler"))
+    parser.add_argument("--loss-scale", type=float)
+    parser.add_argument("--slow", type=float, default=0.0)
+    arguments = parser.parse_args()
+    _add_faults(arguments)
+    _take_out(arguments.without)
+    if arguments.loss_scale:
+        new_scaler = lambda self: torch.amp.GradScaler("cpu", init_scale=arguments.loss_scale, growth_interval=3)  # noqa: E731
+        Precision.new_scaler = new_scaler  # type: ignore[method-assign]
+    return cli.run(lambda argv: jobs.Train(argv[0])(), [arguments.run_dir])
+
+
+def _add_faults(arguments: argparse.Namespace) -> None:
+    genuine = Trainer.optimizer_step
+
+    def optimizer_step(self: Trainer, stream: Iterator[Tokens]) -> Any:
+        here = self.step + 1, self.ranks.rank
+        time.sleep(arguments.slow)
+        for fault, number in (
+            (arguments.signal, signal.SIGTERM),
+            (arguments.kill, signal.SIGKILL),
+            (arguments.pause, signal.SIGSTOP),
+        ):
+            if here == tuple(fault):
+                os.kill(os.getpid(), number)
+        if here[0] == arguments.nan:
+            with torch.no_grad():
+                self.model.ln_f.weight.fill_(torch.nan)
+        return genuine(self, stream)
+
+    Trainer.optimizer_step = optimizer_step  # type: ignore[method-assign]
+
+
+def _take_out(safeguard: str | None) -> None:
+    """The negative controls: without the safeguard, a resumed run must differ."""
+    if safeguard == "warm-up":
+        Trainer.warm_up = lambda self: None  # type: ignore[method-assign]
+    elif safeguard == "scaler":
+        state.load_scaler = lambda scaler, facts: None
+    elif safeguard == "rng":
+        genuine = Checkpoint.rank_state
+
+        def rank_state(self: Checkpoint, rank: int) -> state.RankState:
+            if rank == 2:
+                state.seed_rank(0, rank, self.step)
+                return state.rank_state(torch.device("cpu"))
+            return genuine(self, rank)
+
+        Checkpoint.rank_state = rank_state  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
