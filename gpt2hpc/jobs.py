@@ -100,6 +100,13 @@ def check_start(run: RunDir, config: Config, *, world_size: int) -> Config:
     return config
 
 
+def settle(run: RunDir, config: Config) -> None:
+    """Make `config` the settings of the run, and say which of them are new."""
+    for key in config_io.changes(run, config):
+        cli.say(f"the run goes on with another {key}")
+    config_io.store(config, run.config)
+
+
 def finished_step(run: RunDir) -> int | None:
     """The step that FINISHED names, if the run got there."""
     facts = durable.read_json(run.finished)
@@ -116,9 +123,7 @@ def open_run(run: RunDir, config: Config, env: DistEnv) -> Opened:
         return Opened(config, None)
     ledger = Ledger(run)
     attempt = ledger.claim(env)
-    for key in config_io.changes(run, config):
-        cli.say(f"the run goes on with another {key}")
-    config_io.store(config, run.config)
+    settle(run, config)
     run.finished.unlink(missing_ok=True)
     if env.restart == 0:  # a new start overrides an old wish to stop; a restart by Slurm obeys it
         run.stop.unlink(missing_ok=True)

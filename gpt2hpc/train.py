@@ -60,7 +60,7 @@ def local_job(
         return None
     Ledger(run).refuse_if_taken(env)
     run.create()
-    config_io.store(config, run.config)
+    jobs.settle(run, config)
     return job
 
 

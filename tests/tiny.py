@@ -15,7 +15,15 @@ import numpy as np
 
 from gpt2hpc import config_io, jobs
 from gpt2hpc.cluster.launch import LocalJob, SignalRelay, run_attempt
-from gpt2hpc.config import CheckpointConfig, Config, DataConfig, ModelConfig, OptimizerConfig, RequeueConfig, TrainConfig
+from gpt2hpc.config import (
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RequeueConfig,
+    TrainConfig,
+)
 from gpt2hpc.data import manifest, shards
 from gpt2hpc.data.manifest import Manifest
 from gpt2hpc.run_dir import RunDir
@@ -66,7 +74,9 @@ def config(data: Path, **train: Any) -> Config:
     )
 
 
-def run_ranks(run: RunDir, settings: Config, *, nproc: int, restart: int = 0, job: str = "tiny", options: Sequence[str] = ()) -> int:
+def run_ranks(
+    run: RunDir, settings: Config, *, nproc: int, restart: int = 0, job: str = "tiny", options: Sequence[str] = ()
+) -> int:
     """One attempt with real processes; `options` are those of rank.py. Returns the launcher's exit code."""
     run.create()
     config_io.store(jobs.check_start(run, settings, world_size=nproc), run.config)
@@ -104,7 +114,9 @@ def losses(run: RunDir, kind: str = "train") -> dict[int, float]:
     return dict(found)
 
 
-def gpt2hpc(*arguments: str | Path, env: dict[str, str] | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
+def gpt2hpc(
+    *arguments: str | Path, env: dict[str, str] | None = None, **options: Any
+) -> subprocess.CompletedProcess[str]:
     """The command line, as a user has it."""
     command = [sys.executable, "-m", "gpt2hpc", *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}

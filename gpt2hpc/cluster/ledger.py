@@ -174,7 +174,7 @@ class Ledger:
             count = 0
             while not stop.is_set():
                 with contextlib.suppress(OSError):  # a full disk must not end the run from here
-                    path.write_text(str(count := count + 1))
+                    durable.publish_text(path, str(count := count + 1))
                 stop.wait(BEAT_S)
 
         thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
@@ -205,7 +205,7 @@ def is_alive(attempt: Attempt, beat: Path) -> bool:
     if attempt.host == socket.gethostname():
         return process_identity(attempt.pid) == attempt.process
     before, deadline = _text(beat), time.monotonic() + 2.5 * BEAT_S
-    while before and time.monotonic() < deadline:
+    while time.monotonic() < deadline:
         time.sleep(BEAT_S / 10)
         if _text(beat) != before:
             return True

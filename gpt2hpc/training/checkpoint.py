@@ -3,7 +3,7 @@
     20260131-120000_gpt2-124m-ctx1024_step0001000/
         state-00000-of-00004.safetensors    full tensors by name, spread over the ranks that wrote them
         rank-00000.safetensors              what belongs to one rank: its random number generators
-        manifest.json                       step, config, data position, versions; size and sha256 of every file
+        manifest.json                       step, config, data position, versions; size and sha256 of every file, its own too
 
 All of it is written to a directory `….tmp`, fsynced and renamed. A reader needs no particular number of files.
 Nothing is pickled, so nothing that is loaded can run.
@@ -49,8 +49,9 @@ class Checkpoint:
         return int(match["step"]) if match else -1
 
     def manifest(self) -> dict[str, Any]:
-        facts: dict[str, Any] | None = durable.read_json(self.path / MANIFEST)
-        return facts or {}
+        """What was written of it; empty where that is missing or not what was written."""
+        facts = durable.read_json(self.path / MANIFEST)
+        return facts if isinstance(facts, dict) and facts.get("sha256") == _facts_sha256(facts) else {}
 
     def damage(self) -> str | None:
         """What is wrong with it, or None if every file has the size and sha256 that the manifest says."""
@@ -130,7 +131,8 @@ def save(
     files = {name: entry for part in ranks.gather(written) for name, entry in part.items()}
     with ranks.first_decides(), _disk_errors(target):
         if ranks.is_first:
-            durable.publish_json(temporary / MANIFEST, {"format": FORMAT, **facts, "files": files})
+            written_facts = {"format": FORMAT, **facts, "files": files}
+            durable.publish_json(temporary / MANIFEST, {**written_facts, "sha256": _facts_sha256(written_facts)})
             fence()
             if target.exists():  # damaged, or it would not be written again
                 shutil.rmtree(target)
@@ -151,6 +153,12 @@ def remove_unfinished(directory: Path) -> None:
     """Clear away what a killed save left; only for the attempt that owns the run."""
     for path in directory.glob("*.tmp"):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _facts_sha256(facts: Mapping[str, Any]) -> str:
+    """Of the manifest itself, but for this hash."""
+    rest = {key: value for key, value in facts.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def file_sha256(path: Path) -> str:

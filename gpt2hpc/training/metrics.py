@@ -6,11 +6,12 @@ Only rank 0 writes, and only while no newer attempt exists. On resume both files
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from gpt2hpc import durable
 from gpt2hpc.run_dir import RunDir
@@ -68,13 +69,14 @@ class MetricsLog:
         for file in self._files or ():
             file.close()
 
-    def _write(self, line: str, facts: dict[str, Any]) -> None:
+    def _write(self, line: str, facts: dict[str, float]) -> None:
         if self._files is None:
             return
         self._fence()
         log, metrics = self._files
+        values = {key: value if math.isfinite(value) else None for key, value in facts.items()}  # JSON has no NaN
         log.write(f"{line}\n")
-        metrics.write(json.dumps(facts) + "\n")
+        metrics.write(json.dumps(values, allow_nan=False) + "\n")
         log.flush()
         metrics.flush()
 

@@ -1,7 +1,7 @@
 """A rank as the product starts it, with real faults at exact steps, or with one safeguard taken out.
 
-    rank.py RUN_DIR [--signal STEP RANK] [--kill STEP RANK] [--pause STEP RANK] [--nan STEP] [--without warm-up|rng|scaler]
-            [--loss-scale S] [--slow SECONDS]
+rank.py RUN_DIR [--signal STEP RANK] [--kill STEP RANK] [--pause STEP RANK] [--nan STEP] [--without warm-up|rng|scaler]
+        [--loss-scale S] [--slow SECONDS]
 """
 
 from __future__ import annotations

@@ -63,7 +63,9 @@ def test_killed_and_resumed(undisturbed: RunDir, settings: Config, tmp_path: Pat
 
 
 @pytest.mark.parametrize("safeguard", ["warm-up", "rng"])
-def test_negative_control(safeguard: str, undisturbed: RunDir, stopped: RunDir, settings: Config, tmp_path: Path) -> None:
+def test_negative_control(
+    safeguard: str, undisturbed: RunDir, stopped: RunDir, settings: Config, tmp_path: Path
+) -> None:
     """Without the safeguard the bytes differ, so the tests above can see it."""
     run = tiny.copy_run(stopped, tmp_path / "run")
     assert resume(run, settings, "--without", safeguard) != tiny.content(tiny.newest(undisturbed))

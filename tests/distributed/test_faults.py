@@ -1,0 +1,252 @@
+"""Stops, crashes, zombies and damage, with real processes and real signals."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from gpt2hpc.cluster import dist_env
+from gpt2hpc.cluster.ledger import Cause, Ledger
+from gpt2hpc.config import CheckpointConfig, RequeueConfig
+from gpt2hpc.data.manifest import Manifest
+from gpt2hpc.run_dir import RunDir
+from gpt2hpc.training import checkpoint
+from tests import tiny
+from tests.tiny import gpt2hpc
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    return RunDir(tmp_path / "run")
+
+
+@pytest.fixture
+def children() -> Iterator[list[subprocess.Popen[str]]]:
+    """Processes of a test; those that live still at its end are killed with the sessions they lead."""
+    started: list[subprocess.Popen[str]] = []
+    yield started
+    for process in started:
+        if process.poll() is None:
+            process.send_signal(signal.SIGCONT)
+            process.kill()
+        process.wait()
+
+
+def until(condition: Callable[[], object], what: str, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        time.sleep(0.05)
+
+
+def cause(run: RunDir) -> Cause:
+    found = Ledger(run).outcome()
+    assert found is not None
+    return found.cause
+
+
+def test_the_newest_damaged_the_one_before_goes_on(shared_data: Manifest, run: RunDir) -> None:
+    settings = tiny.config(shared_data.directory)
+    assert tiny.run_ranks(run, settings, nproc=1, options=["--kill", "8", "0"]) == 137
+    damaged = tiny.newest(run)
+    assert damaged.step == 6
+    file = next(damaged.path.glob("state-*"))
+    file.write_bytes(file.read_bytes()[:-100])
+    done = gpt2hpc("train", "--run-dir", run.path)
+    assert done.returncode == 0, done.stderr
+    assert f"skipping the damaged checkpoint {damaged.path}" in done.stdout
+    assert "resuming at step 3 from" in done.stdout
+    assert tiny.newest(run).step == 12
+    assert len(tiny.losses(run)) == 12
+
+
+def test_a_non_finite_loss_ends_the_run(shared_data: Manifest, run: RunDir) -> None:
+    """No poisoned checkpoint is ever written, and the last good one stays."""
+    settings = tiny.config(shared_data.directory)
+    assert tiny.run_ranks(run, settings, nproc=2, options=["--nan", "6"]) == 0
+    assert cause(run) is Cause.DIVERGED
+    assert tiny.newest(run).step == 3
+    assert not run.finished.exists()
+
+
+def test_the_scalers_skips_are_no_divergence(shared_data: Manifest, run: RunDir) -> None:
+    settings = tiny.config(shared_data.directory, precision="fp16")
+    assert tiny.run_ranks(run, settings, nproc=1, options=["--loss-scale", str(2.0**30)]) == 0
+    assert cause(run) is Cause.FINISHED
+    steps = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    assert any(facts.get("grad_norm", 0.0) is None for facts in steps), "no overflow, so the test would show nothing"
+
+
+def test_a_stop_file_stops(shared_data: Manifest, run: RunDir, children: list[subprocess.Popen[str]]) -> None:
+    settings = tiny.config(shared_data.directory, total_steps=2000)
+    children.append(_start("train", run, *tiny.flags(settings)))
+    until(lambda: run.log.exists() and "3 train" in run.log.read_text(), "step 3")
+    run.stop.touch()
+    assert children[0].wait(timeout=60) == 6
+    assert cause(run) is Cause.STOPPED
+    assert tiny.newest(run).step > 3
+
+
+def test_a_new_start_overrides_an_old_wish(shared_data: Manifest, run: RunDir) -> None:
+    settings = tiny.config(shared_data.directory)
+    run.create()
+    run.stop.touch()
+    assert tiny.run_ranks(run, settings, nproc=1, restart=1) == 0, "a restart of the job obeys it"
+    assert cause(run) is Cause.STOPPED
+    assert gpt2hpc("train", "--run-dir", run.path).returncode == 0
+    assert run.finished.exists()
+
+
+def test_time_runs_out(shared_data: Manifest, run: RunDir) -> None:
+    """Without any signal the run stops in time, and a supervisor starts it again."""
+    settings = dataclasses.replace(
+        tiny.config(shared_data.directory, total_steps=400),
+        checkpoint=CheckpointConfig(stop_margin_s=9.0),
+    )
+    done = gpt2hpc("submit", "--run-dir", run.path, "--time", "0.2", *tiny.flags(settings))
+    assert done.returncode == 0, done.stdout + done.stderr
+    causes = [attempt.cause for attempt in Ledger(run).attempts()]
+    assert set(causes[:-1]) == {"time_limit"}
+    assert causes[-1] == "finished"
+    assert list(tiny.losses(run)) == list(range(1, 401))
+
+
+def test_a_crash_is_restarted_by_the_supervisor(
+    shared_data: Manifest, run: RunDir, children: list[subprocess.Popen[str]]
+) -> None:
+    settings = tiny.config(shared_data.directory, total_steps=150)
+    children.append(_start("submit", run, "--nproc", "2", *tiny.flags(settings)))
+    until(lambda: run.log.exists() and "20 train" in run.log.read_text(), "step 20")
+    os.kill(Ledger(run).attempts()[-1].pid, signal.SIGKILL)
+    output, _ = children[0].communicate(timeout=120)
+    assert children[0].returncode == 0, output
+    assert "restarts in 0 s: crash 1 of 3 allowed (exit code 137)" in output
+    assert [attempt.cause for attempt in Ledger(run).attempts()] == [None, "finished"]
+    assert list(tiny.losses(run)) == list(range(1, 151))
+
+
+def test_the_crash_budget_ends_it(shared_data: Manifest, run: RunDir) -> None:
+    """Dying at the same place each time stops after the budget, with the reason."""
+    settings = dataclasses.replace(
+        tiny.config(shared_data.directory), requeue=RequeueConfig(crash_budget=1, backoff_s=0.0)
+    )
+    program = (
+        "import sys; from gpt2hpc import submit, train; from gpt2hpc.cluster.launch import LocalJob\n"
+        "genuine = train.describe\n"
+        "def describe(run, config, env, **more):\n"
+        "    job = genuine(run, config, env, **more)\n"
+        f"    command = (sys.executable, {str(tiny.RANK_PROGRAM)!r}, str(run.path), '--kill', '2', '0')\n"
+        "    return LocalJob(command, run, job.nproc, job.job)\n"
+        "train.describe = describe\n"
+        f"sys.exit(submit.cli.run(submit.main, {['--run-dir', str(run.path), *tiny.flags(settings)]!r}))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 7, done.stdout + done.stderr
+    assert "crashed 2 times without progress" in done.stdout
+    assert len(Ledger(run).attempts()) == 2
+    assert "crashed" in gpt2hpc("status", run.path).stdout
+
+
+def test_a_second_start_is_refused(shared_data: Manifest, run: RunDir, children: list[subprocess.Popen[str]]) -> None:
+    settings = tiny.config(shared_data.directory, total_steps=100_000)
+    children.append(_start("train", run, *tiny.flags(settings)))
+    until(lambda: run.log.exists() and "2 train" in run.log.read_text(), "step 2")
+    second = gpt2hpc("submit", "--run-dir", run.path)
+    assert second.returncode == 9
+    assert "is in use by attempt 1" in second.stderr
+    assert "running" in gpt2hpc("status", run.path).stdout
+    children[0].terminate()
+    assert children[0].wait(timeout=60) == 6
+    assert cause(run) is Cause.PREEMPTED
+    assert len(Ledger(run).attempts()) == 1
+
+
+def test_a_zombie_publishes_nothing(shared_data: Manifest, run: RunDir, children: list[subprocess.Popen[str]]) -> None:
+    """Frozen, superseded by its job's restart, and thawed: it must not write, prune or log."""
+    settings = tiny.config(shared_data.directory)
+    zombie = _start_rank(run, settings, restart=0, options=["--pause", "5", "0"])
+    children.append(zombie)
+    until(lambda: _state(zombie.pid) == "T", "the rank to stop itself")
+    assert tiny.run_ranks(run, settings, nproc=1, restart=1) == 0
+    before = _snapshot(run)
+    zombie.send_signal(signal.SIGCONT)
+    output, _ = zombie.communicate(timeout=60)
+    assert zombie.returncode == 9, output
+    assert "superseded by a newer one and writes nothing more" in output
+    assert _snapshot(run) == before
+
+
+def test_ctrl_c_saves_and_stops(shared_data: Manifest, run: RunDir, children: list[subprocess.Popen[str]]) -> None:
+    settings = tiny.config(shared_data.directory, total_steps=100_000)
+    children.append(_start("submit", run, "--nproc", "2", *tiny.flags(settings)))
+    until(lambda: run.log.exists() and "3 train" in run.log.read_text(), "step 3")
+    children[0].send_signal(signal.SIGINT)
+    output, _ = children[0].communicate(timeout=60)
+    assert children[0].returncode == 6, output
+    assert cause(run) is Cause.STOPPED
+    assert tiny.newest(run).step >= 3
+
+
+def test_ranks_do_not_outlive_a_killed_launcher(
+    shared_data: Manifest, run: RunDir, children: list[subprocess.Popen[str]]
+) -> None:
+    settings = tiny.config(shared_data.directory, total_steps=100_000)
+    children.append(_start("submit", run, "--nproc", "2", *tiny.flags(settings)))
+    until(lambda: run.log.exists() and "3 train" in run.log.read_text(), "step 3")
+    children[0].kill()
+    until(lambda: Ledger(run).outcome() is not None, "the ranks to stop")
+    assert cause(run) is Cause.PREEMPTED
+
+
+def test_finished_is_finished(shared_data: Manifest, run: RunDir) -> None:
+    settings = tiny.config(shared_data.directory)
+    assert gpt2hpc("train", "--run-dir", run.path, *tiny.flags(settings)).returncode == 0
+    again = gpt2hpc("submit", "--run-dir", run.path)
+    assert again.returncode == 0
+    assert "finished at step 12 already" in again.stdout
+    longer = gpt2hpc("submit", "--run-dir", run.path, "--steps", "15")
+    assert longer.returncode == 0, longer.stderr
+    assert "the run goes on with another train.total_steps" in longer.stdout
+    assert list(tiny.losses(run)) == list(range(1, 16))
+
+
+def test_only_the_last_checkpoints_stay(shared_data: Manifest, run: RunDir) -> None:
+    settings = dataclasses.replace(
+        tiny.config(shared_data.directory), checkpoint=CheckpointConfig(every_steps=1, keep_last=3)
+    )
+    assert tiny.run_ranks(run, settings, nproc=1) == 0
+    assert [found.step for found in checkpoint.found(run.checkpoints)] == [12, 11, 10]
+
+
+def _start(verb: str, run: RunDir, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "gpt2hpc", verb, "--run-dir", str(run.path), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def _start_rank(run: RunDir, settings: tiny.Config, *, restart: int, options: list[str]) -> subprocess.Popen[str]:
+    """A rank by itself, as srun would start it."""
+    run.create()
+    tiny.config_io.store(tiny.jobs.check_start(run, settings, world_size=1), run.config)
+    environment = {**os.environ, dist_env.JOB: "tiny", dist_env.RESTART: str(restart), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(tiny.RANK_PROGRAM), str(run.path), *options]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def _state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def _snapshot(run: RunDir) -> dict[str, bytes]:
+    """Every file of the run but the heartbeats."""
+    paths = (path for path in run.path.rglob("*") if path.is_file() and path.suffix != ".beat")
+    return {str(path): path.read_bytes() for path in paths}

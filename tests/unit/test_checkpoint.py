@@ -1,0 +1,223 @@
+"""Checkpoints: complete or absent, verified, and never code."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from gpt2hpc.cluster.dist_env import DistEnv
+from gpt2hpc.config import ModelConfig, OptimizerConfig
+from gpt2hpc.errors import ConfigError, RunDirError
+from gpt2hpc.model.gpt import GPT
+from gpt2hpc.training import checkpoint, state
+from gpt2hpc.training.checkpoint import Checkpoint
+from gpt2hpc.training.optimizer import new_optimizer
+from gpt2hpc.training.process_group import Ranks, joined
+
+CPU = torch.device("cpu")
+ALONE = DistEnv(rank=0, local_rank=0, world_size=1, local_world_size=1, job="1", restart=0, nodes="n1")
+MODEL = ModelConfig(n_layer=1, n_head=2, n_embd=16, block_size=8, vocab_size=64, padded_vocab_size=64)
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[Ranks]:
+    with joined(ALONE, CPU) as found:
+        yield found
+
+
+def save(
+    directory: Path, step: int, ranks: Ranks, tensors: dict[str, torch.Tensor] | None = None, **more: Any
+) -> Checkpoint:
+    directory.mkdir(exist_ok=True)
+    target = directory / checkpoint.name(started="20260131-120000", tag="gpt2-124m-ctx1024", step=step)
+    checkpoint.save(
+        target,
+        ranks=ranks,
+        state=tensors or {"model/a": torch.full((40, 50), float(step)), "model/b": torch.arange(7)},
+        rank_state=state.rank_state(CPU),
+        facts={"step": step},
+        fence=more.get("fence", lambda: None),
+    )
+    return Checkpoint(target)
+
+
+def test_name() -> None:
+    assert (
+        checkpoint.name(started="20260131-120000", tag="gpt2-124m-ctx1024", step=1000)
+        == "20260131-120000_gpt2-124m-ctx1024_step0001000"
+    )
+
+
+def test_what_is_saved_is_read(tmp_path: Path, ranks: Ranks) -> None:
+    saved = save(tmp_path, 7, ranks)
+    assert saved.step == 7
+    assert saved.damage() is None
+    tensors = dict(saved.tensors())
+    assert set(tensors) == {"model/a", "model/b"}
+    assert torch.equal(tensors["model/a"], torch.full((40, 50), 7.0))
+    assert [path.name for path in tmp_path.iterdir()] == [saved.path.name]
+
+
+def damage_cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def damage_flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-15] ^= 1
+    path.write_bytes(content)
+
+
+def damage_remove(path: Path) -> None:
+    path.unlink()
+
+
+@pytest.mark.parametrize("damage", [damage_cut, damage_flip, damage_remove])
+@pytest.mark.parametrize("name", ["state-00000-of-00001.safetensors", "rank-00000.safetensors", "manifest.json"])
+def test_a_damaged_one_is_skipped_aloud(name: str, damage: Any, tmp_path: Path, ranks: Ranks) -> None:
+    for step in (5, 10):
+        save(tmp_path, step, ranks)
+    newest = save(tmp_path, 15, ranks)
+    damage(newest.path / name)
+    said: list[str] = []
+    found = checkpoint.newest_valid(tmp_path, said.append)
+    assert found is not None
+    assert found.step == 10
+    assert len(said) == 1
+    assert newest.path.name in said[0]
+
+
+def test_a_leftover_is_never_loaded(tmp_path: Path, ranks: Ranks) -> None:
+    saved = save(tmp_path, 5, ranks)
+    shutil.copytree(saved.path, saved.path.with_name(saved.path.name.replace("0005", "0009") + ".tmp"))
+    assert [found.step for found in checkpoint.found(tmp_path)] == [5]
+    checkpoint.remove_unfinished(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_nothing_is_loaded_from_nowhere(tmp_path: Path) -> None:
+    assert checkpoint.newest_valid(tmp_path / "absent", print) is None
+
+
+def test_prune_keeps_the_last_and_the_one_resumed_from(tmp_path: Path, ranks: Ranks) -> None:
+    first = save(tmp_path, 1, ranks)
+    for step in (2, 3, 4, 5):
+        save(tmp_path, step, ranks)
+    checkpoint.prune(tmp_path, 2, first.path)
+    assert [found.step for found in checkpoint.found(tmp_path)] == [5, 4, 1]
+
+
+def test_a_damaged_one_is_written_again(tmp_path: Path, ranks: Ranks) -> None:
+    saved = save(tmp_path, 5, ranks)
+    damage_cut(saved.path / "manifest.json")
+    assert save(tmp_path, 5, ranks).damage() is None
+
+
+def test_the_fence_stops_publishing(tmp_path: Path, ranks: Ranks) -> None:
+    calls = iter([None, RunDirError("superseded")])
+
+    def fence() -> None:  # free at the beginning, superseded before the rename
+        if error := next(calls):
+            raise error
+
+    with pytest.raises(RunDirError, match="superseded"):
+        save(tmp_path, 5, ranks, fence=fence)
+    assert checkpoint.found(tmp_path) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_keeps_what_was_there(tmp_path: Path, ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 5, ranks)
+
+    def full(path: Path) -> None:
+        with Path("/dev/full").open("wb", buffering=0) as file:
+            file.write(b"x")
+
+    monkeypatch.setattr(checkpoint.durable, "fsync_file", full)
+    with pytest.raises(RunDirError, match=r"No space left.*the checkpoint before it is whole"):
+        save(tmp_path, 10, ranks)
+    found = checkpoint.newest_valid(tmp_path, print)
+    assert found is not None
+    assert found.step == 5
+
+
+def test_every_writer_gets_a_share() -> None:
+    """Full tensors spread over the ranks, each in one file, evenly by bytes."""
+    tensors = {f"t{size}": torch.zeros(size) for size in (100, 90, 50, 40, 20, 10, 5)}
+    owners = checkpoint._owners(tensors, 3)
+    assert set(owners) == set(tensors)
+    loads = [sum(tensors[name].nbytes for name, owner in owners.items() if owner == rank) for rank in range(3)]
+    assert max(loads) - min(loads) <= 4 * 20
+    assert checkpoint._owners({"only": torch.zeros(3)}, 4) == {"only": 0}
+
+
+def trained(seed: int, steps: int) -> tuple[GPT, torch.optim.AdamW]:
+    torch.manual_seed(seed)
+    model = GPT(MODEL)
+    optimizer = new_optimizer(model, OptimizerConfig())
+    for _ in range(steps):
+        tokens = torch.randint(0, 64, (2, 9))
+        model(tokens[:, :-1], tokens[:, 1:]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model, optimizer
+
+
+def test_model_and_optimizer_survive(tmp_path: Path, ranks: Ranks) -> None:
+    model, optimizer = trained(0, 3)
+    saved = save(tmp_path, 3, ranks, state.state_tensors(model, optimizer))
+    other, other_optimizer = trained(1, 1)
+    state.load_model(other, saved.tensors("model/"))
+    state.load_optimizer(other_optimizer, other, saved.tensors("optimizer/"))
+    expected, found = state.state_tensors(model, optimizer), state.state_tensors(other, other_optimizer)
+    assert set(expected) == set(found)
+    assert len(expected) == 4 * len(list(model.parameters())), "weight, step and two moments each"
+    for name in expected:
+        assert torch.equal(expected[name], found[name]), name
+    assert not [name for name in expected if "_orig_mod" in name or "module." in name]
+
+
+def test_another_shape_is_refused(tmp_path: Path, ranks: Ranks) -> None:
+    saved = save(tmp_path, 3, ranks, state.state_tensors(*trained(0, 1)))
+    wider = GPT(ModelConfig(n_layer=1, n_head=2, n_embd=32, block_size=8, vocab_size=64, padded_vocab_size=64))
+    with pytest.raises(ConfigError, match="use the settings it was trained with"):
+        state.load_model(wider, saved.tensors("model/"))
+    deeper = GPT(ModelConfig(n_layer=2, n_head=2, n_embd=16, block_size=8, vocab_size=64, padded_vocab_size=64))
+    with pytest.raises(ConfigError, match=r"lacks h\.1\."):
+        state.load_model(deeper, saved.tensors("model/"))
+
+
+def test_random_generators_survive(tmp_path: Path, ranks: Ranks) -> None:
+    def draw() -> list[float]:
+        return [
+            random.gauss(0, 1),
+            random.random(),
+            float(np.random.normal()),
+            float(np.random.rand()),
+            torch.rand(()).item(),
+        ]  # noqa: NPY002
+
+    state.seed_rank(1, 2, 3)
+    draw()  # leaves a cached Gaussian behind in Python and NumPy
+    saved = save(tmp_path, 1, ranks)
+    expected = draw()
+    state.seed_rank(4, 5, 6)
+    assert draw() != expected
+    state.restore_rank_state(saved.rank_state(0), CPU)
+    assert draw() == expected
+
+
+def test_equal_states_are_equal_bytes(tmp_path: Path, ranks: Ranks) -> None:
+    state.seed_rank(0, 0, 0)
+    hashes = {
+        json.dumps(save(tmp_path / str(number), 3, ranks).manifest()["files"], sort_keys=True) for number in range(5)
+    }
+    assert len(hashes) == 1

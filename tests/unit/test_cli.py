@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from gpt2hpc import cli
+from gpt2hpc.__main__ import VERBS
+from gpt2hpc.errors import EXIT_CODES, USER_ERRORS, DataError, StoppedError, error_for
+from tests.tiny import gpt2hpc
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_exit_codes_are_distinct_and_safe() -> None:
+    codes = [error.exit_code for error in USER_ERRORS]
+    assert len(set(codes)) == len(codes)
+    assert not {85, 144, 255, 0, 1} & set(codes)
+    assert all(code < 128 for code in codes)
+
+
+def test_exit_codes_are_documented() -> None:
+    documented = (ROOT / "docs" / "exit-codes.md").read_text()
+    for line in cli.exit_code_table().splitlines():
+        assert line in documented
+    assert len(re.findall(r"^\| \d+ \|", documented, re.MULTILINE)) == len(EXIT_CODES)
+
+
+def test_an_error_of_the_users_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def verb(argv: object) -> int:
+        raise DataError("a\nb=3 is wrong; try 4")
+
+    assert cli.run(verb, []) == DataError.exit_code
+    assert capsys.readouterr().err == "gpt2hpc: error: a b=3 is wrong; try 4\n"
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    def verb(argv: object) -> int:
+        return [][1]
+
+    with pytest.raises(IndexError):
+        cli.run(verb, [])
+
+
+def test_an_interrupt_is_a_stop() -> None:
+    def verb(argv: object) -> int:
+        raise KeyboardInterrupt
+
+    assert cli.run(verb, []) == StoppedError.exit_code
+
+
+def test_errors_cross_ranks_by_their_code() -> None:
+    for kind in USER_ERRORS:
+        assert type(error_for(kind.exit_code, "x")) is kind
+
+
+def test_unknown_command() -> None:
+    done = gpt2hpc("preprae")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "did you mean prepare?" in done.stderr
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help(verb: str) -> None:
+    done = gpt2hpc(verb, "--help")
+    assert done.returncode == 0
+    assert f"gpt2hpc {verb}" in done.stdout
+
+
+def test_version() -> None:
+    assert re.fullmatch(r"gpt2hpc \d+\.\d+\.\d+\n", gpt2hpc("--version").stdout)

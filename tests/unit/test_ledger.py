@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from gpt2hpc.cluster import ledger as ledgers
+from gpt2hpc.cluster.dist_env import DistEnv
+from gpt2hpc.cluster.ledger import Attempt, Cause, Fenced, Ledger, Outcome
+from gpt2hpc.errors import RunDirError, UsageError
+from gpt2hpc.run_dir import RunDir
+
+ALONE = DistEnv(rank=0, local_rank=0, world_size=1, local_world_size=1, job="1", restart=0, nodes="n1")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    found = RunDir(tmp_path / "run")
+    found.create()
+    return found
+
+
+def requeued(restart: int) -> DistEnv:
+    return dataclasses.replace(ALONE, restart=restart)
+
+
+def rewrite(run: RunDir, attempt: Attempt) -> None:
+    ledgers.durable.publish_json(run.attempts / f"{attempt.number:04d}.json", dataclasses.asdict(attempt))
+
+
+def test_a_second_start_is_refused_while_the_first_lives(run: RunDir) -> None:
+    Ledger(run).claim(ALONE)
+    with pytest.raises(RunDirError, match=r"in use by attempt 1 \(job 1, pid \d+"):
+        Ledger(run).claim(dataclasses.replace(ALONE, job="2"))
+    with pytest.raises(RunDirError):
+        Ledger(run).claim(ALONE)
+
+
+def test_a_dead_attempt_is_followed(run: RunDir) -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    first = Ledger(run).claim(ALONE)
+    rewrite(run, dataclasses.replace(first, pid=child.pid, process=ledgers.process_identity(child.pid)))
+    with pytest.raises(RunDirError):
+        Ledger(run).claim(dataclasses.replace(ALONE, job="2"))
+    child.kill()
+    while ledgers.process_identity(child.pid):
+        time.sleep(0.01)  # a zombie, which nobody has waited for, is not alive
+    assert Ledger(run).claim(dataclasses.replace(ALONE, job="2")).number == 2
+    child.wait()
+
+
+def test_another_process_with_the_same_pid_is_not_it(run: RunDir) -> None:
+    first = Ledger(run).claim(ALONE)
+    rewrite(run, dataclasses.replace(first, process="another boot/1"))
+    assert Ledger(run).claim(dataclasses.replace(ALONE, job="2")).number == 2
+
+
+def test_a_requeue_fences_its_predecessor(run: RunDir) -> None:
+    ledger = Ledger(run)
+    zombie = ledger.claim(ALONE)
+    ledger.fence(zombie)
+    ledger.claim(requeued(1))
+    with pytest.raises(Fenced, match="attempt 1 of"):
+        ledger.fence(zombie)
+    with pytest.raises(Fenced):
+        ledger.update(zombie)
+    with pytest.raises(Fenced):
+        ledger.close(zombie, Outcome("1", 0, Cause.FINISHED, 5))
+    assert ledger.outcome() is None
+    assert [attempt.restart for attempt in ledger.attempts()] == [0, 1]
+
+
+def test_an_older_restart_does_not_supersede(run: RunDir) -> None:
+    Ledger(run).claim(requeued(1))
+    with pytest.raises(RunDirError):
+        Ledger(run).claim(ALONE)
+
+
+def test_of_many_claims_at_once_one_wins(run: RunDir) -> None:
+    """All believe that they may start; the file system lets one."""
+    won: list[Attempt] = []
+    lost: list[RunDirError] = []
+    together = threading.Barrier(8)
+
+    def claim(number: int) -> None:
+        together.wait()
+        try:
+            won.append(Ledger(run).claim(dataclasses.replace(ALONE, job=str(number))))
+        except RunDirError as error:
+            lost.append(error)
+
+    threads = [threading.Thread(target=claim, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(won), len(lost)) == (1, 7)
+    assert [attempt.job for attempt in Ledger(run).attempts()] == [won[0].job]
+    assert sorted(path.name for path in run.attempts.iterdir()) == ["0001.json"]
+
+
+def test_on_another_host_the_heartbeat_counts(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledgers, "BEAT_S", 0.2)
+    ledger = Ledger(run)
+    first = ledger.claim(ALONE)
+    elsewhere = dataclasses.replace(first, host="another-node")
+    rewrite(run, elsewhere)
+    with ledger.heartbeat(elsewhere, writes=True):
+        assert ledger.alive(elsewhere)
+        with pytest.raises(RunDirError):
+            ledger.claim(dataclasses.replace(ALONE, job="2"))
+    assert not ledger.alive(elsewhere)
+    assert ledger.claim(dataclasses.replace(ALONE, job="2")).number == 2
+
+
+def test_a_silent_heartbeat_file_is_no_life(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledgers, "BEAT_S", 0.1)
+    ledger = Ledger(run)
+    elsewhere = dataclasses.replace(ledger.claim(ALONE), host="another-node")
+    (run.attempts / "0001.beat").write_text("17")
+    assert not ledger.alive(elsewhere)
+
+
+def test_closing_tells_how_it_ended(run: RunDir) -> None:
+    ledger = Ledger(run)
+    attempt = ledger.claim(ALONE)
+    ledger.close(attempt, Outcome("1", 0, Cause.TIME_LIMIT, 17))
+    assert ledger.outcome() == Outcome("1", 0, Cause.TIME_LIMIT, 17)
+    (closed,) = ledger.attempts()
+    assert (closed.cause, closed.last_step) == ("time_limit", 17)
+    assert not ledger.alive(closed)
+
+
+def test_an_unwritable_run_directory_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunDirError, match="cannot be written"):
+        RunDir(tmp_path / "file" / "run").create()
+
+
+STEP = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "8"}
+
+
+def test_places_in_a_job() -> None:
+    torchrun = {
+        "RANK": "3",
+        "LOCAL_RANK": "1",
+        "WORLD_SIZE": "4",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "a",
+        "MASTER_PORT": "9",
+    }
+    env = DistEnv.from_env({**torchrun, **STEP})
+    assert (env.rank, env.local_rank, env.world_size, env.local_world_size) == (3, 1, 4, 2)
+    assert (env.master_addr, env.master_port, env.is_launched) == ("a", 9, True)
+    env = DistEnv.from_env({**STEP, "SLURM_JOB_ID": "77", "SLURM_RESTART_COUNT": "2"})
+    assert (env.rank, env.local_rank, env.world_size, env.job, env.restart) == (5, 1, 8, "77", 2)
+    array = {"SLURM_JOB_ID": "80", "SLURM_ARRAY_JOB_ID": "80", "SLURM_ARRAY_TASK_ID": "4"}
+    assert DistEnv.from_env(array).job == "80_4"
+
+
+def test_a_batch_shell_is_no_rank() -> None:
+    env = DistEnv.from_env({"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "8"})
+    assert (env.rank, env.world_size, env.is_launched) == (0, 1, False)
+
+
+def test_gpus_are_noticed() -> None:
+    assert DistEnv.from_env({"SLURM_JOB_GPUS": "0,1"}).gpus_allotted
+    assert not DistEnv.from_env({}).gpus_allotted
+
+
+def test_a_bad_variable_is_named() -> None:
+    with pytest.raises(UsageError, match="WORLD_SIZE=four"):
+        DistEnv.from_env({"RANK": "0", "WORLD_SIZE": "four"})
+
+
+def test_this_process_is_alive() -> None:
+    assert ledgers.process_identity(os.getpid())
+    assert not ledgers.process_identity(2**22 + 1)

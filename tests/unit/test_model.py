@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from gpt2hpc import config_io
+from gpt2hpc.config import Config, ModelConfig, OptimizerConfig, TrainConfig
+from gpt2hpc.model.generate import generate
+from gpt2hpc.model.gpt import GPT
+from gpt2hpc.training import precision
+from gpt2hpc.training.optimizer import learning_rate, new_optimizer
+
+SMALL = ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=250, padded_vocab_size=256)
+SHAPES = ["gpt2-124m", "gpt2-350m", "gpt2-774m", "gpt2-1558m"]
+TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+
+
+def published(config: ModelConfig) -> torch.nn.Module:
+    """transformers' GPT-2 of that shape, with random weights and biases."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    shape = GPT2Config(
+        vocab_size=config.vocab_size,
+        n_positions=config.block_size,
+        n_embd=config.n_embd,
+        n_layer=config.n_layer,
+        n_head=config.n_head,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+    )
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(shape).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:  # biases are 0 and norms 1 at first, which would hide a mix-up
+                parameter.add_(0.02 * torch.randn_like(parameter))
+    return model
+
+
+def copy_weights(theirs: torch.nn.Module, ours: GPT) -> None:
+    state = {name.removeprefix("transformer."): tensor for name, tensor in theirs.state_dict().items()}
+    with torch.no_grad():
+        for name, parameter in ours.named_parameters():
+            tensor = state[name].t() if name.endswith(TRANSPOSED) else state[name]
+            parameter[: tensor.shape[0]].copy_(tensor)
+
+
+@pytest.mark.parametrize("preset", SHAPES)
+def test_logits_equal_transformers(preset: str) -> None:
+    """The four published shapes in full width and depth, fp32, to 1e-4."""
+    config = config_io.load(config_io.presets()[preset]).model
+    theirs = published(config)
+    with torch.device("meta"):
+        ours = GPT(config)
+    ours = ours.to_empty(device="cpu").eval()
+    copy_weights(theirs, ours)
+    tokens = torch.randint(0, config.vocab_size, (1, 24), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        logits, expected = ours(tokens), theirs(tokens).logits
+    assert logits.shape == (1, 24, config.padded_vocab_size)
+    assert torch.allclose(logits[..., : config.vocab_size], expected, atol=1e-4, rtol=0)
+    assert sum(p.numel() for p in theirs.parameters()) == config.parameters
+
+
+def test_gradients_equal_transformers() -> None:
+    theirs, ours = published(SMALL), GPT(SMALL)
+    copy_weights(theirs, ours)
+    tokens = torch.randint(0, 250, (3, 17))
+    loss = ours(tokens[:, :-1], tokens[:, 1:])
+    expected = F.cross_entropy(theirs(tokens[:, :-1]).logits.flatten(0, 1), tokens[:, 1:].flatten())
+    assert torch.allclose(loss, expected, atol=1e-6)
+    loss.backward()
+    expected.backward()
+    own, their = ours.h[1].mlp.c_fc.weight.grad, theirs.transformer.h[1].mlp.c_fc.weight.grad.t()
+    assert torch.allclose(own, their, atol=1e-6)
+    assert torch.allclose(ours.wte.weight.grad[:250], theirs.transformer.wte.weight.grad, atol=1e-6)
+
+
+def test_padding_is_impossible() -> None:
+    model = GPT(SMALL)
+    with torch.no_grad():
+        model.wte.weight[250:] = 100.0
+    logits = model(torch.randint(0, 250, (2, 16)))
+    assert torch.all(logits[..., 250:] == -math.inf)
+    assert torch.isfinite(logits[..., :250]).all()
+    loss = model(torch.randint(0, 250, (2, 16)), torch.randint(0, 250, (2, 16)))
+    loss.backward()
+    assert torch.isfinite(model.wte.weight.grad).all()
+    assert torch.all(model.wte.weight.grad[250:] == 0)
+    drawn = list(generate(model, [1], max_tokens=300, temperature=5.0, seed=3))
+    assert len(drawn) == 300
+    assert max(drawn) < 250
+
+
+def test_attention_is_causal() -> None:
+    model = GPT(SMALL).eval()
+    tokens = torch.randint(0, 250, (1, 16))
+    changed = tokens.clone()
+    changed[0, 10:] = 7
+    with torch.no_grad():
+        assert torch.equal(model(tokens)[0, :10, :250], model(changed)[0, :10, :250])
+
+
+def test_initial_weights() -> None:
+    torch.manual_seed(0)
+    model = GPT(ModelConfig(n_layer=8, n_head=4, n_embd=256, block_size=64, vocab_size=1000, padded_vocab_size=1024))
+    scaled = 0.02 / math.sqrt(2 * 8)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            assert torch.all(parameter == 0), name
+        elif "ln_" in name:
+            assert torch.all(parameter == 1), name
+        else:
+            expected = scaled if name.endswith("c_proj.weight") else 0.02
+            assert parameter.std().item() == pytest.approx(expected, rel=0.03), name
+    loss = model(torch.randint(0, 1000, (4, 64)), torch.randint(0, 1000, (4, 64)))
+    assert loss.item() == pytest.approx(math.log(1000), abs=0.15)
+
+
+def test_embedding_is_the_head() -> None:
+    model = GPT(SMALL)
+    assert not [name for name, _ in model.named_parameters() if "lm_head" in name]
+    assert sum(p.numel() for p in model.parameters()) == SMALL.parameters + 6 * SMALL.n_embd
+
+
+def test_ignored_targets_do_not_count() -> None:
+    model = GPT(SMALL).eval()
+    tokens = torch.randint(0, 250, (2, 16))
+    targets = torch.randint(0, 250, (2, 16))
+    alone = model(tokens[:1], targets[:1], reduction="sum")
+    targets[1:] = -100
+    assert torch.allclose(model(tokens, targets, reduction="sum"), alone)
+
+
+def test_generation_is_repeatable() -> None:
+    torch.manual_seed(0)
+    model = GPT(SMALL)
+    one, two, other = (list(generate(model, [1, 2], max_tokens=30, seed=seed)) for seed in (5, 5, 6))
+    assert one == two != other
+    greedy = list(generate(model, [1, 2], max_tokens=30, temperature=0))
+    assert greedy == list(generate(model, [1, 2], max_tokens=30, temperature=1.0, top_k=1))
+    stop = greedy[4]
+    assert list(generate(model, [1, 2], max_tokens=30, temperature=0, stop=stop)) == greedy[: greedy.index(stop)]
+
+
+def test_decay_is_on_matrices_only() -> None:
+    model = GPT(SMALL)
+    decayed, plain = new_optimizer(model, OptimizerConfig()).param_groups
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
+    assert all(name.endswith("weight") and "ln_" not in name for name in (names[p] for p in decayed["params"]))
+    assert all(name.endswith("bias") or "ln_" in name for name in (names[p] for p in plain["params"]))
+    assert len(decayed["params"]) + len(plain["params"]) == len(names)
+
+
+def test_schedule() -> None:
+    config = Config(
+        optimizer=OptimizerConfig(learning_rate=6e-4, lr_multiplier=2.0, warmup_tokens=1000),
+        train=TrainConfig(total_steps=110, tokens_per_step=100, micro_batch_size=1),
+    )
+    rates = [learning_rate(step, config) for step in range(111)]
+    assert rates[0] == pytest.approx(1.2e-4)
+    assert rates[9] == rates[10] == pytest.approx(1.2e-3)
+    assert rates[60] == pytest.approx(1.2e-3 * 0.55)
+    assert rates[110] == pytest.approx(1.2e-4)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_precision_is_what_is_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda:3")
+    assert precision.choose("auto", cpu).dtype == torch.float32
+    for capability, dtype in (
+        ((9, 0), torch.bfloat16),
+        ((8, 0), torch.bfloat16),
+        ((7, 0), torch.float16),
+        ((6, 1), torch.float32),
+    ):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        assert precision.choose("auto", gpu).dtype == dtype, "an indexed device counts as CUDA, and Ampere has bf16"
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    assert precision.peak_flops(gpu) == 989e12
+    assert precision.peak_flops(cpu) is None
+
+
+def test_scaling_is_for_fp16_only() -> None:
+    cpu = torch.device("cpu")
+    assert precision.choose("fp16", cpu).new_scaler().is_enabled()
+    for name in ("bf16", "fp32"):
+        assert not precision.choose(name, cpu).new_scaler().is_enabled()
+
+
+def test_flops_per_token() -> None:
+    """6N + 12·L·d·T; 124M: 0.86 GFLOPs."""
+    assert ModelConfig().flops_per_token == 6 * 124_439_808 + 12 * 12 * 768 * 1024

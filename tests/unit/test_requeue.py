@@ -1,0 +1,175 @@
+"""Every row of the decision table, and what must not happen in each."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpt2hpc.cluster import requeue
+from gpt2hpc.cluster.ledger import Attempt, Cause, Outcome
+from gpt2hpc.cluster.requeue import Action, decide
+from gpt2hpc.cluster.slurm import Job, parse_show_job
+from gpt2hpc.config import RequeueConfig
+from gpt2hpc.errors import UsageError
+
+LIMITS = RequeueConfig(crash_budget=2, max_without_progress=4, backoff_s=30.0)
+
+
+def attempt(
+    restart: int, *, first: int = 0, saved: int | None = None, cause: Cause | None = None, job: str = "7"
+) -> Attempt:
+    return Attempt(
+        number=restart + 1,
+        job=job,
+        restart=restart,
+        host="n1",
+        pid=1,
+        started="2026-01-31T12:00:00Z",
+        process="x",
+        nodes="n1",
+        world_size=1,
+        first_step=first,
+        saved_step=first if saved is None else saved,
+        cause=cause,
+    )
+
+
+def outcome(cause: Cause, *, restart: int = 0, job: str = "7", **more: Any) -> Outcome:
+    return Outcome(job, restart, cause, 50, **more)
+
+
+def ask(job: Job, found: Outcome | None, attempts: list[Attempt] | None = None, *, finished: bool = False) -> Action:
+    return decide(job, found, attempts if attempts is not None else [attempt(job.restart)], LIMITS, finished=finished)
+
+
+def test_finished() -> None:
+    for state in ("RUNNING", "COMPLETING"):
+        action = ask(Job("7", 0, state=state, exit_code=1), outcome(Cause.PREEMPTED), finished=True)
+        assert (action.kind, action.exit_code) == ("exit", 0)
+
+
+@pytest.mark.parametrize(("cause", "code"), [(Cause.DIVERGED, 5), (Cause.STOPPED, 6)])
+def test_never_requeued(cause: Cause, code: int) -> None:
+    action = ask(Job("7", 0, exit_code=0), outcome(cause))
+    assert (action.kind, action.exit_code) == ("exit", code)
+
+
+def test_an_error_of_the_users_keeps_its_code_and_line() -> None:
+    action = ask(Job("7", 0, exit_code=137), outcome(Cause.ERROR, exit_code=4, message="data.dir=x is damaged"))
+    assert (action.kind, action.exit_code, action.reason) == ("exit", 4, "data.dir=x is damaged")
+    action = ask(Job("7", 0, exit_code=3), None, [])
+    assert (action.kind, action.exit_code) == ("exit", 3)
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        Job("7", 0, state="COMPLETING"),  # scancel, or the end of the time limit from outside
+        Job("7", 0, restarts=1),  # somebody requeued it already
+        Job("7", 0, cancelled=True),
+    ],
+)
+def test_a_cancelled_job_is_not_resurrected(job: Job) -> None:
+    for found in (outcome(Cause.PREEMPTED), None):
+        action = ask(job, found)
+        assert (action.kind, action.exit_code) == ("exit", 6)
+
+
+@pytest.mark.parametrize("cause", [Cause.PREEMPTED, Cause.TIME_LIMIT])
+def test_preempted(cause: Cause) -> None:
+    action = ask(Job("7", 0, exit_code=0), outcome(cause))
+    assert (action.kind, action.delay_s) == ("requeue", 0)
+
+
+def test_preempted_without_progress_ends() -> None:
+    def after(count: int) -> Action:
+        attempts = [attempt(restart, first=50, cause=Cause.PREEMPTED) for restart in range(count)]
+        return ask(Job("7", count - 1, restarts=count - 1), outcome(Cause.PREEMPTED, restart=count - 1), attempts)
+
+    assert [after(count).kind for count in (1, 2, 3, 4)] == ["requeue"] * 4
+    assert (after(5).kind, after(5).exit_code) == ("exit", 7)
+
+
+def test_progress_renews_the_patience() -> None:
+    attempts = [
+        attempt(restart, first=10 * restart, saved=10 * restart + 10, cause=Cause.TIME_LIMIT) for restart in range(30)
+    ]
+    assert ask(Job("7", 29, restarts=29), outcome(Cause.TIME_LIMIT, restart=29), attempts).kind == "requeue"
+
+
+def test_crashes_use_up_the_budget() -> None:
+    def after(count: int) -> Action:
+        attempts = [attempt(restart, first=50) for restart in range(count)]
+        return ask(Job("7", count - 1, restarts=count - 1, exit_code=137), None, attempts)
+
+    assert (after(1).kind, after(1).delay_s) == ("requeue", 30)
+    assert (after(2).kind, after(2).delay_s) == ("requeue", 60)
+    assert (after(3).kind, after(3).exit_code) == ("exit", 7)
+    assert "crashed 3 times" in after(3).reason
+    assert "step 50" in after(3).reason
+
+
+def test_a_crash_after_progress_counts_one() -> None:
+    attempts = [attempt(0, first=0), attempt(1, first=0), attempt(2, first=0, saved=50)]
+    action = ask(Job("7", 2, restarts=2), None, attempts)
+    assert (action.kind, action.delay_s) == ("requeue", 30)
+
+
+def test_a_preemption_between_crashes_renews_nothing() -> None:
+    attempts = [attempt(0), attempt(1), attempt(2, cause=Cause.PREEMPTED), attempt(3)]
+    assert ask(Job("7", 3, restarts=3), None, attempts).exit_code == 7
+
+
+def test_a_crash_before_the_ledger_counts_too() -> None:
+    attempts = [attempt(0), attempt(1)]
+    assert ask(Job("7", 2, restarts=2, exit_code=1), None, attempts).exit_code == 7
+
+
+def test_a_new_submission_gets_a_new_budget() -> None:
+    attempts = [attempt(0, job="6"), attempt(1, job="6"), attempt(2, job="6"), attempt(0, job="7")]
+    assert ask(Job("7", 0, exit_code=137), None, attempts).kind == "requeue"
+
+
+def test_the_outcome_of_another_attempt_is_ignored() -> None:
+    for found in (outcome(Cause.STOPPED, restart=0), outcome(Cause.DIVERGED, job="6", restart=1)):
+        action = ask(Job("7", 1, restarts=1, exit_code=137), found, [attempt(0), attempt(1)])
+        assert (action.kind, action.delay_s) == ("requeue", 60)
+
+
+def test_backoff_is_bounded() -> None:
+    limits = RequeueConfig(crash_budget=100, max_without_progress=100, backoff_s=30.0)
+    attempts = [attempt(restart) for restart in range(20)]
+    assert decide(Job("7", 19, restarts=19), None, attempts, limits, finished=False).delay_s == 600
+
+
+SHOWN = (
+    "JobId=123 ArrayJobId=120 ArrayTaskId=3 JobName=train UserId=me(1000) JobState=RUNNING Reason=None Requeue=1 "
+    "Restarts=1 BatchFlag=1 ExitCode=0:0 NodeList=n[1-2] Command=/home/me/a b.sh\n"
+)
+
+
+def test_show_job_is_read() -> None:
+    job = parse_show_job(SHOWN, restart=1, exit_code=0)
+    assert job == Job("120_3", 1, state="RUNNING", restarts=1, exit_code=0, nodes="n[1-2]")
+    assert parse_show_job("JobId=9 JobState=COMPLETING\n", restart=0, exit_code=None).job == "9"
+    for text in ("", "slurm_load_jobs error: Invalid job id specified\n"):
+        with pytest.raises(UsageError, match="scontrol show job -o"):
+            parse_show_job(text, restart=0, exit_code=None)
+
+
+def test_the_command_prints_one_action(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    monkeypatch.setattr(sys, "stdin", io.StringIO(SHOWN))
+    (tmp_path / "attempts").mkdir()
+    assert requeue.main(["decide", str(tmp_path), "--exit-code", "137"]) == 0
+    assert capsys.readouterr().out == "requeue job=120_3 delay_s=10 reason=crash 1 of 3 allowed (exit code 137)\n"
+    (tmp_path / "FINISHED").write_text('{"step": 3}')
+    monkeypatch.setattr(sys, "stdin", io.StringIO(SHOWN))
+    assert requeue.main(["decide", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == "exit code=0 reason=finished\n"

@@ -1,0 +1,182 @@
+"""Logs, stopping and devices, without a run around them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pickle
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpt2hpc.cluster.dist_env import DistEnv
+from gpt2hpc.config import CheckpointConfig
+from gpt2hpc.errors import MissingError
+from gpt2hpc.jobs import Train
+from gpt2hpc.run_dir import RunDir
+from gpt2hpc.training.metrics import MetricsLog, StepRecord
+from gpt2hpc.training.process_group import select_device
+from gpt2hpc.training.stop import Agreement, Clock, SignalFlag, Stop, StopFile
+
+ALONE = DistEnv(rank=0, local_rank=0, world_size=1, local_world_size=1, job="1", restart=0, nodes="n1")
+
+
+def record(step: int, **more: float) -> StepRecord:
+    facts = {"loss": 5.0, "lr": 1e-3, "grad_norm": 1.0, "ms": 10.0, "tokens_per_s": 100.0, **more}
+    return StepRecord(step=step, mfu=None, **facts)
+
+
+def opened(run: RunDir, resumed_step: int) -> MetricsLog:
+    return MetricsLog(run, resumed_step=resumed_step, fence=lambda: None, say=lambda text: None)
+
+
+def test_logs_are_cut_back_to_the_resumed_step(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    log = opened(run, 0)
+    log.validation(0, 10.8, 100)
+    for step in (1, 2, 3, 4):
+        log.step(record(step, loss=float(step)), 10)
+    log.validation(4, 7.5, 100)
+    log.close()
+    with run.log.open("a") as file:
+        file.write("5 trai")  # torn by a kill
+    with run.metrics.open("a") as file:
+        file.write('{"step": 5, "lo')
+    log = opened(run, 3)
+    log.step(record(4, loss=4.5), 10)
+    log.close()
+    assert run.log.read_text().splitlines() == [
+        "0 val 10.800000",
+        "1 train 1.000000",
+        "2 train 2.000000",
+        "3 train 3.000000",
+        "4 train 4.500000",
+    ]
+    assert [json.loads(line)["step"] for line in run.metrics.read_text().splitlines()] == [0, 1, 2, 3, 4]
+
+
+def test_an_older_attempts_open_log_is_not_the_runs(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    zombie = opened(run, 0)
+    opened(run, 0).close()
+    zombie.step(record(1), 10)
+    assert run.log.read_text() == ""
+
+
+def test_metrics_are_json_even_of_nan(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    log = opened(run, 0)
+    log.step(record(1, loss=float("nan"), grad_norm=float("inf")), 10)
+    facts = json.loads(run.metrics.read_text(), parse_constant=lambda text: pytest.fail(f"{text} is not JSON"))
+    assert (facts["loss"], facts["grad_norm"], facts["lr"]) == (None, None, 1e-3)
+
+
+def test_a_step_line_says_it_all() -> None:
+    line = dataclasses.replace(record(12), mfu=0.41).line(100)
+    for word in ("step  12/100", "loss  5.0000", "lr 1.00e-03", "norm  1.000", "10.0 ms", "100 tok/s", "mfu 41.0%"):
+        assert word in line
+    assert "mfu" not in record(12).line(100)
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+def test_signals_only_set_a_flag(number: int, handlers: None) -> None:
+    flag = SignalFlag()
+    flag.install()
+    assert flag.stop is Stop.NO
+    for _ in range(3):  # a group signal may arrive more than once
+        os.kill(os.getpid(), number)
+    assert flag.stop is Stop.PREEMPTED
+
+
+def test_interrupt_is_the_users_and_wins(handlers: None) -> None:
+    flag = SignalFlag()
+    flag.install()
+    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert flag.stop is Stop.STOPPED
+
+
+def test_the_largest_reason_wins() -> None:
+    assert max(Stop.TIME_LIMIT, Stop.PREEMPTED, Stop.STOPPED, Stop.DIVERGED) is Stop.DIVERGED
+    assert [stop.cause for stop in list(Stop)[1:]] == ["time_limit", "preempted", "stopped", "diverged"]
+    assert Agreement().stop is Stop.NO
+
+
+def test_the_clock_asks_once_a_period() -> None:
+    clock = Clock(CheckpointConfig(every_minutes=0.001), job_end=None)
+    assert not clock.asks_to_save()
+    time.sleep(0.07)
+    assert clock.asks_to_save()
+    assert not clock.asks_to_save(), "asked twice before it was saved, it would be saved twice"
+    clock.saved(1.0)
+    assert not clock.asks_to_save()
+    time.sleep(0.07)
+    assert clock.asks_to_save()
+
+
+def test_the_end_is_near_when_a_save_would_not_fit() -> None:
+    config = CheckpointConfig(stop_margin_s=60)
+    assert not Clock(config, job_end=None).is_end_near(1.0)
+    clock = Clock(config, job_end=time.time() + 100)
+    assert not clock.is_end_near(1.0)
+    assert clock.is_end_near(20.0), "three long steps do not fit"
+    clock.saved(40.0)
+    assert clock.is_end_near(1.0), "a save as long as the last one does not fit"
+
+
+def test_a_stop_file_is_seen(tmp_path: Path) -> None:
+    path = tmp_path / "STOP"
+    assert not StopFile(path).is_there()
+    path.touch()
+    found = StopFile(path)
+    assert found.is_there()
+    path.unlink()
+    assert found.is_there()
+
+
+def test_no_silent_cpu_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with_gpus = dataclasses.replace(ALONE, gpus_allotted=True)
+    assert select_device("auto", ALONE).type == "cpu"
+    assert select_device("cpu", with_gpus).type == "cpu"
+    for name, env in (("auto", with_gpus), ("cuda", ALONE)):
+        with pytest.raises(MissingError, match="--device cpu"):
+            select_device(name, env)
+    with pytest.raises(MissingError, match=r"train\.device=mps"):
+        select_device("mps", ALONE)
+
+
+@pytest.mark.parametrize(("visible", "index"), [(1, 0), (4, 3)])
+def test_a_rank_takes_its_gpu(visible: int, index: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slurm may show each rank all GPUs of the node, or only its own."""
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    fourth = dataclasses.replace(ALONE, rank=7, local_rank=3, world_size=8, local_world_size=4)
+    assert select_device("auto", fourth) == torch.device("cuda", index) == chosen[0]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(MissingError, match="4 ranks on this node but 2 GPUs"):
+        select_device("auto", fourth)
+
+
+def test_jobs_pickle_by_reference() -> None:
+    """A few bytes that any Python version can read: no bytecode travels."""
+    packed = pickle.dumps(Train("runs/x"))
+    assert len(packed) < 120
+    assert pickle.loads(packed) == Train("runs/x")
