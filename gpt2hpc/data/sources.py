@@ -24,6 +24,7 @@ UNIT_BYTES = 400_000_000
 
 _TEXT_SUFFIXES = (".txt", ".text", ".md", ".rst")
 _JSONL_SUFFIXES = (".jsonl", ".ndjson")
+_NO_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idlelib"}
 
 
 @dataclass(frozen=True)
@@ -135,9 +136,8 @@ def demo_documents() -> Iterator[str]:
     yield from (text for _, text in sorted(pydoc_data.topics.topics.items()))
     library = Path(sysconfig.get_paths()["stdlib"])
     for path in sorted(library.rglob("*.py")):
-        if not {"site-packages", "dist-packages", "test", "tests", "idlelib"} & set(path.relative_to(library).parts):
-            if text := _docstrings(path):
-                yield text
+        if _NO_LIBRARY.isdisjoint(path.relative_to(library).parts) and (text := _docstrings(path)):
+            yield text
 
 
 def _docstrings(path: Path) -> str:

@@ -66,7 +66,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: 
 def rank_state(device: torch.device) -> RankState:
     """This process's random number generators."""
     version, words, gauss = random.getstate()
-    kind, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002 -- the global generator is what others use
+    kind, keys, position, has_gauss, cached = np.random.get_state()
     tensors = {
         "torch": torch.get_rng_state(),
         "python": torch.tensor(words, dtype=torch.int64),
@@ -86,7 +86,7 @@ def restore_rank_state(state: RankState, device: torch.device) -> None:
     version, gauss = json.loads(texts["python"])
     random.setstate((version, tuple(tensors["python"].tolist()), gauss))
     kind, position, has_gauss, cached = json.loads(texts["numpy"])
-    np.random.set_state((kind, tensors["numpy"].numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
+    np.random.set_state((kind, tensors["numpy"].numpy().astype(np.uint32), position, has_gauss, cached))
     torch.set_rng_state(tensors["torch"])
     if device.type == "cuda" and "cuda" in tensors:
         torch.cuda.set_rng_state(tensors["cuda"], device)
@@ -99,7 +99,7 @@ def seed_rank(seed: int, rank: int, step: int) -> None:
     words = hashlib.sha256(f"{seed}/{rank}/{step}".encode()).digest()
     number = int.from_bytes(words[:4])
     random.seed(number)
-    np.random.seed(number)  # noqa: NPY002
+    np.random.seed(number)
     torch.manual_seed(int.from_bytes(words[:8], signed=True))
 
 

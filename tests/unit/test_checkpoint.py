@@ -203,7 +203,7 @@ def test_random_generators_survive(tmp_path: Path, ranks: Ranks) -> None:
             float(np.random.normal()),
             float(np.random.rand()),
             torch.rand(()).item(),
-        ]  # noqa: NPY002
+        ]
 
     state.seed_rank(1, 2, 3)
     draw()  # leaves a cached Gaussian behind in Python and NumPy

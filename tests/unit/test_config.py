@@ -69,7 +69,7 @@ def test_short_forms() -> None:
         (["--data", "somewhere"], UsageError, ["--data", "--data.dir"]),
         (["--model.n_layer", "many"], ConfigError, ["model.n_layer=many", "a whole number"]),
         (["--train.precision", "bf17"], ConfigError, ["train.precision=bf17", "auto, bf16, fp16, fp32"]),
-        (["--train.tokens_per_step", "null"], ConfigError, ["train.tokens_per_step=null", "a whole number"]),
+        (["--train.tokens_per_step", "null"], ConfigError, ["train.tokens_per_step=None", "a whole number"]),
         (["--train.total_steps", "1e3"], ConfigError, ["train.total_steps=1e3", "a whole number or null"]),
         (["--model.n_embd", "770"], ConfigError, ["model.n_embd=770", "model.n_head=12", "try 780"]),
         (["--model.dropout", "1.0"], ConfigError, ["model.dropout=1.0", "below 1"]),

@@ -39,7 +39,7 @@ def test_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_pattern_is_tiktokens() -> None:
     import tiktoken_ext.openai_public as published
 
-    assert tokenizer._PATTERN == published.r50k_pat_str
+    assert published.r50k_pat_str == tokenizer._PATTERN
 
 
 def test_end_of_text_comes_first_and_only_from_us() -> None:
