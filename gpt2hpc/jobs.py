@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from gpt2hpc import cli, config_io, durable
 from gpt2hpc.cluster.dist_env import DistEnv
 from gpt2hpc.cluster.ledger import Attempt, Cause, Ledger, Outcome
+from gpt2hpc.cluster.signals import SignalFlag, Stop
 from gpt2hpc.config import Config, check, grad_accum_steps
 from gpt2hpc.data import manifest as manifests
 from gpt2hpc.errors import ConfigError, DataError, Gpt2hpcError, MissingError
@@ -18,7 +19,6 @@ from gpt2hpc.run_dir import RunDir
 
 if TYPE_CHECKING:
     from gpt2hpc.training.process_group import Ranks
-    from gpt2hpc.training.stop import SignalFlag, Stop
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,15 @@ class Train:
     config: Config | None = None
 
     def __call__(self) -> int:
-        require_torch()
-        from gpt2hpc.training.process_group import joined, select_device
-        from gpt2hpc.training.stop import SignalFlag
-
         signals = SignalFlag()
-        signals.install()
+        signals.install()  # before the seconds that importing torch takes
+        require_torch()
+        from gpt2hpc.training.process_group import joined, make_deterministic, select_device
+
         env, run = DistEnv.from_env(os.environ), RunDir(Path(self.run_dir))
         config = self.config or stored_config(run)
+        if config.train.deterministic:
+            make_deterministic()  # before NCCL reads its settings
         device = select_device(config.train.device, env)
         with joined(env, device) as ranks:
             opened = None
@@ -95,7 +96,9 @@ def check_start(run: RunDir, config: Config, *, world_size: int) -> Config:
             f"data.dir={config.data.dir} changed under the run: its manifest is {manifest.sha256[:12]}…, the run began with "
             f"{known[:12]}…; restore the data, or choose another --run-dir"
         )
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, manifest_sha256=manifest.sha256))
+    where = str(Path(config.data.dir).absolute())  # a restart may begin in another directory
+    data = dataclasses.replace(config.data, dir=where, manifest_sha256=manifest.sha256)
+    config = dataclasses.replace(config, data=data)
     config_io.changes(run, config)
     return config
 

@@ -57,7 +57,7 @@ def _state(run: RunDir, ledger: Ledger, attempts: Sequence[Attempt]) -> tuple[st
     newest = attempts[-1]
     if newest.cause is not None:
         return newest.cause, _explained(newest, ledger.outcome())
-    if ledger.alive(newest):
+    if ledger.seems_alive(newest):
         return "running", f"job {newest.job} on {newest.host}, pid {newest.pid}, {newest.world_size} ranks"
     return "crashed", f"job {newest.job} on {newest.host} ended without a word after saving step {newest.saved_step}"
 

@@ -6,35 +6,15 @@ step, so agreement costs no waiting; a peer's death makes the read raise, and no
 
 from __future__ import annotations
 
-import enum
-import signal
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 import torch
 import torch.distributed as dist
 
-from gpt2hpc.cluster.ledger import Cause
+from gpt2hpc.cluster.signals import Stop
 from gpt2hpc.config import CheckpointConfig
-
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-
-
-class Stop(enum.IntEnum):
-    """Reasons to stop; where ranks differ, the largest wins."""
-
-    NO = 0
-    TIME_LIMIT = 1
-    PREEMPTED = 2
-    STOPPED = 3
-    DIVERGED = 4
-
-    @property
-    def cause(self) -> Cause:
-        return Cause[self.name]
 
 
 @dataclass(frozen=True)
@@ -45,23 +25,6 @@ class Agreement:
     save: bool = False
 
 
-class SignalFlag:
-    """Remembers the signals of a preemption or a cancel; a second one changes nothing."""
-
-    def __init__(self) -> None:
-        self.stop = Stop.NO
-
-    def install(self) -> None:
-        """Take over TERM, USR1, USR2 and INT from whoever had them; only in the main thread."""
-        if threading.current_thread() is threading.main_thread():
-            for number in (*SIGNALS, signal.SIGINT):
-                signal.signal(number, self._remember)
-
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        wish = Stop.STOPPED if number == signal.SIGINT else Stop.PREEMPTED
-        self.stop = max(self.stop, wish)
-
-
 class Clock:
     """Time since the last save, and time left: rank 0's watch decides for all."""
 
@@ -69,7 +32,6 @@ class Clock:
         self._config, self._job_end = config, job_end
         self._saved_at, self._asked = time.monotonic(), False
         self._longest_save_s = 0.0
-        self._asked = False
 
     def saved(self, seconds: float) -> None:
         self._saved_at, self._asked = time.monotonic(), False

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gpt2hpc import __version__
 from gpt2hpc.cluster.ledger import Attempt, Ledger
+from gpt2hpc.cluster.signals import SignalFlag, Stop
 from gpt2hpc.config import Config, grad_accum_steps
 from gpt2hpc.data.loader import Slice, TrainLoader, ValLoader
 from gpt2hpc.data.manifest import Manifest
@@ -28,9 +29,9 @@ from gpt2hpc.training import checkpoint, precision, state
 from gpt2hpc.training.checkpoint import Checkpoint
 from gpt2hpc.training.metrics import MetricsLog
 from gpt2hpc.training.optimizer import learning_rate, new_optimizer
-from gpt2hpc.training.process_group import Ranks, make_deterministic
+from gpt2hpc.training.process_group import Ranks
 from gpt2hpc.training.progress import Progress
-from gpt2hpc.training.stop import Agreement, Clock, Consensus, SignalFlag, Stop, StopFile
+from gpt2hpc.training.stop import Agreement, Clock, Consensus, StopFile
 
 Say = Callable[[str], None]
 
@@ -72,8 +73,6 @@ class Trainer:
 
     def _build(self, manifest: Manifest) -> None:
         config, device = self.config, self.ranks.device
-        if config.train.deterministic:
-            make_deterministic()
         self.precision = precision.choose(config.train.precision, device)
         self.scaler = self.precision.new_scaler()
         torch.manual_seed(config.train.seed)

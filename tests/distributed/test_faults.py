@@ -106,18 +106,33 @@ def test_a_new_start_overrides_an_old_wish(shared_data: Manifest, run: RunDir) -
     assert run.finished.exists()
 
 
+def test_a_signal_during_start_up_is_obeyed(
+    shared_data: Manifest, run: RunDir, tmp_path: Path, children: list[subprocess.Popen[str]]
+) -> None:
+    """Importing torch takes seconds; a TERM in them must not look like a crash."""
+    settings = tiny.config(shared_data.directory, total_steps=100_000)
+    alone = {"RANK": "0", "WORLD_SIZE": "1", dist_env.RENDEZVOUS: str(tmp_path / "store")}
+    children.append(_start("train", run, *tiny.flags(settings), env=alone))
+    until(lambda: _catches(children[0].pid, signal.SIGTERM), "the handler")
+    assert not Ledger(run).attempts(), "too late to show anything"
+    children[0].terminate()
+    output, _ = children[0].communicate(timeout=60)
+    assert children[0].returncode == 0, output
+    assert cause(run) is Cause.PREEMPTED
+    assert tiny.newest(run).step <= 3
+
+
 def test_time_runs_out(shared_data: Manifest, run: RunDir) -> None:
     """Without any signal the run stops in time, and a supervisor starts it again."""
     settings = dataclasses.replace(
-        tiny.config(shared_data.directory, total_steps=400),
-        checkpoint=CheckpointConfig(stop_margin_s=9.0),
+        tiny.config(shared_data.directory, total_steps=5),
+        checkpoint=CheckpointConfig(stop_margin_s=59.5),  # of 60 s, so that each attempt agrees to stop in its first step
     )
-    done = gpt2hpc("submit", "--run-dir", run.path, "--time", "0.2", *tiny.flags(settings))
+    done = gpt2hpc("submit", "--run-dir", run.path, "--time", "1", *tiny.flags(settings))
     assert done.returncode == 0, done.stdout + done.stderr
-    causes = [attempt.cause for attempt in Ledger(run).attempts()]
-    assert set(causes[:-1]) == {"time_limit"}
-    assert causes[-1] == "finished"
-    assert list(tiny.losses(run)) == list(range(1, 401))
+    assert [attempt.cause for attempt in Ledger(run).attempts()] == ["time_limit", "time_limit", "finished"]
+    assert [attempt.saved_step for attempt in Ledger(run).attempts()] == [2, 4, 5]
+    assert list(tiny.losses(run)) == [1, 2, 3, 4, 5]
 
 
 def test_a_crash_is_restarted_by_the_supervisor(
@@ -227,9 +242,16 @@ def test_only_the_last_checkpoints_stay(shared_data: Manifest, run: RunDir) -> N
     assert [found.step for found in checkpoint.found(run.checkpoints)] == [12, 11, 10]
 
 
-def _start(verb: str, run: RunDir, *arguments: str) -> subprocess.Popen[str]:
+def _catches(pid: int, number: int) -> bool:
+    """Whether the process has a handler for the signal (proc(5), SigCgt)."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    mask = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt"))
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
+def _start(verb: str, run: RunDir, *arguments: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "gpt2hpc", verb, "--run-dir", str(run.path), *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 

@@ -221,3 +221,11 @@ def test_equal_states_are_equal_bytes(tmp_path: Path, ranks: Ranks) -> None:
         json.dumps(save(tmp_path / str(number), 3, ranks).manifest()["files"], sort_keys=True) for number in range(5)
     }
     assert len(hashes) == 1
+
+
+def test_a_rank_without_a_share_writes_an_empty_file(tmp_path: Path) -> None:
+    import safetensors.torch
+
+    safetensors.torch.save_file({}, tmp_path / "state-00001-of-00002.safetensors")
+    safetensors.torch.save_file({"model/a": torch.ones(2)}, tmp_path / "state-00000-of-00002.safetensors")
+    assert list(dict(Checkpoint(tmp_path).tensors())) == ["model/a"]

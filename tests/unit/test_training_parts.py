@@ -15,13 +15,14 @@ import pytest
 import torch
 
 from gpt2hpc.cluster.dist_env import DistEnv
+from gpt2hpc.cluster.signals import SignalFlag, Stop
 from gpt2hpc.config import CheckpointConfig
 from gpt2hpc.errors import MissingError
 from gpt2hpc.jobs import Train
 from gpt2hpc.run_dir import RunDir
 from gpt2hpc.training.metrics import MetricsLog, StepRecord
 from gpt2hpc.training.process_group import select_device
-from gpt2hpc.training.stop import Agreement, Clock, SignalFlag, Stop, StopFile
+from gpt2hpc.training.stop import Agreement, Clock, StopFile
 
 ALONE = DistEnv(rank=0, local_rank=0, world_size=1, local_world_size=1, job="1", restart=0, nodes="n1")
 

@@ -1,0 +1,43 @@
+"""Reasons to stop, and the signals that are some of them. Torch-free, so that a rank listens before it imports torch."""
+
+from __future__ import annotations
+
+import enum
+import signal
+import threading
+from types import FrameType
+
+from gpt2hpc.cluster.ledger import Cause
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class Stop(enum.IntEnum):
+    """Reasons to stop; where ranks differ, the largest wins."""
+
+    NO = 0
+    TIME_LIMIT = 1
+    PREEMPTED = 2
+    STOPPED = 3
+    DIVERGED = 4
+
+    @property
+    def cause(self) -> Cause:
+        return Cause[self.name]
+
+
+class SignalFlag:
+    """Remembers the signals of a preemption or a cancel; a second one changes nothing."""
+
+    def __init__(self) -> None:
+        self.stop = Stop.NO
+
+    def install(self) -> None:
+        """Take over TERM, USR1, USR2 and INT from whoever had them; only in the main thread."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (*SIGNALS, signal.SIGINT):
+                signal.signal(number, self._remember)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        wish = Stop.STOPPED if number == signal.SIGINT else Stop.PREEMPTED
+        self.stop = max(self.stop, wish)
