@@ -20,11 +20,6 @@ def fsync_dir(path: Path) -> None:
         os.close(descriptor)
 
 
-def fsync_file(path: Path) -> None:
-    """Make the contents of `path` survive a power cut."""
-    fsync_dir(path)  # the same three calls serve a file
-
-
 def temporary_name(path: Path) -> Path:
     """A name beside `path` that no other process, on any node, uses."""
     return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}.tmp")
@@ -34,7 +29,7 @@ def publish_bytes(path: Path, contents: bytes | memoryview) -> None:
     """Replace `path` by `contents` in one step; a reader sees the old or the new, never a part."""
     temporary = temporary_name(path)
     try:
-        _write(temporary, contents)
+        write_bytes(temporary, contents)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -46,7 +41,8 @@ def publish_text(path: Path, text: str) -> None:
     publish_bytes(path, text.encode())
 
 
-def _write(path: Path, contents: bytes | memoryview) -> None:
+def write_bytes(path: Path, contents: bytes | memoryview) -> None:
+    """Write and fsync `path` itself; for a file whose folder is published later."""
     with path.open("wb") as file:
         file.write(contents)
         file.flush()
@@ -60,7 +56,7 @@ def create_text(path: Path, text: str) -> bool:
     """
     temporary = temporary_name(path)
     try:
-        _write(temporary, text.encode())
+        write_bytes(temporary, text.encode())
         os.link(temporary, path)
     except FileExistsError:
         return False

@@ -5,7 +5,7 @@
         rank-00000.safetensors              what belongs to one rank: its random number generators
         manifest.json                       step, config, data position, versions; size and sha256 of every file, its own too
 
-All of it is written to a directory `….tmp`, fsynced and renamed. A reader needs no particular number of files.
+All of it is written to a directory `….tmp`, fsynced, read back, compared and renamed. A reader needs no particular number of files.
 Nothing is pickled, so nothing that is loaded can run.
 """
 
@@ -113,14 +113,15 @@ def save(
     state: Tensors,
     rank_state: tuple[Tensors, Mapping[str, str]],
     facts: Mapping[str, Any],
+    attempt: int,
     fence: Callable[[], None],
 ) -> None:
     """Write and publish a checkpoint; every rank calls it with the same `state`, of which each writes a share.
 
-    `fence` runs on rank 0 right before publishing, and raises if this attempt may not. Raises RunDirError where the
-    disk is full or read-only; what was there before stays.
+    `attempt` keeps a zombie's files apart; `fence` runs on rank 0 right before publishing, and raises if this attempt
+    may not. Raises RunDirError where the disk is full or read-only; what was there before stays.
     """
-    temporary = target.with_name(f"{target.name}.tmp")
+    temporary = target.with_name(f"{target.name}.{attempt:04d}.tmp")
     with ranks.first_decides(), _disk_errors(target):
         if ranks.is_first:
             fence()
@@ -182,9 +183,12 @@ def _write_share(
     }
     written = {}
     for path, (tensors, texts) in paths.items():
-        safetensors.torch.save_file(tensors, path, metadata=texts)
-        durable.fsync_file(path)
-        written[path.name] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        contents = safetensors.torch.save(tensors, metadata=texts)
+        digest = hashlib.sha256(contents).hexdigest()
+        durable.write_bytes(path, contents)
+        if file_sha256(path) != digest:
+            raise OSError(f"{path.name} reads back differently than it was written")
+        written[path.name] = {"bytes": len(contents), "sha256": digest}
     return written
 
 

@@ -45,9 +45,11 @@ class MetricsLog:
     ) -> None:
         self._fence, self._say = fence, say
         self._files: tuple[TextIO, TextIO] | None = None
+        self._validated: set[int] = set()
         if run is not None:
             _cut(run.log, resumed_step, lambda line: int(line.split()[0]))
             _cut(run.metrics, resumed_step, lambda line: int(json.loads(line)["step"]))
+            self._validated = {int(line.split()[0]) for line in run.log.read_text().splitlines() if " val " in line}
             self._files = run.log.open("a", encoding="utf-8"), run.metrics.open("a", encoding="utf-8")
 
     def step(self, record: StepRecord, steps: int) -> None:
@@ -59,6 +61,10 @@ class MetricsLog:
         """`loss` in nats over `tokens` tokens."""
         self._write(f"{step} val {loss:.6f}", {"step": step, "val_loss": loss, "val_tokens": tokens})
         self._say(f"step {step}  validation loss {loss:.4f} over {tokens:,} tokens")
+
+    def has_validation(self, step: int) -> bool:
+        """Whether an earlier attempt has validated that step; only rank 0 knows."""
+        return step in self._validated
 
     def sync(self) -> None:
         """Put what was written on the disk, before a checkpoint that counts on it."""

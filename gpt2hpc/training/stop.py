@@ -16,6 +16,8 @@ import torch.distributed as dist
 from gpt2hpc.cluster.signals import Stop
 from gpt2hpc.config import CheckpointConfig
 
+SLOW_DISK_BYTES_PER_S = 300e6
+
 
 @dataclass(frozen=True)
 class Agreement:
@@ -28,14 +30,20 @@ class Agreement:
 class Clock:
     """Time since the last save, and time left: rank 0's watch decides for all."""
 
-    def __init__(self, config: CheckpointConfig, job_end: float | None) -> None:
+    def __init__(self, config: CheckpointConfig, job_end: float | None, *, state_bytes: int = 0) -> None:
         self._config, self._job_end = config, job_end
         self._saved_at, self._asked = time.monotonic(), False
-        self._longest_save_s = 0.0
+        self._longest_save_s = state_bytes / SLOW_DISK_BYTES_PER_S  # until one is measured
+        self._measured = False
+        self._longest_validation_s = 0.0
 
     def saved(self, seconds: float) -> None:
         self._saved_at, self._asked = time.monotonic(), False
-        self._longest_save_s = max(self._longest_save_s, seconds)
+        self._longest_save_s = max(self._longest_save_s, seconds) if self._measured else seconds
+        self._measured = True
+
+    def validated(self, seconds: float) -> None:
+        self._longest_validation_s = max(self._longest_validation_s, seconds)
 
     def asks_to_save(self) -> bool:
         """True once when a save is due, then False until it happened."""
@@ -45,10 +53,11 @@ class Clock:
         return True
 
     def is_end_near(self, step_s: float) -> bool:
-        """Whether what is left of the job is less than agreeing on a step, a save and the margin take."""
+        """Whether what is left of the job is less than agreeing on a step, a validation, a save and the margin take."""
         if self._job_end is None:
             return False
-        return self._job_end - time.time() < 3 * step_s + 1.5 * self._longest_save_s + self._config.stop_margin_s
+        needed_s = 3 * step_s + self._longest_validation_s + 1.5 * self._longest_save_s + self._config.stop_margin_s
+        return self._job_end - time.time() < needed_s
 
 
 class StopFile:

@@ -86,7 +86,7 @@ class Trainer:
         )
         self.val_loader = ValLoader(manifest, block_size=block_size, tokens=config.train.eval_tokens, part=part)
         self.manifest_sha256 = manifest.sha256
-        self.clock = Clock(config.checkpoint, self.ranks.env.job_end)
+        self.clock = Clock(config.checkpoint, self.ranks.env.job_end, state_bytes=12 * config.model.parameters)
         self.stop_file, self.consensus = StopFile(self.run_dir.stop), Consensus()
         self._broken = torch.zeros((), dtype=torch.bool, device=device)
 
@@ -155,12 +155,9 @@ class Trainer:
                 f"warning: {torch.get_num_threads()} threads a rank instead of {facts['threads']}: not bit-identical on a CPU"
             )
         if same:
-            return self._restore_ranks(found)
+            return found.rank_state(self.ranks.rank)
         state.seed_rank(self.config.train.seed, self.ranks.rank, self.step)
         return state.rank_state(self.ranks.device)
-
-    def _restore_ranks(self, found: Checkpoint) -> state.RankState:
-        return found.rank_state(self.ranks.rank)
 
     def warm_up(self) -> None:
         """One discarded forward and backward, before every first step, resumed or not.
@@ -183,7 +180,7 @@ class Trainer:
     def train(self) -> Stop:
         """Train to the end (Stop.NO) or to an agreed stop, with everything saved that should be."""
         self.model.train()
-        if self.step == 0:
+        if self._validation_is_due() and not self.ranks.from_first(self.log.has_validation(self.step)):
             self.validate()
         agreed, steps = Agreement(), self.config.train.steps
         with contextlib.closing(cast("Any", self.loader.stream(self.consumed))) as stream:
@@ -202,8 +199,8 @@ class Trainer:
         self.consumed += self.loader.part.samples_per_step
         self.progress.add(self.step, loss, norm)
         agreed = self.consensus.exchange(self._wish(), self.ranks.is_first and self.clock.asks_to_save())
-        if self.step % train.eval_every == 0 or self.step == train.steps:
-            self.validate()
+        if self._validation_is_due() and (agreed.stop is Stop.NO or self.step == train.steps):
+            self.validate()  # a stop leaves it to the next attempt
         every = self.config.checkpoint.every_steps
         due = agreed.save or (every is not None and self.step % every == 0)
         if due and agreed.stop is Stop.NO and self.step < train.steps and not self.save():
@@ -259,10 +256,14 @@ class Trainer:
 
     # Validation and reports -------------------------------------------------------------------------------------
 
+    def _validation_is_due(self) -> bool:
+        return self.step % self.config.train.eval_every == 0 or self.step == self.config.train.steps
+
     @torch.no_grad()
     def validate(self) -> None:
         """Mean loss over the fixed validation tokens, summed in double precision over all ranks."""
         self.progress.flush()
+        began = time.perf_counter()
         self.model.eval()
         sums = torch.zeros(2, dtype=torch.float64)
         for windows, rows in self.val_loader:
@@ -275,6 +276,7 @@ class Trainer:
         self.model.train()
         loss_sum, tokens_seen = sums.tolist()
         self.log.validation(self.step, loss_sum / tokens_seen, int(tokens_seen))
+        self.clock.validated(time.perf_counter() - began)
         self.progress.restart_clock(self.step)
 
     def _trace(self, micro_step: int) -> None:
@@ -309,6 +311,7 @@ class Trainer:
             state=state.state_tensors(self.model, self.optimizer),
             rank_state=state.rank_state(self.ranks.device),
             facts=self._facts(),
+            attempt=self.attempt.number,
             fence=lambda: self.ledger.fence(self.attempt),
         )
         seconds = time.perf_counter() - began

@@ -74,6 +74,7 @@ def _save_for_ever(directory: Path, step: int, report: int) -> None:
                 state={"model/a": torch.full((300, 1000), float(step))},
                 rank_state=state.rank_state(CPU),
                 facts={"step": step},
+                attempt=1,
                 fence=lambda: None,
             )
             os.write(report, step.to_bytes(8))

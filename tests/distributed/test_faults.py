@@ -106,6 +106,16 @@ def test_a_new_start_overrides_an_old_wish(shared_data: Manifest, run: RunDir) -
     assert run.finished.exists()
 
 
+def test_a_stop_leaves_validation_to_the_next_attempt(shared_data: Manifest, run: RunDir) -> None:
+    """A preemption leaves seconds: they go to the save."""
+    settings = tiny.config(shared_data.directory)
+    assert tiny.run_ranks(run, settings, nproc=2, options=["--signal", "5", "1"]) == 0
+    assert tiny.newest(run).step == 6
+    assert list(tiny.losses(run, "val")) == [0]
+    assert tiny.run_ranks(run, settings, nproc=2, restart=1) == 0
+    assert list(tiny.losses(run, "val")) == [0, 6, 12]
+
+
 def test_a_signal_during_start_up_is_obeyed(
     shared_data: Manifest, run: RunDir, tmp_path: Path, children: list[subprocess.Popen[str]]
 ) -> None:
@@ -126,7 +136,9 @@ def test_time_runs_out(shared_data: Manifest, run: RunDir) -> None:
     """Without any signal the run stops in time, and a supervisor starts it again."""
     settings = dataclasses.replace(
         tiny.config(shared_data.directory, total_steps=5),
-        checkpoint=CheckpointConfig(stop_margin_s=59.5),  # of 60 s, so that each attempt agrees to stop in its first step
+        checkpoint=CheckpointConfig(
+            stop_margin_s=59.5
+        ),  # of 60 s, so that each attempt agrees to stop in its first step
     )
     done = gpt2hpc("submit", "--run-dir", run.path, "--time", "1", *tiny.flags(settings))
     assert done.returncode == 0, done.stdout + done.stderr

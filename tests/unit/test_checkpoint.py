@@ -44,6 +44,7 @@ def save(
         state=tensors or {"model/a": torch.full((40, 50), float(step)), "model/b": torch.arange(7)},
         rank_state=state.rank_state(CPU),
         facts={"step": step},
+        attempt=1,
         fence=more.get("fence", lambda: None),
     )
     return Checkpoint(target)
@@ -137,16 +138,27 @@ def test_the_fence_stops_publishing(tmp_path: Path, ranks: Ranks) -> None:
 def test_a_full_disk_keeps_what_was_there(tmp_path: Path, ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path, 5, ranks)
 
-    def full(path: Path) -> None:
+    def full(path: Path, contents: bytes) -> None:
         with Path("/dev/full").open("wb", buffering=0) as file:
-            file.write(b"x")
+            file.write(contents)
 
-    monkeypatch.setattr(checkpoint.durable, "fsync_file", full)
+    monkeypatch.setattr(checkpoint.durable, "write_bytes", full)
     with pytest.raises(RunDirError, match=r"No space left.*the checkpoint before it is whole"):
         save(tmp_path, 10, ranks)
     found = checkpoint.newest_valid(tmp_path, print)
     assert found is not None
     assert found.step == 5
+
+
+def test_a_disk_that_lies_is_caught_before_anything_is_pruned(
+    tmp_path: Path, ranks: Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 5, ranks)
+    genuine = checkpoint.durable.write_bytes
+    monkeypatch.setattr(checkpoint.durable, "write_bytes", lambda path, contents: genuine(path, contents[:-1] + b"?"))
+    with pytest.raises(RunDirError, match="reads back differently"):
+        save(tmp_path, 10, ranks)
+    assert [found.step for found in checkpoint.found(tmp_path)] == [5]
 
 
 def test_every_writer_gets_a_share() -> None:

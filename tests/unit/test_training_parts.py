@@ -49,6 +49,8 @@ def test_logs_are_cut_back_to_the_resumed_step(tmp_path: Path) -> None:
     with run.metrics.open("a") as file:
         file.write('{"step": 5, "lo')
     log = opened(run, 3)
+    assert log.has_validation(0)
+    assert not log.has_validation(4), "it was cut, so it is due again"
     log.step(record(4, loss=4.5), 10)
     log.close()
     assert run.log.read_text().splitlines() == [
@@ -137,6 +139,12 @@ def test_the_end_is_near_when_a_save_would_not_fit() -> None:
     assert clock.is_end_near(20.0), "three long steps do not fit"
     clock.saved(40.0)
     assert clock.is_end_near(1.0), "a save as long as the last one does not fit"
+    assert Clock(config, job_end=time.time() + 100, state_bytes=12 * 1_557_611_200).is_end_near(1.0), (
+        "nor a first one of 1.5B"
+    )
+    clock = Clock(config, job_end=time.time() + 100)
+    clock.validated(50.0)
+    assert clock.is_end_near(1.0), "nor a validation that may be due"
 
 
 def test_a_stop_file_is_seen(tmp_path: Path) -> None:
