@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import TextIO
 
 from gpt2hpc.errors import EXIT_CODES, Gpt2hpcError, StoppedError
 
@@ -16,23 +17,34 @@ def run(main: Main, argv: Sequence[str] | None = None) -> int:
     try:
         return main(sys.argv[1:] if argv is None else argv)
     except Gpt2hpcError as error:
-        print(f"gpt2hpc: error: {error.line}", file=sys.stderr, flush=True)
+        _print(f"gpt2hpc: error: {error.line}", sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("gpt2hpc: interrupted", file=sys.stderr, flush=True)
+        _print("gpt2hpc: interrupted", sys.stderr)
         return StoppedError.exit_code
-    except BrokenPipeError:  # `gpt2hpc status | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def say(text: str) -> None:
     """A line of progress, seen at once."""
-    print(text, flush=True)
+    _print(text, sys.stdout)
 
 
 def warn(text: str) -> None:
-    print(f"gpt2hpc: warning: {text}", file=sys.stderr, flush=True)
+    _print(f"gpt2hpc: warning: {text}", sys.stderr)
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def _print(text: str, stream: TextIO) -> None:
+    """Print; once nobody reads (a closed terminal, `| head`), go on in silence: a run must not die of it."""
+    try:
+        print(text, file=stream, flush=True)
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 def exit_code_table() -> str:

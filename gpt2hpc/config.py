@@ -14,7 +14,6 @@ from gpt2hpc.errors import ConfigError
 
 DeviceName = Literal["auto", "cuda", "mps", "cpu"]
 PrecisionName = Literal["auto", "bf16", "fp16", "fp32"]
-CompileChoice = Literal["auto", "on", "off"]
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ class TrainConfig:
         seed: Of the initial weights, the data order and dropout.
         device: auto takes CUDA, then MPS, then the CPU.
         precision: auto takes bf16 or fp16 where the device computes it fast, else fp32.
-        compile: torch.compile; auto is on for CUDA and off elsewhere.
+        compile: torch.compile; null is on for CUDA and off elsewhere.
         deterministic: Bit-identical results on CUDA too, somewhat slower.
         log_every: Steps between log lines.
         eval_every: Steps between validations; there is one at the start and one at the end too.
@@ -115,7 +114,7 @@ class TrainConfig:
     seed: int = 1337
     device: DeviceName = "auto"
     precision: PrecisionName = "auto"
-    compile: CompileChoice = "auto"
+    compile: bool | None = None
     deterministic: bool = False
     log_every: int = 1
     eval_every: int = 250
@@ -215,7 +214,8 @@ def check(config: Config) -> None:
     warmup_steps, budget = optimizer.warmup_tokens // train.tokens_per_step, train.steps * train.tokens_per_step
     if warmup_steps >= train.steps:
         raise ConfigError(
-            f"optimizer.warmup_tokens={optimizer.warmup_tokens} leaves nothing of the run's {budget} tokens; try {budget // 10}"
+            f"optimizer.warmup_tokens={optimizer.warmup_tokens} leaves nothing of the run's {budget} tokens; "
+            f"try --optimizer.warmup_tokens {budget // 10}"
         )
     grad_accum_steps(config, world_size=1)
 

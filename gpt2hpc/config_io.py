@@ -56,54 +56,75 @@ def presets() -> dict[str, Path]:
 
 
 def new_parser(verb: str, description: str) -> jsonargparse.ArgumentParser:
-    """A parser with `--preset`, `--config` and every setting; a verb adds its own options to it."""
+    """A parser to which a verb adds its own options; `parse` adds the settings."""
     parser = jsonargparse.ArgumentParser(
         prog=f"gpt2hpc {verb}",
         description=description,
         exit_on_error=False,
         epilog=EPILOG.format(presets=", ".join(presets())),
         default_env=False,
+        allow_abbrev=False,
     )
-    parser.add_argument("--preset", type=str, help="Settings of a size; see the list below.")
-    parser.add_argument("--config", action="config", help="YAML file with settings; may be given more than once.")
-    parser.add_class_arguments(Config)
     return parser
 
 
 def parse(parser: jsonargparse.ArgumentParser, argv: Sequence[str]) -> tuple[jsonargparse.Namespace, Config]:
     """Parse `argv` into the verb's own options and the settings.
 
-    With `--run-dir` of an existing run its stored settings are the base, so that only what is named can differ.
-    Raises UsageError for an unknown option and ConfigError for a wrong setting, each with the nearest right name.
+    The settings are added to the parser here, so that its help names the verb's own options first. In the directory of
+    an existing run its stored settings are the base, so that only what is named can differ. Raises UsageError for an
+    unknown option and ConfigError for a wrong setting, each with the nearest right name.
     """
+    add_settings(parser)
     arguments = list(_ordered(argv))
-    base = ["--config", str(stored)] if (stored := _stored_settings(argv)) else []
-    try:
-        namespace = parser.parse_args([*base, *arguments])
-    except jsonargparse.ArgumentError as error:
-        raise _explained(str(error), parser) from None
+    namespace = _parsed(parser, arguments)
+    run_dir = namespace.get("run_dir")
+    if run_dir is not None:
+        if not run_dir.strip():
+            raise UsageError("--run-dir is empty; is a variable unset? Name a directory, such as --run-dir runs/mine")
+        stored = RunDir(Path(run_dir)).config
+        if stored.exists():
+            namespace = _parsed(parser, ["--config", str(stored), *arguments])
     return namespace, _build(parser, namespace)
 
 
-def changes(run: RunDir, config: Config) -> list[str]:
-    """The keys in which `config` differs from the settings that the run has.
+def add_settings(parser: jsonargparse.ArgumentParser) -> None:
+    """Add `--preset`, `--config` and every setting."""
+    parser.add_argument("--preset", type=str, help="Settings of a size; the presets are named at the end.")
+    parser.add_argument("--config", action="config", help="YAML file with settings; may be given more than once.")
+    parser.add_class_arguments(Config)
+    for action in parser._actions:
+        if action.dest in _sections() or action.dest == "print_config":
+            action.help = jsonargparse.SUPPRESS
 
-    Raises ConfigError, naming the keys, where they must not differ.
+
+def _parsed(parser: jsonargparse.ArgumentParser, arguments: list[str]) -> jsonargparse.Namespace:
+    try:
+        return parser.parse_args(arguments)
+    except jsonargparse.ArgumentError as error:
+        raise _explained(str(error), parser) from None
+
+
+def changes(run: RunDir, config: Config) -> dict[str, tuple[Any, Any]]:
+    """The keys in which `config` differs from the settings that the run has, with both values.
+
+    Raises ConfigError, naming the keys, where they must not differ: once the run has saved something.
     """
-    if not run.config.exists():
-        return []
+    if not run.config.exists() or not run.has_checkpoints:
+        return {}
     changed = differences(load(run.config), config)
     if refused := {key: values for key, values in changed.items() if not may_change(key)}:
         listed = ", ".join(f"{key}={new} (the run has {old})" for key, (old, new) in refused.items())
         raise ConfigError(
             f"the run in {run.path} began with other settings: {listed}; drop them, or choose another --run-dir"
         )
-    return list(changed)
+    return changed
 
 
 def load(path: Path) -> Config:
     """The settings in a `config.yaml`; ConfigError where it is damaged or has a wrong key."""
     parser = new_parser("config", "")
+    add_settings(parser)
     try:
         return _build(parser, parser.parse_path(str(path)))
     except (jsonargparse.ArgumentError, OSError, TypeError, yaml.YAMLError) as error:
@@ -140,16 +161,6 @@ def flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
-def _stored_settings(argv: Sequence[str]) -> Path | None:
-    """The settings of the run that `--run-dir` names, if it exists."""
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
-        name, equals, value = word.partition("=")
-        if name == "--run-dir":
-            path = RunDir(Path(value if equals else following)).config
-            return path if path.exists() else None
-    return None
-
-
 def _ordered(argv: Sequence[str]) -> Iterator[str]:
     """Presets first, then files, then flags; short forms spelled out."""
     files: list[str] = []
@@ -163,8 +174,7 @@ def _ordered(argv: Sequence[str]) -> Iterator[str]:
                 yield from ("--config", str(_preset_file(value)))
             else:
                 files += ["--config", _readable(value)]
-        elif name.removeprefix("--") in _sections():
-            section = name.removeprefix("--")
+        elif name.startswith("--") and (section := name.removeprefix("--")) in _sections():
             raise UsageError(
                 f"{name} is a group of settings; name one, such as {name}.{next(iter(vars(getattr(Config(), section))))}"
             )
@@ -194,12 +204,24 @@ def _readable(path: str) -> str:
         raise ConfigError(
             f"--config={path} holds no settings; write sections such as `model:` with `n_layer: 12` below"
         )
+    for section, settings in tree.items():
+        if section not in _sections():
+            raise _wrong_key(
+                f"{section}.{next(iter(settings))}" if isinstance(settings, dict) and settings else str(section)
+            )
+        if not isinstance(settings, dict):
+            raise ConfigError(
+                f"--config={path}: {section}={settings} holds no settings; write them indented below `{section}:`"
+            )
     return path
 
 
 def _build(parser: jsonargparse.ArgumentParser, namespace: jsonargparse.Namespace) -> Config:
     sections = parser.instantiate(namespace)
     config = Config(**{name: sections[name] for name in _sections()})
+    for key, value in flat(dataclasses.asdict(config)):
+        if value is None and "null" not in _kind(key):
+            raise ConfigError(f"{key}=null is not valid; it takes {_kind(key)}")
     check(config)
     return config
 
@@ -224,7 +246,12 @@ def _explained(message: str, parser: jsonargparse.ArgumentParser) -> ConfigError
         return _wrong_key(match[1])
     if match := re.search(r'Parser key "([\w.]+)"', message):
         value = re.search(r"(?:Given value|Got value): (.*)\s*$", message)
-        return ConfigError(f"{match[1]}={value[1] if value else '?'} is not valid; it takes {_kind(match[1])}")
+        given = value[1] if value else "?"
+        if match[1] in _known_keys():
+            return ConfigError(f"{match[1]}={given} is not valid; it takes {_kind(match[1])}")
+        kinds = {action.dest: action for action in parser._actions}
+        option = f"--{match[1].replace('_', '-')}"
+        return UsageError(f"{option}={given} is not valid; it takes {_option_kind(kinds.get(match[1]))}")
     return UsageError(" ".join(message.split()))
 
 
@@ -236,8 +263,18 @@ def _kind(key: str) -> str:
     options = typing.get_args(kind)
     if typing.get_origin(kind) is typing.Literal:
         return "one of " + ", ".join(options)
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
-    return " or ".join(words.get(option, str(option)) for option in options or (kind,))
+    return " or ".join(_WORDS.get(option, str(option)) for option in options or (kind,))
+
+
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+
+
+def _option_kind(action: Any) -> str:
+    """What an option of a verb takes, in words."""
+    kind = getattr(action, "_typehint", None) or getattr(action, "type", None)
+    if typing.get_origin(kind) is typing.Literal:
+        return "one of " + ", ".join(typing.get_args(kind))
+    return _WORDS.get(kind, "another value; see --help") if isinstance(kind, type) else "another value; see --help"
 
 
 def _one_line(error: Exception) -> str:
@@ -249,5 +286,8 @@ def _wrong_key(key: str) -> ConfigError:
 
 
 def _nearest(word: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    """The right name for a wrong one: `--n_layer` means `--model.n_layer`, and a typo what it is nearest to."""
+    bare = word.lstrip("-").rpartition(".")[2]
+    same = [name for name in known if name.rpartition(".")[2] == bare]
+    near = same[:1] or difflib.get_close_matches(word, known, n=1, cutoff=0.75)
     return f"did you mean {near[0]}? " if near else ""

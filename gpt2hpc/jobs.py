@@ -13,6 +13,7 @@ from gpt2hpc.cluster.dist_env import DistEnv
 from gpt2hpc.cluster.ledger import Attempt, Cause, Ledger, Outcome
 from gpt2hpc.cluster.signals import SignalFlag, Stop
 from gpt2hpc.config import Config, check, grad_accum_steps
+from gpt2hpc.data import loader
 from gpt2hpc.data import manifest as manifests
 from gpt2hpc.errors import ConfigError, DataError, Gpt2hpcError, MissingError
 from gpt2hpc.run_dir import RunDir
@@ -71,7 +72,7 @@ def require_torch() -> None:
     import importlib.util
 
     if importlib.util.find_spec("torch") is None:
-        raise MissingError("torch is not installed, and training needs it: pip install 'gpt2hpc[train]'")
+        raise MissingError("torch is not installed, and this command needs it: pip install 'gpt2hpc[train]'")
 
 
 def stored_config(run: RunDir) -> Config:
@@ -91,42 +92,45 @@ def check_start(run: RunDir, config: Config, *, world_size: int) -> Config:
             f"{config.data.dir}; set it to {manifest.vocab_size}"
         )
     known = config.data.manifest_sha256
-    if known is not None and known != manifest.sha256:
+    if known is not None and known != manifest.sha256 and run.has_checkpoints:
         raise DataError(
             f"data.dir={config.data.dir} changed under the run: its manifest is {manifest.sha256[:12]}…, the run began with "
             f"{known[:12]}…; restore the data, or choose another --run-dir"
         )
-    where = str(Path(config.data.dir).absolute())  # a restart may begin in another directory
+    loader.check_data(manifest, config.model.block_size)
+    where = os.path.abspath(config.data.dir)  # noqa: PTH100 -- a restart may begin elsewhere; links stay as they are
     data = dataclasses.replace(config.data, dir=where, manifest_sha256=manifest.sha256)
     config = dataclasses.replace(config, data=data)
     config_io.changes(run, config)
     return config
 
 
+def is_finished(run: RunDir, config: Config) -> bool:
+    """Whether there is nothing left to do, and say so."""
+    ledger = Ledger(run)
+    if not ledger.is_finished(config.train.steps):
+        return False
+    cli.say(f"{run.path} finished at step {ledger.finished_step()} already; raise train.total_steps to go on")
+    return True
+
+
 def settle(run: RunDir, config: Config) -> None:
     """Make `config` the settings of the run, and say which of them are new."""
-    for key in config_io.changes(run, config):
-        cli.say(f"the run goes on with another {key}")
+    for key, (old, new) in config_io.changes(run, config).items():
+        cli.say(f"the run goes on with another {key}: {new} instead of {old}")
     config_io.store(config, run.config)
-
-
-def finished_step(run: RunDir) -> int | None:
-    """The step that FINISHED names, if the run got there."""
-    facts = durable.read_json(run.finished)
-    return int(facts["step"]) if facts else None
 
 
 def open_run(run: RunDir, config: Config, env: DistEnv) -> Opened:
     """Check, claim an attempt, settle the settings: rank 0's part before anything is computed."""
     config = check_start(run, config, world_size=env.world_size)
     run.create()
-    done = finished_step(run)
-    if done is not None and done >= config.train.steps:
-        cli.say(f"{run.path} finished at step {done} already; raise train.total_steps to go on")
+    if is_finished(run, config):
         return Opened(config, None)
     ledger = Ledger(run)
     attempt = ledger.claim(env)
     settle(run, config)
+    ledger.fence(attempt)
     run.finished.unlink(missing_ok=True)
     if env.restart == 0:  # a new start overrides an old wish to stop; a restart by Slurm obeys it
         run.stop.unlink(missing_ok=True)
@@ -179,7 +183,7 @@ def _close(ledger: Ledger, run: RunDir, attempt: Attempt, stop: Stop, step: int)
 
 
 def _outcome(attempt: Attempt, cause: Cause, step: int, exit_code: int | None = None, message: str = "") -> Outcome:
-    return Outcome(attempt.job, attempt.restart, cause, step, exit_code, message)
+    return Outcome(attempt.number, attempt.job, attempt.restart, cause, step, exit_code, message)
 
 
 def _silent(text: str) -> None:

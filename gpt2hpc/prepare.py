@@ -10,6 +10,7 @@ from pathlib import Path
 
 from gpt2hpc import cli
 from gpt2hpc.data import encode, sources
+from gpt2hpc.data.shards import SPLITS
 from gpt2hpc.errors import DataError, UsageError
 
 
@@ -56,10 +57,13 @@ def main(argv: Sequence[str]) -> int:
         units, sources.Reading(arguments.document_separator, arguments.text_key), arguments.val_fraction
     )
     files, size = sum(len(unit.files) for unit in units), sum(file.bytes for unit in units for file in unit.files)
-    cli.say(f"{files} files, {size / 1e6:.1f} MB of text, {len(units)} units, to {arguments.out}")
+    groups = cli.plural(len(units), "group")
+    cli.say(f"{cli.plural(files, 'file')}, {size / 1e6:.2f} MB of text in {groups}, to {arguments.out}")
     if arguments.dry_run:
         for unit in units:
-            cli.say(f"unit {unit.index}: {', '.join(plan.splits(unit))}: {', '.join(file.path for file in unit.files)}")
+            cli.say(f"group {unit.index}: {' and '.join(plan.splits(unit))} from {cli.plural(len(unit.files), 'file')}")
+            for file in unit.files:
+                cli.say(f"  {file.path}  {file.bytes:,} bytes")
         return 0
     encode.check_target(arguments.out, plan)
     try:
@@ -81,9 +85,9 @@ def _encode(directory: Path, plan: encode.Plan) -> None:
             f"{share:4.0%}  {tokens:,} tokens  {tokens / seconds / 1e6:.2f} Mtok/s  ETA {seconds / share - seconds:.0f} s"
         )
     manifest = encode.finalize(directory, plan)
-    cli.say(
-        f"train {manifest.tokens('train'):,} tokens, val {manifest.tokens('val'):,} tokens; manifest {manifest.sha256[:12]}"
-    )
+    for split in SPLITS:
+        documents = sum(shard.documents for shard in manifest.split(split))
+        cli.say(f"{split:5} {manifest.tokens(split):,} tokens of {cli.plural(documents, 'document')}")
 
 
 if __name__ == "__main__":

@@ -57,6 +57,11 @@ class RunDir:
         """`touch STOP` is a user's wish to stop."""
         return self.path / "STOP"
 
+    @property
+    def has_checkpoints(self) -> bool:
+        """Whether something was saved, so that the run has settings and data to be true to."""
+        return self.checkpoints.is_dir() and any("_step" in path.name for path in self.checkpoints.iterdir())
+
     def rank_log(self, job: str, restart: int, rank: int) -> Path:
         """What a rank of a local job printed."""
         return self.path / "logs" / f"{job}_{restart}_rank{rank}.log"

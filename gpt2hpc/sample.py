@@ -52,14 +52,17 @@ def find_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint at `path`, or the newest whole one of the run there; RunDirError where there is none."""
     from gpt2hpc.training import checkpoint
 
-    if (path / checkpoint.MANIFEST).exists():
-        given = checkpoint.Checkpoint(path)
+    given = checkpoint.Checkpoint(path.resolve())
+    if given.step >= 0:
         if damage := given.damage():
             raise RunDirError(f"{path} is damaged: {damage}; choose another checkpoint")
         return given
-    found = checkpoint.newest_valid(RunDir(path).checkpoints, cli.warn)
+    run = RunDir(path)
+    directory = run.checkpoints if run.checkpoints.is_dir() else path
+    found = checkpoint.newest_valid(directory, cli.warn)
     if found is None:
-        raise RunDirError(f"{path} holds no checkpoint; give a run that has saved one, or a checkpoint's directory")
+        word = "no whole checkpoint" if checkpoint.found(directory) else "no checkpoint"
+        raise RunDirError(f"{path} holds {word}; give a run that has saved one, or a checkpoint's directory")
     return found
 
 

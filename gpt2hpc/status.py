@@ -30,13 +30,15 @@ class RunStatus:
     pid: int | None
     detail: str
 
-    def line(self) -> str:
+    def line(self, width: int) -> str:
+        """A row of the table, its first column `width` wide."""
         share = f"{self.step / self.steps:4.0%}" if self.steps else "   ?"
+        progress = f"{self.step:>7}/{self.steps or '?':<7} {share}"
         losses = f"{_number(self.loss)} {_number(self.val_loss)}"
-        return f"{self.run:24} {self.state:11} {self.step:>7}/{self.steps or '?':<7} {share} {losses} {self.attempts:>8}  {self.detail}"
+        return f"{self.run:{width}} {self.state:11} {progress} {losses} {self.attempts:>8}  {self.detail}".rstrip()
 
 
-HEADER = f"{'RUN':24} {'STATE':11} {'STEP':>7}/{'OF':<7} {'':4} {'LOSS':>7} {'VAL':>7} {'ATTEMPTS':>8}  DETAIL"
+HEADER = f"{'STATE':11} {'STEP':>7}/{'OF':<7} {'':4} {'LOSS':>7} {'VAL':>7} {'ATTEMPTS':>8}  DETAIL"
 
 
 def read_status(run: RunDir) -> RunStatus:
@@ -50,8 +52,8 @@ def read_status(run: RunDir) -> RunStatus:
 
 
 def _state(run: RunDir, ledger: Ledger, attempts: Sequence[Attempt]) -> tuple[str, str]:
-    if run.finished.exists():
-        return "finished", str(run.path)
+    if ledger.is_finished(_steps(run) or 0):
+        return "finished", ""
     if not attempts:
         return "new", "no attempt yet"
     newest = attempts[-1]
@@ -59,7 +61,10 @@ def _state(run: RunDir, ledger: Ledger, attempts: Sequence[Attempt]) -> tuple[st
         return newest.cause, _explained(newest, ledger.outcome())
     if ledger.seems_alive(newest):
         return "running", f"job {newest.job} on {newest.host}, pid {newest.pid}, {newest.world_size} ranks"
-    return "crashed", f"job {newest.job} on {newest.host} ended without a word after saving step {newest.saved_step}"
+    return (
+        "crashed",
+        f"job {newest.job} on {newest.host} ended without a word; it would resume at step {newest.saved_step}",
+    )
 
 
 def _explained(attempt: Attempt, outcome: Outcome | None) -> str:
@@ -97,7 +102,7 @@ def _runs(paths: Sequence[Path]) -> list[RunDir]:
     found = []
     for path in paths:
         if not path.is_dir():
-            raise RunDirError(f"{path} does not exist; give a run directory, or a directory of them")
+            raise RunDirError(f"{path} is not a directory; give a run directory, or a directory of them")
         inside = [path] if RunDir(path).config.exists() else sorted(path.iterdir())
         found += [RunDir(each) for each in inside if RunDir(each).config.exists()]
     return found
@@ -119,7 +124,8 @@ def main(argv: Sequence[str]) -> int:
     if arguments.json:
         cli.say(durable.to_json([dataclasses.asdict(row) for row in rows]).rstrip())
         return 0
-    cli.say("\n".join([HEADER, *(row.line() for row in rows)]) if rows else "no runs")
+    width = max([3, *(len(row.run) for row in rows)])
+    cli.say("\n".join([f"{'RUN':{width}} {HEADER}", *(row.line(width) for row in rows)]) if rows else "no runs")
     return 0
 
 

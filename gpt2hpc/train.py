@@ -14,11 +14,11 @@ from pathlib import Path
 import jsonargparse
 
 from gpt2hpc import cli, config_io, jobs
-from gpt2hpc.cluster.dist_env import DistEnv
+from gpt2hpc.cluster.dist_env import DistEnv, new_local_job
 from gpt2hpc.cluster.launch import LocalJob, SignalRelay, count_gpus, run_attempt
 from gpt2hpc.cluster.ledger import Cause, Ledger
 from gpt2hpc.config import Config, warnings
-from gpt2hpc.errors import INTERNAL_ERROR, DivergedError, StoppedError, UsageError
+from gpt2hpc.errors import EXIT_CODES, INTERNAL_ERROR, DivergedError, StoppedError, UsageError
 from gpt2hpc.run_dir import RunDir
 
 RUN_DIR_HELP = "Directory of the run; a run that is there goes on from its newest checkpoint."
@@ -36,56 +36,59 @@ def main(argv: Sequence[str]) -> int:
     options, config = config_io.parse(new_parser(), argv)
     run, env = RunDir(Path(options.run_dir)), DistEnv.from_env(os.environ)
     if env.is_launched:
+        if options.nproc is not None:
+            raise UsageError(
+                f"--nproc={options.nproc}, but RANK and WORLD_SIZE are set: this is one rank already; drop --nproc"
+            )
         return jobs.Train(options.run_dir, config)()
-    job = local_job(run, config, env, nproc=options.nproc)
+    job = local_job(run, config, nproc=options.nproc)
     if job is None:
         return 0
     with SignalRelay().installed() as relay:
-        code = run_attempt(job, restart=env.restart, relay=relay)
-    return _exit_code(code, run, job, env)
+        code = run_attempt(job, restart=0, relay=relay)
+    return _exit_code(code, job, stopped=relay.last_attempt)
 
 
-def local_job(
-    run: RunDir, config: Config, env: DistEnv, *, nproc: int | None, time_limit_s: float | None = None
-) -> LocalJob | None:
+def local_job(run: RunDir, config: Config, *, nproc: int | None, time_limit_s: float | None = None) -> LocalJob | None:
     """Check all that can be checked without torch and write the settings; None if the run is finished."""
     jobs.require_torch()
-    job = describe(run, config, env, nproc=nproc, time_limit_s=time_limit_s)
+    job = describe(run, config, nproc=nproc, time_limit_s=time_limit_s)
     config = jobs.check_start(run, config, world_size=job.nproc)
     for line in warnings(config):
         cli.warn(line)
-    done = jobs.finished_step(run)
-    if done is not None and done >= config.train.steps:
-        cli.say(f"{run.path} finished at step {done} already; raise train.total_steps to go on")
+    if jobs.is_finished(run, config):
         return None
-    Ledger(run).refuse_if_taken(env)
+    Ledger(run).refuse_if_taken(job.job, 0)
     run.create()
     jobs.settle(run, config)
     return job
 
 
-def describe(run: RunDir, config: Config, env: DistEnv, *, nproc: int | None, time_limit_s: float | None) -> LocalJob:
+def describe(run: RunDir, config: Config, *, nproc: int | None, time_limit_s: float | None) -> LocalJob:
     """The local job that these settings make; nothing is checked or written."""
     if nproc is not None and nproc < 1:
         raise UsageError(f"--nproc={nproc} must be 1 or more")
     gpus = 0 if config.train.device == "cpu" else count_gpus()
+    if gpus and nproc and nproc > gpus:
+        raise UsageError(f"--nproc={nproc} is more than the {gpus} GPUs here; use --nproc {gpus}, or --device cpu")
     command = (sys.executable, "-m", "gpt2hpc.train", "--run-dir", str(run.path))
-    return LocalJob(command, run, nproc or max(1, gpus), env.job, gpus=gpus, time_limit_s=time_limit_s)
+    return LocalJob(command, run, nproc or max(1, gpus), new_local_job(), gpus=gpus, time_limit_s=time_limit_s)
 
 
-def _exit_code(code: int, run: RunDir, job: LocalJob, env: DistEnv) -> int:
+def _exit_code(code: int, job: LocalJob, *, stopped: bool) -> int:
     """What the attempt's end means to the caller."""
-    outcome = Ledger(run).outcome()
-    if run.finished.exists():
+    ledger = Ledger(job.run)
+    if ledger.is_finished(config_io.load(job.run.config).train.steps):
         return 0
-    if outcome and (outcome.job, outcome.restart) == (job.job, env.restart):
-        if outcome.cause is Cause.DIVERGED:
-            return DivergedError.exit_code
-        if outcome.cause is Cause.ERROR:
-            return outcome.exit_code or INTERNAL_ERROR
+    outcome = ledger.own_outcome(job.job, 0)
+    if outcome and outcome.cause is Cause.DIVERGED:
+        return DivergedError.exit_code
+    if outcome and outcome.cause is Cause.ERROR:
+        return outcome.exit_code or INTERNAL_ERROR
+    if outcome or stopped:
         cli.say("run the same command again to go on")
         return StoppedError.exit_code
-    return code if 0 < code < 10 else INTERNAL_ERROR
+    return code if code in EXIT_CODES else INTERNAL_ERROR
 
 
 if __name__ == "__main__":

@@ -6,9 +6,11 @@ Ours and torchrun's variables come first, then those of a Slurm step; without ei
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from gpt2hpc.errors import UsageError
 
@@ -27,6 +29,7 @@ class DistEnv:
         job_end: Unix time at which the job will be killed, where known.
         rendezvous: A file on this machine to meet at, instead of master_addr and master_port.
         launcher_pid: The local launcher; when it dies, so should its ranks.
+        is_launched: Whether something (torchrun, srun, our launcher) started this process as one of the ranks.
         gpus_allotted: Whether the job was given GPUs, so that training on the CPU would be a mistake.
         nodes: Slurm's list of nodes, or this host.
     """
@@ -43,23 +46,27 @@ class DistEnv:
     rendezvous: str | None = None
     job_end: float | None = None
     launcher_pid: int | None = None
+    is_launched: bool = False
     gpus_allotted: bool = False
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> DistEnv:
         """Raises UsageError, naming the variable, for one that is not a number."""
+        names = ("", "", "")
+        local_world_size = None
         if "RANK" in env and "WORLD_SIZE" in env:
-            ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
-        elif "SLURM_STEP_ID" in env and "SLURM_PROCID" in env:  # a batch shell has SLURM_PROCID too, but no step
-            ranks = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS_PER_NODE")
-        else:
-            ranks = ("", "", "", "")
-        rank, world_size = _integer(env, ranks[0], 0), _integer(env, ranks[2], 1)
+            names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+            local_world_size = _integer(env, "LOCAL_WORLD_SIZE", 0) or None
+        elif "SLURM_STEP_ID" in env and _integer(env, "SLURM_STEP_NUM_TASKS", 1) > 1:  # a batch shell has no step
+            names = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS")
+            local_world_size = _tasks_here(env)
+        rank, world_size = _integer(env, names[0], 0), _integer(env, names[2], 1)
         return cls(
             rank=rank,
-            local_rank=_integer(env, ranks[1], rank),
+            local_rank=_integer(env, names[1], rank),
             world_size=world_size,
-            local_world_size=_integer(env, ranks[3], world_size),
+            local_world_size=local_world_size or world_size,
+            is_launched=bool(names[0]),
             job=job_name(env),
             restart=_integer(env, "SLURM_RESTART_COUNT", 0)
             if "SLURM_JOB_ID" in env and JOB not in env
@@ -75,11 +82,6 @@ class DistEnv:
             ),
         )
 
-    @property
-    def is_launched(self) -> bool:
-        """Whether something started this process as one of several ranks."""
-        return self.world_size > 1 or self.rendezvous is not None or self.master_addr is not None
-
 
 def job_name(env: Mapping[str, str]) -> str:
     """Ours, Slurm's (`A_a` for an array task, whose JOB_ID may equal the array's), or this process."""
@@ -87,7 +89,20 @@ def job_name(env: Mapping[str, str]) -> str:
         return env[JOB]
     if "SLURM_ARRAY_JOB_ID" in env and "SLURM_ARRAY_TASK_ID" in env:
         return f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}"
-    return env.get("SLURM_JOB_ID", f"local-{socket.gethostname()}-{os.getpid()}")
+    return env.get("SLURM_JOB_ID") or new_local_job()
+
+
+def new_local_job() -> str:
+    """A name for a job of this machine, unlike any other: pids alone repeat, in containers at once."""
+    return f"local-{socket.gethostname()}-{datetime.now(UTC):%Y%m%d%H%M%S}-{os.getpid()}"
+
+
+def _tasks_here(env: Mapping[str, str]) -> int | None:
+    """Tasks of the step on this node, from `4(x2),3`; None where Slurm does not tell."""
+    counts = re.findall(r"(\d+)(?:\(x(\d+)\))?", env.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    nodes = [int(tasks) for tasks, times in counts for _ in range(int(times or 1))]
+    node = _integer(env, "SLURM_NODEID", 0)
+    return nodes[node] if node < len(nodes) else None
 
 
 def _integer(env: Mapping[str, str], name: str, default: int) -> int:

@@ -21,6 +21,7 @@ from types import FrameType
 
 from gpt2hpc import cli
 from gpt2hpc.cluster import dist_env
+from gpt2hpc.cluster.signals import SIGNALS
 from gpt2hpc.run_dir import RunDir
 
 POLL_S = 0.1
@@ -79,8 +80,7 @@ class SignalRelay:
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[SignalRelay]:
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-        before = {number: signal.signal(number, self._relay) for number in numbers}
+        before = {number: signal.signal(number, self._relay) for number in SIGNALS}
         try:
             yield self
         finally:
@@ -90,9 +90,19 @@ class SignalRelay:
     def _relay(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
             self.interrupts += 1
+            cli.say("killing" if self.interrupts > 1 else "stopping after this step and saving; Ctrl-C again kills")
         self.last_attempt |= number in (signal.SIGINT, signal.SIGTERM)
         kill = number == signal.SIGINT and self.interrupts > 1
         self.send(signal.SIGKILL if kill else number)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep signals waiting, so that none falls between starting a rank and knowing it. The ranks inherit this."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
     def send(self, number: int) -> None:
         """Signal the ranks that are alive."""
@@ -109,9 +119,10 @@ def run_attempt(job: LocalJob, *, restart: int, relay: SignalRelay) -> int:
     job_end = time.time() + job.time_limit_s if job.time_limit_s else None
     folder = tempfile.mkdtemp(prefix="gpt2hpc-")
     try:
-        for rank in range(job.nproc):
-            variables = job.environment(rank, restart=restart, rendezvous=f"{folder}/store", job_end=job_end)
-            relay.ranks.append(_start(job, restart, rank, variables))
+        with relay.held():
+            for rank in range(job.nproc):
+                variables = job.environment(rank, restart=restart, rendezvous=f"{folder}/store", job_end=job_end)
+                relay.ranks.append(_start(job, restart, rank, variables))
         return _wait(job, restart, relay, job_end)
     finally:
         relay.send(signal.SIGKILL)

@@ -14,7 +14,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,7 +41,10 @@ class Cause(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Attempt:
-    """One start of a run: `first_step` resumed from, `saved_step` last checkpoint, `last_step` when it ended."""
+    """One start of a run: `first_step` resumed from, `saved_step` last checkpoint, `last_step` when it ended.
+
+    `process` tells the process from any other: machine, PID namespace and start time.
+    """
 
     number: int
     job: str
@@ -71,8 +74,9 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Outcome:
-    """`outcome.json`: how attempt (job, restart) ended; `exit_code` only with the cause `error`."""
+    """`outcome.json`: how the attempt of that number ended; `exit_code` only with the cause `error`."""
 
+    attempt: int
     job: str
     restart: int
     cause: Cause
@@ -98,8 +102,8 @@ class Ledger:
 
         The restart of a job supersedes its earlier attempts without asking: Slurm ended them, or thinks so.
         """
-        self.refuse_if_taken(env)
-        newest = self.newest()
+        newest = self.newest()  # read once: whoever claims while we look wins, and our own claim then fails
+        self._refuse_if_taken(env.job, env.restart, newest)
         attempt = Attempt(
             number=newest.number + 1 if newest else 1,
             job=env.job,
@@ -117,10 +121,13 @@ class Ledger:
             )
         return attempt
 
-    def refuse_if_taken(self, env: DistEnv) -> None:
-        """Raise RunDirError if an attempt lives that a start with this `env` would not supersede."""
-        newest = self.newest()
-        if newest and not _supersedes(env, newest) and self.alive(newest):
+    def refuse_if_taken(self, job: str, restart: int) -> None:
+        """Raise RunDirError if an attempt lives that this restart of this job would not supersede."""
+        self._refuse_if_taken(job, restart, self.newest())
+
+    def _refuse_if_taken(self, job: str, restart: int, newest: Attempt | None) -> None:
+        supersedes = newest is not None and job == newest.job and restart > newest.restart
+        if newest and not supersedes and self.alive(newest):
             raise RunDirError(
                 f"--run-dir={self._run.path} is in use by attempt {newest.number} (job {newest.job}, pid {newest.pid} on "
                 f"{newest.host}); wait for it, stop it with `touch {self._run.stop}`, or choose another --run-dir"
@@ -155,6 +162,20 @@ class Ledger:
         facts = durable.read_json(self._run.outcome)
         return Outcome(**{**facts, "cause": Cause(facts["cause"])}) if facts else None
 
+    def finished_step(self) -> int | None:
+        """The step that FINISHED names, if the run got there."""
+        facts = durable.read_json(self._run.finished)
+        return int(facts["step"]) if facts else None
+
+    def is_finished(self, steps: int) -> bool:
+        """Whether the run got to its last step; a longer run than the one that finished is not."""
+        done = self.finished_step()
+        return done is not None and done >= steps
+
+    def own_outcome(self, job: str, restart: int) -> Outcome | None:
+        """The outcome, if it is of the newest attempt and that is this job's restart."""
+        return outcome_of(job, restart, self.outcome(), self.attempts())
+
     def newest(self) -> Attempt | None:
         return max(self._read(), key=lambda attempt: attempt.number, default=None)
 
@@ -164,7 +185,7 @@ class Ledger:
 
     def seems_alive(self, attempt: Attempt) -> bool:
         """The same at a glance, for a table: on another machine by the age of its heartbeat."""
-        if attempt.cause is not None or attempt.host == socket.gethostname():
+        if attempt.cause is not None or is_here(attempt):
             return self.alive(attempt)
         with contextlib.suppress(OSError):
             return time.time() - self._beat_path(attempt.number).stat().st_mtime < 6 * BEAT_S
@@ -206,11 +227,20 @@ class Ledger:
         return self._run.attempts / f"{number:04d}.beat"
 
 
+def outcome_of(job: str, restart: int, outcome: Outcome | None, attempts: Sequence[Attempt]) -> Outcome | None:
+    """The outcome of that restart of that job; one of any other attempt is None."""
+    if outcome is None or not attempts:
+        return None
+    newest = attempts[-1]
+    whose = (outcome.attempt, outcome.job, outcome.restart)
+    return outcome if whose == (newest.number, newest.job, newest.restart) == (newest.number, job, restart) else None
+
+
 def is_alive(attempt: Attempt, beat: Path) -> bool:
-    """By its process on this machine; elsewhere by whether its heartbeat moves (clocks of two nodes may differ)."""
+    """By its process where that can be seen; elsewhere by whether its heartbeat moves (clocks of two nodes may differ)."""
     if attempt.cause is not None:
         return False
-    if attempt.host == socket.gethostname():
+    if is_here(attempt):
         return process_identity(attempt.pid) == attempt.process
     before, deadline = _text(beat), time.monotonic() + 2.5 * BEAT_S
     while time.monotonic() < deadline:
@@ -220,14 +250,29 @@ def is_alive(attempt: Attempt, beat: Path) -> bool:
     return False
 
 
+def is_here(attempt: Attempt) -> bool:
+    """Whether its process would be seen from here: the same machine, booted once, and the same PID namespace.
+
+    A host name does not tell: containers and cloned images share theirs.
+    """
+    return attempt.process.rpartition("/")[0] == machine_identity()
+
+
+def machine_identity() -> str:
+    """This machine since its boot, and this PID namespace; the host name where there is no /proc."""
+    try:
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}/{Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return socket.gethostname()
+
+
 def process_identity(pid: int) -> str:
-    """Distinguishes a process from a later one with its pid; empty if there is none. Never its state: a zombie is none."""
+    """Tells a process on this machine from a later one with its pid; empty if there is none. A zombie is none."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return "" if fields[0] in "ZX" else f"{boot}/{fields[19]}"
+        return "" if fields[0] in "ZX" else f"{machine_identity()}/{fields[19]}"
     except OSError:
-        if os.path.isdir("/proc/self"):
+        if Path("/proc/self").exists():
             return ""
     try:  # no /proc, as on macOS
         os.kill(pid, 0)
@@ -235,15 +280,11 @@ def process_identity(pid: int) -> str:
         return ""
     except PermissionError:
         pass
-    return "exists"
+    return f"{machine_identity()}/exists"
 
 
 def utc_now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _supersedes(env: DistEnv, newest: Attempt) -> bool:
-    return env.job == newest.job and env.restart > newest.restart
 
 
 def _text(path: Path) -> str:

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Literal
 
 from gpt2hpc import cli, config_io
-from gpt2hpc.cluster.ledger import Attempt, Cause, Ledger, Outcome
+from gpt2hpc.cluster.ledger import Attempt, Cause, Ledger, Outcome, outcome_of
 from gpt2hpc.cluster.slurm import Job, parse_show_job
-from gpt2hpc.config import RequeueConfig
+from gpt2hpc.config import Config, RequeueConfig
 from gpt2hpc.errors import (
     INTERNAL_ERROR,
     USER_ERRORS,
@@ -32,6 +32,7 @@ from gpt2hpc.errors import (
 from gpt2hpc.run_dir import RunDir
 
 MAX_BACKOFF_S = 600.0
+TOLD_TO_END = "told to end by a signal; run the same command again to go on"
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,7 @@ def decide(
 
     An outcome of another attempt is ignored: this attempt then ended without a word, which is a crash.
     """
-    mine = outcome if outcome and (outcome.job, outcome.restart) == (job.job, job.restart) else None
-    jobs_own = [attempt for attempt in attempts if attempt.job == job.job]  # a new submission gets a new budget
-    claimed = any(attempt.restart == job.restart for attempt in jobs_own)
+    mine = outcome_of(job.job, job.restart, outcome, attempts)
     if finished:
         return Action("exit", "finished")
     if mine and mine.cause == Cause.DIVERGED:
@@ -68,9 +67,7 @@ def decide(
         return Action("exit", _not_ours(job), StoppedError.exit_code)
     if not mine and job.exit_code in _mendable():
         return Action("exit", "an error that a restart cannot mend; see above", job.exit_code or INTERNAL_ERROR)
-    crashes, fruitless = _since_progress(jobs_own)
-    if not claimed:  # died before it could claim an attempt, so the ledger does not hold this crash
-        crashes, fruitless = crashes + 1, fruitless + 1
+    crashes, fruitless = _since_progress(job, attempts)
     if fruitless > limits.max_without_progress:
         return Action(
             "exit",
@@ -98,13 +95,19 @@ def _mendable() -> set[int]:
     return {error.exit_code for error in USER_ERRORS}
 
 
-def _since_progress(attempts: Sequence[Attempt]) -> tuple[int, int]:
-    """Crashes, and attempts without a new checkpoint, since the last attempt that made one (its own crash counts)."""
+def _since_progress(job: Job, attempts: Sequence[Attempt]) -> tuple[int, int]:
+    """Crashes, and restarts without a new checkpoint, since the last one that made one (its own crash counts).
+
+    Only this job's count: a new submission gets a new budget. A restart that the ledger does not know died before it
+    could claim an attempt.
+    """
+    known = {attempt.restart: attempt for attempt in attempts if attempt.job == job.job}
     crashes = fruitless = 0
-    for attempt in reversed(attempts):
-        crashes += attempt.crashed
-        fruitless += not attempt.progressed
-        if attempt.progressed or attempt.cause in (Cause.STOPPED, Cause.ERROR, Cause.DIVERGED):
+    for restart in range(job.restart, -1, -1):
+        attempt = known.get(restart)
+        crashes += attempt is None or attempt.crashed
+        fruitless += attempt is None or not attempt.progressed
+        if attempt is not None and attempt.progressed:
             break
     return crashes, fruitless
 
@@ -115,7 +118,7 @@ def _last_saved(attempts: Sequence[Attempt]) -> int:
 
 def _not_ours(job: Job) -> str:
     if job.cancelled:
-        return "cancelled by the user"
+        return TOLD_TO_END
     if job.restarts != job.restart:
         return "requeued by somebody else already"
     return f"the job is {job.state}: cancelled, or ended from outside"
@@ -124,8 +127,9 @@ def _not_ours(job: Job) -> str:
 def read_and_decide(run: RunDir, job: Job) -> Action:
     """`decide` with what the run directory holds."""
     ledger = Ledger(run)
-    limits = config_io.load(run.config).requeue if run.config.exists() else RequeueConfig()
-    return decide(job, ledger.outcome(), ledger.attempts(), limits, finished=run.finished.exists())
+    config = config_io.load(run.config) if run.config.exists() else Config()
+    finished = ledger.is_finished(config.train.steps)
+    return decide(job, ledger.outcome(), ledger.attempts(), config.requeue, finished=finished)
 
 
 def main(argv: Sequence[str]) -> int:

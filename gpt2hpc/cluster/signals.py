@@ -9,7 +9,7 @@ from types import FrameType
 
 from gpt2hpc.cluster.ledger import Cause
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
 
 class Stop(enum.IntEnum):
@@ -33,10 +33,14 @@ class SignalFlag:
         self.stop = Stop.NO
 
     def install(self) -> None:
-        """Take over TERM, USR1, USR2 and INT from whoever had them; only in the main thread."""
+        """Take over TERM, USR1, USR2 and INT from whoever had them; only in the main thread.
+
+        The launcher starts a rank with them blocked, so that none can end it before it listens.
+        """
         if threading.current_thread() is threading.main_thread():
-            for number in (*SIGNALS, signal.SIGINT):
+            for number in SIGNALS:
                 signal.signal(number, self._remember)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         wish = Stop.STOPPED if number == signal.SIGINT else Stop.PREEMPTED

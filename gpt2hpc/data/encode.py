@@ -115,11 +115,16 @@ def finalize(directory: Path, plan: Plan) -> Manifest:
             if shard is None:
                 raise DataError(f"{directory / name} is not done; run `gpt2hpc prepare` again")
             found.append(shard)
-    for wanted in ("train", "val"):
+    for wanted in shards.SPLITS:
         if not any(shard.documents for shard in found if shard.split == wanted):
             total = sum(shard.documents for shard in found)
+            if total < 2:
+                raise DataError(
+                    f"--source holds {total} documents, and training and validation need one each; add text, or let "
+                    "--document-separator blank-line make documents of the paragraphs"
+                )
             raise DataError(
-                f"none of the {total} documents fell to the {wanted} split; add documents (--document-separator blank-line "
-                f"makes them from paragraphs) or change --val-fraction={plan.val_fraction}"
+                f"none of the {total} documents fell to the {wanted} split; add text, or change "
+                f"--val-fraction={plan.val_fraction}"
             )
     return manifest.publish(directory, found, vocab_size=tokenizer.VOCAB_SIZE, plan=plan.facts)

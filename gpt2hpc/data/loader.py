@@ -41,6 +41,14 @@ class Slice:
         return np.arange(start, start + self.micro_batch_size, dtype=np.int64)
 
 
+def check_data(manifest: Manifest, block_size: int) -> None:
+    """Raise DataError unless every shard is there in its size and both splits hold a window. Costs one stat a shard."""
+    for split in shards.SPLITS:
+        Windows(manifest, split, block_size)
+    for shard in manifest.shards:
+        shards.check_size(manifest.directory / shard.file, shard)
+
+
 class Windows:
     """Windows of `block_size` + 1 tokens of one split, by shard and number."""
 

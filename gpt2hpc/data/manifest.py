@@ -63,6 +63,8 @@ def load(directory: Path) -> Manifest:
             f"data.dir={directory} holds no {NAME}; make it with `gpt2hpc prepare --source … --out {directory}`"
         )
     facts: Any = durable.read_json(path)
+    if not isinstance(facts, dict):
+        raise DataError(f"{path} is not JSON; run `gpt2hpc prepare` again")
     try:
         if facts["format"] != FORMAT:
             raise DataError(
@@ -73,5 +75,5 @@ def load(directory: Path) -> Manifest:
         if manifest.sha256 != facts["sha256"]:
             raise DataError(f"{path} was edited: its sha256 does not fit its shards; run `gpt2hpc prepare` again")
     except (KeyError, TypeError) as error:
-        raise DataError(f"{path} is damaged ({error!r}); run `gpt2hpc prepare` again") from None
+        raise DataError(f"{path} is damaged (it lacks {error}); run `gpt2hpc prepare` again") from None
     return manifest

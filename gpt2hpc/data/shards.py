@@ -19,6 +19,7 @@ from gpt2hpc import durable
 from gpt2hpc.errors import DataError
 
 Split = Literal["train", "val"]
+SPLITS: tuple[Split, ...] = ("train", "val")
 Tokens = npt.NDArray[np.uint16]
 
 
@@ -72,14 +73,19 @@ def done_shard(path: Path, plan_sha256: str) -> Shard | None:
     return shard if path.is_file() and path.stat().st_size == shard.bytes else None
 
 
-def open_shard(path: Path, shard: Shard) -> Tokens:
-    """The tokens, memory-mapped; DataError where the file is not what the manifest says."""
+def check_size(path: Path, shard: Shard) -> None:
+    """Raise DataError where the file is missing or not of the size that the manifest says."""
     try:
         size = path.stat().st_size
     except OSError:
         raise DataError(f"{path} is missing; run `gpt2hpc prepare` again") from None
     if size != shard.bytes:
         raise DataError(f"{path} has {size} bytes, its manifest says {shard.bytes}; run `gpt2hpc prepare` again")
+
+
+def open_shard(path: Path, shard: Shard) -> Tokens:
+    """The tokens, memory-mapped; DataError where the file is not what the manifest says."""
+    check_size(path, shard)
     tokens: Tokens = np.load(path, mmap_mode="r")
     if tokens.dtype != np.uint16 or tokens.shape != (shard.tokens,):
         raise DataError(f"{path} holds {tokens.dtype} {tokens.shape}, its manifest says uint16 ({shard.tokens},)")

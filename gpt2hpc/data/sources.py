@@ -55,14 +55,17 @@ class Reading:
 def find_units(sources: Sequence[str], unit_bytes: int = UNIT_BYTES) -> list[Unit]:
     """The units of `demo`, files and directories, the same ones whatever the order of a directory's listing.
 
-    Raises DataError for a source that is missing, empty or of an unknown kind.
+    Raises DataError for a source that is missing, or a directory that holds no text.
     """
     files = [file for source in sources for file in _files(source)]
     groups: list[list[SourceFile]] = [[]]
+    filled = 0
     for file in files:
-        if groups[-1] and sum(each.bytes for each in groups[-1]) + file.bytes > unit_bytes:
+        if groups[-1] and filled + file.bytes > unit_bytes:
             groups.append([])
+            filled = 0
         groups[-1].append(file)
+        filled += file.bytes
     return [Unit(index, tuple(group)) for index, group in enumerate(groups)]
 
 
@@ -125,6 +128,10 @@ def _jsonl_documents(path: Path, text_key: str) -> Iterator[str]:
                 raise DataError(
                     f"{path}:{number} has no text under the key {text_key!r}; name the right one with --text-key"
                 )
+            try:
+                record[text_key].encode()
+            except UnicodeEncodeError:  # legal JSON, as in "\\ud800", but no text
+                raise DataError(f"{path}:{number} holds half a surrogate pair; mend or remove the line") from None
             if record[text_key].strip():
                 yield record[text_key]
 

@@ -127,9 +127,7 @@ def save(
             fence()
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
-    with _disk_errors(target):
-        written = _write_share(temporary, ranks, state, rank_state)
-    files = {name: entry for part in ranks.gather(written) for name, entry in part.items()}
+    files = _write_together(temporary, target, ranks, state, rank_state)
     with ranks.first_decides(), _disk_errors(target):
         if ranks.is_first:
             written_facts = {"format": FORMAT, **facts, "files": files}
@@ -141,9 +139,13 @@ def save(
             durable.fsync_dir(target.parent)
 
 
-def prune(directory: Path, keep_last: int, keep: Path | None) -> None:
-    """Delete all but the furthest `keep_last` and the one at `keep`; half-deleted ones are never named as checkpoints."""
-    for checkpoint in found(directory)[keep_last:]:
+def prune(directory: Path, *, saved_step: int, keep_last: int, keep: Path | None) -> None:
+    """Delete all but the last `keep_last` up to the one just saved, and the one at `keep`.
+
+    Those ahead of it are damaged ones that were skipped; they do not count. A half-deleted one has another name.
+    """
+    saved = [checkpoint for checkpoint in found(directory) if checkpoint.step <= saved_step]
+    for checkpoint in saved[keep_last:]:
         if checkpoint.path != keep:
             discarded = checkpoint.path.with_name(f"{checkpoint.path.name}.tmp")
             checkpoint.path.rename(discarded)
@@ -165,6 +167,24 @@ def _facts_sha256(facts: Mapping[str, Any]) -> str:
 def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_together(
+    temporary: Path, target: Path, ranks: Ranks, state: Tensors, rank_state: tuple[Tensors, Mapping[str, str]]
+) -> dict[str, dict[str, Any]]:
+    """Every rank writes its share; an error of one is the error of all. Returns the files of all ranks."""
+    written: dict[str, dict[str, Any]] = {}
+    caught: RunDirError | None = None
+    try:
+        with _disk_errors(target):
+            written = _write_share(temporary, ranks, state, rank_state)
+    except RunDirError as error:
+        caught = error
+    results = ranks.gather((written, str(caught) if caught else None))
+    for _, message in results:
+        if message:
+            raise RunDirError(message) from caught
+    return {name: entry for part, _ in results for name, entry in part.items()}
 
 
 def _write_share(

@@ -47,7 +47,9 @@ class MetricsLog:
         self._files: tuple[TextIO, TextIO] | None = None
         self._validated: set[int] = set()
         if run is not None:
+            fence()
             _cut(run.log, resumed_step, lambda line: int(line.split()[0]))
+            fence()
             _cut(run.metrics, resumed_step, lambda line: int(json.loads(line)["step"]))
             self._validated = {int(line.split()[0]) for line in run.log.read_text().splitlines() if " val " in line}
             self._files = run.log.open("a", encoding="utf-8"), run.metrics.open("a", encoding="utf-8")

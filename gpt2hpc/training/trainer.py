@@ -22,7 +22,7 @@ from gpt2hpc.config import Config, grad_accum_steps
 from gpt2hpc.data.loader import Slice, TrainLoader, ValLoader
 from gpt2hpc.data.manifest import Manifest
 from gpt2hpc.data.shards import Tokens
-from gpt2hpc.errors import DataError
+from gpt2hpc.errors import DataError, RunDirError
 from gpt2hpc.model.gpt import GPT
 from gpt2hpc.run_dir import RunDir
 from gpt2hpc.training import checkpoint, precision, state
@@ -96,7 +96,7 @@ class Trainer:
         """Resume if there is a checkpoint, wrap the model, warm up, open the logs."""
         rank_state = self._resume()
         wish = self.config.train.compile
-        if wish == "on" or (wish == "auto" and self.ranks.device.type == "cuda"):
+        if wish or (wish is None and self.ranks.device.type == "cuda"):
             self.model.compile()  # in place, so no prefix ever enters a name
         self.wrapped: nn.Module = self.model
         if self.ranks.world_size > 1:
@@ -122,9 +122,16 @@ class Trainer:
     def _resume(self) -> state.RankState:
         """Load the newest whole checkpoint, if any; returns the random generators to begin with."""
         found = None
-        if self.ranks.is_first:
-            checkpoint.remove_unfinished(self.run_dir.checkpoints)
-            found = checkpoint.newest_valid(self.run_dir.checkpoints, self.say)
+        with self.ranks.first_decides():
+            if self.ranks.is_first:
+                self.ledger.fence(self.attempt)
+                checkpoint.remove_unfinished(self.run_dir.checkpoints)
+                found = checkpoint.newest_valid(self.run_dir.checkpoints, self.say)
+                if found is None and (damaged := checkpoint.found(self.run_dir.checkpoints)):
+                    raise RunDirError(
+                        f"each of the {len(damaged)} checkpoints in {self.run_dir.checkpoints} is damaged; bring a whole one back, "
+                        "or delete them to start at step 0"
+                    )
         found = self.ranks.from_first(found)
         if found is None:
             self.say(
@@ -321,7 +328,7 @@ class Trainer:
             self.attempt = dataclasses.replace(self.attempt, saved_step=self.step)
             self.ledger.update(self.attempt)
             keep = self._resumed_from.path if self._resumed_from else None
-            checkpoint.prune(checkpoints, self.config.checkpoint.keep_last, keep)
+            checkpoint.prune(checkpoints, saved_step=self.step, keep_last=self.config.checkpoint.keep_last, keep=keep)
             self.say(f"saved step {self.step} in {seconds:.1f} s: {target.name}")
         self.progress.restart_clock(self.step)
         return True

@@ -78,7 +78,7 @@ def _save_for_ever(directory: Path, step: int, report: int) -> None:
                 fence=lambda: None,
             )
             os.write(report, step.to_bytes(8))
-            checkpoint.prune(directory, 2, None)
+            checkpoint.prune(directory, saved_step=step, keep_last=2, keep=None)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """A rank as the product starts it, with real faults at exact steps, or with one safeguard taken out.
 
 rank.py RUN_DIR [--signal STEP RANK] [--kill STEP RANK] [--pause STEP RANK] [--nan STEP] [--without warm-up|rng|scaler]
-        [--loss-scale S] [--slow SECONDS]
+        [--loss-scale S] [--pause-start] [--full RANK]
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import argparse
 import os
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from gpt2hpc import cli, jobs
 from gpt2hpc.data.shards import Tokens
-from gpt2hpc.training import state
+from gpt2hpc.training import checkpoint, state
 from gpt2hpc.training.checkpoint import Checkpoint
 from gpt2hpc.training.precision import Precision
 from gpt2hpc.training.trainer import Trainer
@@ -32,10 +31,11 @@ def main() -> int:
     parser.add_argument("run_dir")
     for fault in ("--signal", "--kill", "--pause"):
         parser.add_argument(fault, nargs=2, type=int, default=(-1, -1), metavar=("STEP", "RANK"))
+    parser.add_argument("--pause-start", action="store_true")
+    parser.add_argument("--full", type=int, default=-1, metavar="RANK")
     parser.add_argument("--nan", type=int, default=-1, metavar="STEP")
     parser.add_argument("--without", choices=("warm-up", "rng", "scaler"))
     parser.add_argument("--loss-scale", type=float)
-    parser.add_argument("--slow", type=float, default=0.0)
     arguments = parser.parse_args()
     _add_faults(arguments)
     _take_out(arguments.without)
@@ -50,7 +50,6 @@ def _add_faults(arguments: argparse.Namespace) -> None:
 
     def optimizer_step(self: Trainer, stream: Iterator[Tokens]) -> Any:
         here = self.step + 1, self.ranks.rank
-        time.sleep(arguments.slow)
         for fault, number in (
             (arguments.signal, signal.SIGTERM),
             (arguments.kill, signal.SIGKILL),
@@ -64,6 +63,21 @@ def _add_faults(arguments: argparse.Namespace) -> None:
         return genuine(self, stream)
 
     Trainer.optimizer_step = optimizer_step  # type: ignore[method-assign]
+    if arguments.pause_start:
+        resume = Trainer._resume
+
+        def _resume(self: Trainer) -> state.RankState:
+            os.kill(os.getpid(), signal.SIGSTOP)
+            return resume(self)
+
+        Trainer._resume = _resume  # type: ignore[method-assign]
+    if os.environ.get("RANK", "0") == str(arguments.full):
+
+        def full(path: Path, contents: bytes | memoryview) -> None:
+            with Path("/dev/full").open("wb", buffering=0) as file:
+                file.write(contents)
+
+        checkpoint.durable.write_bytes = full
 
 
 def _take_out(safeguard: str | None) -> None:

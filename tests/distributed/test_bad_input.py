@@ -136,4 +136,4 @@ def test_gpus_without_cuda_are_no_cpu_run(gpus: str, flags: list[str], tmp_path:
 def test_sample_of_nothing(tmp_path: Path) -> None:
     refused(gpt2hpc("sample", tmp_path), 9, "holds no checkpoint")
     refused(gpt2hpc("sample", tmp_path, "--max-tokens", "0"), 2, "--max-tokens=0")
-    refused(gpt2hpc("status", tmp_path / "absent"), 9, "does not exist")
+    refused(gpt2hpc("status", tmp_path / "absent"), 9, "is not a directory")

@@ -15,9 +15,9 @@ from tests import tiny
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs g++, which this machine lacks")
 def test_compiled(shared_data: Manifest, tmp_path: Path) -> None:
     eager, compiled, cut = (RunDir(tmp_path / name) for name in ("eager", "compiled", "cut"))
-    settings = tiny.config(shared_data.directory, compile="on")
+    settings = tiny.config(shared_data.directory, compile=True)
     plain = tiny.dataclasses.replace(settings, model=tiny.dataclasses.replace(settings.model, dropout=0.0))
-    without = tiny.dataclasses.replace(plain, train=tiny.dataclasses.replace(plain.train, compile="off"))
+    without = tiny.dataclasses.replace(plain, train=tiny.dataclasses.replace(plain.train, compile=False))
     assert tiny.run_ranks(eager, without, nproc=2) == 0
     assert tiny.run_ranks(compiled, plain, nproc=2) == 0
     assert list(tiny.losses(compiled).values()) == pytest.approx(list(tiny.losses(eager).values()), abs=1e-4)

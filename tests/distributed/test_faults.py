@@ -169,8 +169,8 @@ def test_the_crash_budget_ends_it(shared_data: Manifest, run: RunDir) -> None:
     program = (
         "import sys; from gpt2hpc import submit, train; from gpt2hpc.cluster.launch import LocalJob\n"
         "genuine = train.describe\n"
-        "def describe(run, config, env, **more):\n"
-        "    job = genuine(run, config, env, **more)\n"
+        "def describe(run, config, **more):\n"
+        "    job = genuine(run, config, **more)\n"
         f"    command = (sys.executable, {str(tiny.RANK_PROGRAM)!r}, str(run.path), '--kill', '2', '0')\n"
         "    return LocalJob(command, run, job.nproc, job.job)\n"
         "train.describe = describe\n"
@@ -212,6 +212,106 @@ def test_a_zombie_publishes_nothing(shared_data: Manifest, run: RunDir, children
     assert _snapshot(run) == before
 
 
+def test_a_zombie_in_its_start_up_destroys_nothing(
+    shared_data: Manifest, run: RunDir, children: list[subprocess.Popen[str]]
+) -> None:
+    """Frozen before it has cleared away leftovers and cut the log, while its successor is in the middle of its run."""
+    settings = tiny.config(shared_data.directory)
+    zombie = _start_rank(run, settings, restart=0, options=["--pause-start"])
+    children.append(zombie)
+    until(lambda: _state(zombie.pid) == "T", "the rank to stop itself")
+    successor = _start_rank(run, settings, restart=1, options=["--pause", "5", "0"])
+    children.append(successor)
+    until(lambda: _state(successor.pid) == "T", "the successor to stop itself")
+    leftover = run.checkpoints / "being-written.tmp"
+    leftover.mkdir()
+    before = _snapshot(run)
+    zombie.send_signal(signal.SIGCONT)
+    output, _ = zombie.communicate(timeout=60)
+    assert zombie.returncode == 9, output
+    assert _snapshot(run) == before
+    assert leftover.exists()
+    successor.send_signal(signal.SIGCONT)
+    successor.communicate(timeout=60)
+    assert list(tiny.losses(run)) == list(range(1, 13))
+
+
+def test_all_damaged_is_no_fresh_start(shared_data: Manifest, run: RunDir) -> None:
+    """Starting over in silence would delete what could still be brought back."""
+    settings = tiny.config(shared_data.directory)
+    assert tiny.run_ranks(run, settings, nproc=1, options=["--kill", "8", "0"]) == 137
+    log = run.log.read_bytes()
+    for found in checkpoint.found(run.checkpoints):
+        (found.path / "manifest.json").unlink()
+    done = gpt2hpc("submit", "--run-dir", run.path)
+    assert done.returncode == 9, done.stdout + done.stderr
+    assert "each of the 2 checkpoints" in done.stderr
+    assert run.log.read_bytes() == log
+
+
+def test_a_longer_run_that_fails_is_not_finished(shared_data: Manifest, run: RunDir) -> None:
+    settings = tiny.config(shared_data.directory)
+    assert tiny.run_ranks(run, settings, nproc=1) == 0
+    for verb in ("train", "submit"):
+        done = gpt2hpc(verb, "--run-dir", run.path, "--steps", "30", "--train.device", "mps")
+        assert done.returncode == 8, done.stdout + done.stderr
+    assert "finished" not in gpt2hpc("status", run.path).stdout
+
+
+def test_ranks_that_cannot_meet_use_up_the_budget(shared_data: Manifest, run: RunDir) -> None:
+    """They die before they can claim an attempt, so the ledger holds none of them."""
+    settings = tiny.config(shared_data.directory)
+    nowhere = {"GLOO_SOCKET_IFNAME": "nope0"}
+    done = gpt2hpc("submit", "--nproc", "2", "--run-dir", run.path, *tiny.flags(settings), env=nowhere)
+    assert done.returncode == 7, done.stdout + done.stderr
+    assert done.stdout.count("restarts in") == 3
+
+
+def test_a_closed_terminal_does_not_cost_the_save(
+    shared_data: Manifest, run: RunDir, children: list[subprocess.Popen[str]]
+) -> None:
+    """As when ssh drops: nobody reads any more, the launcher gets HUP, the ranks TERM."""
+    settings = tiny.config(shared_data.directory, total_steps=100_000)
+    children.append(_start("submit", run, "--nproc", "2", *tiny.flags(settings)))
+    until(lambda: run.log.exists() and "4 train" in run.log.read_text(), "step 4")
+    assert children[0].stdout is not None
+    children[0].stdout.close()
+    children[0].send_signal(signal.SIGHUP)
+    until(lambda: Ledger(run).outcome() is not None, "the ranks to stop")
+    assert cause(run) is Cause.PREEMPTED
+    assert tiny.newest(run).step == Ledger(run).attempts()[-1].last_step
+
+
+def test_a_signal_during_the_launch_is_not_lost(shared_data: Manifest, run: RunDir) -> None:
+    """TERM while a rank is being started, before it is known or listens."""
+    settings = tiny.config(shared_data.directory, total_steps=100_000)
+    program = (
+        "import os, signal, sys, threading; from gpt2hpc import cli, submit; from gpt2hpc.cluster import launch\n"
+        "genuine = launch._start\n"
+        "def start(*arguments):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    process = genuine(*arguments)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return process\n"
+        "launch._start = start\n"
+        f"sys.exit(cli.run(submit.main, {['--run-dir', str(run.path), *tiny.flags(settings)]!r}))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 6, done.stdout + done.stderr
+    assert "told to end by a signal" in done.stdout
+    assert cause(run) is Cause.PREEMPTED
+
+
+def test_a_disk_full_for_one_rank_is_told_by_all(shared_data: Manifest, run: RunDir) -> None:
+    settings = tiny.config(shared_data.directory)
+    assert tiny.run_ranks(run, settings, nproc=2, options=["--full", "1"]) == 9
+    assert cause(run) is Cause.ERROR
+    found = Ledger(run).outcome()
+    assert found is not None
+    assert (found.exit_code, "No space left" in found.message) == (9, True)
+    assert checkpoint.found(run.checkpoints) == []
+
+
 def test_ctrl_c_saves_and_stops(shared_data: Manifest, run: RunDir, children: list[subprocess.Popen[str]]) -> None:
     settings = tiny.config(shared_data.directory, total_steps=100_000)
     children.append(_start("submit", run, "--nproc", "2", *tiny.flags(settings)))
@@ -242,7 +342,7 @@ def test_finished_is_finished(shared_data: Manifest, run: RunDir) -> None:
     assert "finished at step 12 already" in again.stdout
     longer = gpt2hpc("submit", "--run-dir", run.path, "--steps", "15")
     assert longer.returncode == 0, longer.stderr
-    assert "the run goes on with another train.total_steps" in longer.stdout
+    assert "the run goes on with another train.total_steps: 15 instead of 12" in longer.stdout
     assert list(tiny.losses(run)) == list(range(1, 16))
 
 

@@ -112,8 +112,16 @@ def test_prune_keeps_the_last_and_the_one_resumed_from(tmp_path: Path, ranks: Ra
     first = save(tmp_path, 1, ranks)
     for step in (2, 3, 4, 5):
         save(tmp_path, step, ranks)
-    checkpoint.prune(tmp_path, 2, first.path)
+    checkpoint.prune(tmp_path, saved_step=5, keep_last=2, keep=first.path)
     assert [found.step for found in checkpoint.found(tmp_path)] == [5, 4, 1]
+
+
+def test_prune_does_not_count_damaged_ones_ahead(tmp_path: Path, ranks: Ranks) -> None:
+    """Skipped on resume, they have higher steps than what is saved after; that must not be what goes."""
+    for step in (80, 85, 90, 100):
+        save(tmp_path, step, ranks)
+    checkpoint.prune(tmp_path, saved_step=85, keep_last=2, keep=None)
+    assert [found.step for found in checkpoint.found(tmp_path)] == [100, 90, 85, 80]
 
 
 def test_a_damaged_one_is_written_again(tmp_path: Path, ranks: Ranks) -> None:

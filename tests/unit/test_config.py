@@ -78,7 +78,13 @@ def test_short_forms() -> None:
         (["--optimizer.min_lr_ratio", "2"], ConfigError, ["optimizer.min_lr_ratio=2.0", "0 to 1"]),
         (["--model.padded_vocab_size", "50000"], ConfigError, ["padded_vocab_size=50000", "try 50304"]),
         (["--train.total_tokens", "1000"], ConfigError, ["train.total_tokens=1000", "524288"]),
-        (["--steps", "100"], ConfigError, ["optimizer.warmup_tokens=375000000", "try 5242880"]),
+        (["--n_layer", "3"], UsageError, ["--n_layer", "did you mean --model.n_layer"]),
+        (["--zzz", "3"], UsageError, ["unknown option --zzz; see --help"]),
+        (
+            ["--steps", "100"],
+            ConfigError,
+            ["optimizer.warmup_tokens=375000000", "try --optimizer.warmup_tokens 5242880"],
+        ),
         (["--checkpoint.keep_last", "1"], ConfigError, ["checkpoint.keep_last=1", "2 or more"]),
         (["--checkpoint.every_steps", "0"], ConfigError, ["checkpoint.every_steps=0", "above 0"]),
         (
@@ -104,6 +110,12 @@ def test_a_bad_value_names_key_value_and_mend(argv: list[str], kind: type[Gpt2hp
         ("modl:\n  n_layer: 4\n", ["modl.n_layer", "did you mean model.n_layer"]),
         ("train:\n  seed: [1]\n", ["train.seed", "a whole number"]),
         ("- 4\n", ["holds no settings"]),
+        ("model: 5\n", ["model=5 holds no settings"]),
+        ("model: [1]\n", ["model=[1] holds no settings"]),
+        ("model:\n", ["model=None holds no settings"]),
+        ("model:\n  n_layer: null\n", ["model.n_layer=null", "a whole number"]),
+        ("preset: smoke\n", ["unknown setting preset"]),
+        ("run_dir: x\n", ["unknown setting run_dir"]),
         ("model: [\n", ["is not YAML"]),
     ],
 )
@@ -114,6 +126,30 @@ def test_a_bad_file_names_key_value_and_mend(text: str, words: list[str], tmp_pa
         parse("--config", str(file))
     for word in words:
         assert word in caught.value.line
+
+
+def test_yaml_words_for_true(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("train:\n  compile: on\n")
+    assert parse("--config", str(tmp_path / "mine.yaml")).train.compile is True
+    assert parse().train.compile is None
+
+
+def test_a_value_may_be_the_name_of_a_section() -> None:
+    assert parse("--data.dir", "data").data.dir == "data"
+
+
+def test_abbreviations_are_refused() -> None:
+    with pytest.raises(UsageError, match="did you mean --run-dir"):
+        parse("--run-di", "3")
+    with pytest.raises(UsageError, match="--run-dir is empty"):
+        parse("--run-dir", "")
+
+
+def test_nothing_saved_nothing_to_be_true_to(tmp_path: Path) -> None:
+    """A start that failed before its first checkpoint leaves settings that may be mended."""
+    run = RunDir(tmp_path)
+    config_io.store(parse("--preset", "smoke"), run.config)
+    assert config_io.changes(run, parse("--preset", "smoke", "--seed", "4")) == {}
 
 
 def test_a_missing_file_is_named() -> None:
@@ -169,7 +205,8 @@ def test_a_run_goes_on_with_its_own_settings(tmp_path: Path) -> None:
     config_io.store(parse("--preset", "smoke", "--model.dropout", "0.2"), run.config)
     again = parse("--run-dir", str(tmp_path), "--preset", "smoke")
     assert again.model.dropout == 0.2
-    assert config_io.changes(run, again) == []
+    (run.checkpoints / "x_tiny_step0000001").mkdir(parents=True)
+    assert config_io.changes(run, again) == {}
     longer = parse("--run-dir", str(tmp_path), "--steps", "900", "--checkpoint.keep_last", "5")
     assert sorted(config_io.changes(run, longer)) == ["checkpoint.keep_last", "train.total_steps"]
 
@@ -177,6 +214,7 @@ def test_a_run_goes_on_with_its_own_settings(tmp_path: Path) -> None:
 def test_other_mathematics_is_refused(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     config_io.store(parse("--preset", "smoke"), run.config)
+    (run.checkpoints / "x_tiny_step0000001").mkdir(parents=True)
     other = parse("--run-dir", str(tmp_path), "--optimizer.learning_rate", "1e-3", "--seed", "4", "--steps", "900")
     with pytest.raises(ConfigError) as caught:
         config_io.changes(run, other)

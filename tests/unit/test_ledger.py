@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from gpt2hpc.cluster import ledger as ledgers
-from gpt2hpc.cluster.dist_env import DistEnv
+from gpt2hpc.cluster.dist_env import DistEnv, job_name
 from gpt2hpc.cluster.ledger import Attempt, Cause, Fenced, Ledger, Outcome
 from gpt2hpc.errors import RunDirError, UsageError
 from gpt2hpc.run_dir import RunDir
@@ -57,7 +58,7 @@ def test_a_dead_attempt_is_followed(run: RunDir) -> None:
 
 def test_another_process_with_the_same_pid_is_not_it(run: RunDir) -> None:
     first = Ledger(run).claim(ALONE)
-    rewrite(run, dataclasses.replace(first, process="another boot/1"))
+    rewrite(run, dataclasses.replace(first, process=f"{ledgers.machine_identity()}/1"))
     assert Ledger(run).claim(dataclasses.replace(ALONE, job="2")).number == 2
 
 
@@ -71,7 +72,7 @@ def test_a_requeue_fences_its_predecessor(run: RunDir) -> None:
     with pytest.raises(Fenced):
         ledger.update(zombie)
     with pytest.raises(Fenced):
-        ledger.close(zombie, Outcome("1", 0, Cause.FINISHED, 5))
+        ledger.close(zombie, Outcome(1, "1", 0, Cause.FINISHED, 5))
     assert ledger.outcome() is None
     assert [attempt.restart for attempt in ledger.attempts()] == [0, 1]
 
@@ -109,7 +110,7 @@ def test_on_another_host_the_heartbeat_counts(run: RunDir, monkeypatch: pytest.M
     monkeypatch.setattr(ledgers, "BEAT_S", 0.2)
     ledger = Ledger(run)
     first = ledger.claim(ALONE)
-    elsewhere = dataclasses.replace(first, host="another-node")
+    elsewhere = dataclasses.replace(first, process="another boot/another namespace/1")
     rewrite(run, elsewhere)
     with ledger.heartbeat(elsewhere, writes=True):
         assert ledger.alive(elsewhere)
@@ -119,10 +120,39 @@ def test_on_another_host_the_heartbeat_counts(run: RunDir, monkeypatch: pytest.M
     assert ledger.claim(dataclasses.replace(ALONE, job="2")).number == 2
 
 
+def test_who_claims_while_another_looks_wins(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two starts after a dead node both wait for its heartbeat; only one may go on."""
+    monkeypatch.setattr(ledgers, "BEAT_S", 0.2)
+    dead = dataclasses.replace(Ledger(run).claim(ALONE), process="another boot/another namespace/1")
+    rewrite(run, dead)
+    results: list[object] = []
+
+    def claim(number: int) -> None:
+        try:
+            results.append(Ledger(run).claim(dataclasses.replace(ALONE, job=str(number))).number)
+        except RunDirError:
+            results.append("refused")
+
+    threads = [threading.Thread(target=claim, args=(number,)) for number in (7, 8)]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.1)
+    for thread in threads:
+        thread.join()
+    assert sorted(map(str, results)) == ["2", "refused"]
+
+
+def test_finished_means_as_far_as_asked(run: RunDir) -> None:
+    assert not Ledger(run).is_finished(12)
+    ledgers.durable.publish_json(run.finished, {"step": 12})
+    assert Ledger(run).is_finished(12)
+    assert not Ledger(run).is_finished(30), "extended, and not there yet"
+
+
 def test_a_silent_heartbeat_file_is_no_life(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledgers, "BEAT_S", 0.1)
     ledger = Ledger(run)
-    elsewhere = dataclasses.replace(ledger.claim(ALONE), host="another-node")
+    elsewhere = dataclasses.replace(ledger.claim(ALONE), process="another boot/another namespace/1")
     (run.attempts / "0001.beat").write_text("17")
     assert not ledger.alive(elsewhere)
 
@@ -130,8 +160,8 @@ def test_a_silent_heartbeat_file_is_no_life(run: RunDir, monkeypatch: pytest.Mon
 def test_closing_tells_how_it_ended(run: RunDir) -> None:
     ledger = Ledger(run)
     attempt = ledger.claim(ALONE)
-    ledger.close(attempt, Outcome("1", 0, Cause.TIME_LIMIT, 17))
-    assert ledger.outcome() == Outcome("1", 0, Cause.TIME_LIMIT, 17)
+    ledger.close(attempt, Outcome(1, "1", 0, Cause.TIME_LIMIT, 17))
+    assert ledger.outcome() == Outcome(1, "1", 0, Cause.TIME_LIMIT, 17)
     (closed,) = ledger.attempts()
     assert (closed.cause, closed.last_step) == ("time_limit", 17)
     assert not ledger.alive(closed)
@@ -167,6 +197,19 @@ def test_places_in_a_job() -> None:
 def test_a_batch_shell_is_no_rank() -> None:
     env = DistEnv.from_env({"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "8"})
     assert (env.rank, env.world_size, env.is_launched) == (0, 1, False)
+    assert not DistEnv.from_env({"MASTER_ADDR": "a", "MASTER_PORT": "9"}).is_launched
+
+
+def test_tasks_of_this_node() -> None:
+    step = {**STEP, "SLURM_JOB_ID": "7", "SLURM_STEP_TASKS_PER_NODE": "3(x2),2"}
+    assert [DistEnv.from_env({**step, "SLURM_NODEID": node}).local_world_size for node in "012"] == [3, 3, 2]
+    assert DistEnv.from_env({**step, "SLURM_STEP_NUM_TASKS": "1"}).is_launched is False
+
+
+def test_local_jobs_have_their_own_names() -> None:
+    """A pid repeats, in containers at once, and an old outcome must not decide a new job."""
+    assert job_name({}) != job_name({"SLURM_JOB_ID": "7"}) == "7"
+    assert re.fullmatch(r"local-.+-\d{14}-\d+", job_name({}))
 
 
 def test_gpus_are_noticed() -> None:

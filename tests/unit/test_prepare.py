@@ -114,6 +114,8 @@ def test_other_data_is_not_overwritten(texts: Path, tmp_path: Path) -> None:
     [
         ("bad.txt", b"caf\xe9", "is not UTF-8 at byte 3"),
         ("bad.jsonl", b'{"text": "a"}\n{"text": ', "bad.jsonl:2 is not JSON"),
+        ("bad.jsonl", b'{"text": "a\\ud800"}\n', "bad.jsonl:1 holds half a surrogate pair"),
+        ("empty.txt", b"", "--source holds 0 documents"),
         ("bad.jsonl", b'{"txt": "a"}\n', "bad.jsonl:1 has no text under the key 'text'"),
     ],
 )
@@ -123,7 +125,7 @@ def test_a_bad_document_is_named(name: str, content: bytes, words: str, tmp_path
     assert done.returncode == 4
     assert words in done.stderr
     assert done.stderr.count("\n") == 1
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out" / "manifest.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -143,7 +145,7 @@ def test_bad_arguments(arguments: list[str], code: int, words: str, tmp_path: Pa
 def test_dry_run_writes_nothing(texts: Path, tmp_path: Path) -> None:
     done = gpt2hpc("prepare", "--source", texts, "--out", tmp_path / "out", "--dry-run")
     assert done.returncode == 0
-    assert "unit 0: train, val:" in done.stdout
+    assert "group 0: train and val from 40 files" in done.stdout
     assert not (tmp_path / "out").exists()
 
 

@@ -38,8 +38,8 @@ def attempt(
     )
 
 
-def outcome(cause: Cause, *, restart: int = 0, job: str = "7", **more: Any) -> Outcome:
-    return Outcome(job, restart, cause, 50, **more)
+def outcome(cause: Cause, *, restart: int = 0, job: str = "7", number: int | None = None, **more: Any) -> Outcome:
+    return Outcome(restart + 1 if number is None else number, job, restart, cause, 50, **more)
 
 
 def ask(job: Job, found: Outcome | None, attempts: list[Attempt] | None = None, *, finished: bool = False) -> Action:
@@ -127,15 +127,27 @@ def test_a_preemption_between_crashes_renews_nothing() -> None:
 def test_a_crash_before_the_ledger_counts_too() -> None:
     attempts = [attempt(0), attempt(1)]
     assert ask(Job("7", 2, restarts=2, exit_code=1), None, attempts).exit_code == 7
+    for restart, kind in enumerate(
+        ["requeue", "requeue", "exit", "exit"]
+    ):  # an import that fails leaves no trace at all
+        action = ask(Job("7", restart, restarts=restart, exit_code=1), None, [])
+        assert action.kind == kind, restart
+    later = [attempt(0, saved=50), attempt(3, first=50)]
+    assert "crashed 4 times" in ask(Job("7", 3, restarts=3), None, later).reason
 
 
 def test_a_new_submission_gets_a_new_budget() -> None:
-    attempts = [attempt(0, job="6"), attempt(1, job="6"), attempt(2, job="6"), attempt(0, job="7")]
+    attempts = [attempt(0, job="6"), attempt(1, job="6"), attempt(2, job="6"), attempt(0)]
     assert ask(Job("7", 0, exit_code=137), None, attempts).kind == "requeue"
 
 
 def test_the_outcome_of_another_attempt_is_ignored() -> None:
-    for found in (outcome(Cause.STOPPED, restart=0), outcome(Cause.DIVERGED, job="6", restart=1)):
+    others = [
+        outcome(Cause.STOPPED),
+        outcome(Cause.DIVERGED, job="6", restart=1),
+        outcome(Cause.STOPPED, restart=1, number=1),
+    ]
+    for found in others:
         action = ask(Job("7", 1, restarts=1, exit_code=137), found, [attempt(0), attempt(1)])
         assert (action.kind, action.delay_s) == ("requeue", 60)
 
