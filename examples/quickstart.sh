@@ -8,7 +8,14 @@ log=$run.log
 mkdir -p "$(dirname "$run")"
 
 show() {
-    printf '\n$ %s\n' "$*"
+    printf '\n$'
+    for word; do
+        case $word in
+            *[!A-Za-z0-9_./=-]*) printf " '%s'" "$word" ;;
+            *) printf ' %s' "$word" ;;
+        esac
+    done
+    echo
     "$@"
 }
 
@@ -52,17 +59,19 @@ grep -q '^resuming at step' "$log" || fail "the job did not resume"
 echo
 echo "== 4. What came of it"
 show gpt2hpc status "$run"
-show gpt2hpc sample "$run" --prompt "Return the" --max-tokens 60
+show gpt2hpc sample "$run" --prompt "Return a new" --max-tokens 60 --top-k 20 --seed 3
 
 before=$(sed -n 's/^0 val //p' "$run/log.txt")
 after=$(sed -n "s/^$steps val //p" "$run/log.txt")
 cat <<END
 
-Validation loss: $before before training, $after after $steps steps, with a preemption in between.
-Resumed:         $(grep '^resuming at step' "$log")
+Validation loss: $(printf %.2f "$before") before training, $(printf %.2f "$after") after $steps steps, with a preemption in between
+                 ($(grep '^resuming at step' "$log")).
+                 The sample above is what two minutes on two cores buy: words and habits of the text, no sense yet.
 Look at:         $run/log.txt (losses), $run/config.yaml (settings), $run/attempts/ (what happened),
                  $run/checkpoints/ (weights and optimizer state), $log (all output)
-Next:            gpt2hpc prepare --source my_texts/ --out data/mine
+Next:            . .venv/bin/activate
+                 gpt2hpc prepare --source my_texts/ --out data/mine
                  gpt2hpc submit --preset gpt2-124m --data.dir data/mine --run-dir runs/mine
 END
 awk -v loss="$after" 'BEGIN { exit !(loss > 0 && loss < 5.5) }' || fail "the validation loss should be below 5.5"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2hpc import cli, config_io, durable
-from gpt2hpc.cluster.ledger import Attempt, Ledger, Outcome
+from gpt2hpc.cluster.ledger import Attempt, Cause, Ledger, Outcome
 from gpt2hpc.errors import ConfigError, RunDirError
 from gpt2hpc.run_dir import RunDir
 
@@ -57,6 +57,8 @@ def _state(run: RunDir, ledger: Ledger, attempts: Sequence[Attempt]) -> tuple[st
     if not attempts:
         return "new", "no attempt yet"
     newest = attempts[-1]
+    if newest.cause == Cause.FINISHED:
+        return "extended", f"was finished at step {newest.last_step}; submit the same command to go on"
     if newest.cause is not None:
         return newest.cause, _explained(newest, ledger.outcome())
     if ledger.seems_alive(newest):

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from gpt2hpc import __version__
+from gpt2hpc import __version__, cli
 from gpt2hpc.cluster.ledger import Attempt, Ledger
 from gpt2hpc.cluster.signals import SignalFlag, Stop
 from gpt2hpc.config import Config, grad_accum_steps
@@ -94,6 +94,7 @@ class Trainer:
 
     def start(self) -> None:
         """Resume if there is a checkpoint, wrap the model, warm up, open the logs."""
+        self.say(self._described())
         rank_state = self._resume()
         wish = self.config.train.compile
         if wish or (wish is None and self.ranks.device.type == "cuda"):
@@ -119,6 +120,17 @@ class Trainer:
             self.attempt = dataclasses.replace(self.attempt, first_step=self.step, saved_step=self.step)
             self.ledger.update(self.attempt)
 
+    def _described(self) -> str:
+        """What is about to run, for the log."""
+        config, part = self.config, self.loader.part
+        samples = config.train.steps * part.samples_per_step
+        return (
+            f"{config.model.parameters / 1e6:,.1f}M parameters; {cli.plural(part.world_size, 'rank')} on {self.ranks.device.type} in "
+            f"{str(self.precision.dtype).removeprefix('torch.')}; a step is {config.train.tokens_per_step:,} tokens = "
+            f"{part.world_size} ranks × {part.grad_accum_steps} × {part.micro_batch_size} × {config.model.block_size}; "
+            f"{config.train.steps:,} steps are {samples / self.loader.order.per_epoch:,.1f} epochs of the data"
+        )
+
     def _resume(self) -> state.RankState:
         """Load the newest whole checkpoint, if any; returns the random generators to begin with."""
         found = None
@@ -134,9 +146,7 @@ class Trainer:
                     )
         found = self.ranks.from_first(found)
         if found is None:
-            self.say(
-                f"starting at step 0: {self.config.model.tag}, {self.ranks.world_size} ranks on {self.ranks.device.type}"
-            )
+            self.say(f"starting at step 0: {self.config.model.tag}")
             state.seed_rank(self.config.train.seed, self.ranks.rank, 0)
             return state.rank_state(self.ranks.device)
         return self._load(found)

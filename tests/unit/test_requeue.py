@@ -180,8 +180,8 @@ def test_the_command_prints_one_action(
     monkeypatch.setattr(sys, "stdin", io.StringIO(SHOWN))
     (tmp_path / "attempts").mkdir()
     assert requeue.main(["decide", str(tmp_path), "--exit-code", "137"]) == 0
-    assert capsys.readouterr().out == "requeue job=120_3 delay_s=10 reason=crash 1 of 3 allowed (exit code 137)\n"
-    (tmp_path / "FINISHED").write_text('{"step": 3}')
+    assert capsys.readouterr().out == "requeue job=120_3 delay_s=20 reason=crash 2 of 3 allowed (exit code 137)\n"
+    (tmp_path / "FINISHED").write_text('{"step": 19073}')
     monkeypatch.setattr(sys, "stdin", io.StringIO(SHOWN))
     assert requeue.main(["decide", str(tmp_path)]) == 0
     assert capsys.readouterr().out == "exit code=0 reason=finished\n"
