@@ -59,7 +59,7 @@ grep -q '^resuming at step' "$log" || fail "the job did not resume"
 echo
 echo "== 4. What came of it"
 show gpt2hpc status "$run"
-show gpt2hpc sample "$run" --prompt "Return a new" --max-tokens 60 --top-k 20 --seed 3
+show gpt2hpc sample "$run" --prompt This --max-tokens 60 --temperature 1.1 --top-k 200 --seed 7
 
 before=$(sed -n 's/^0 val //p' "$run/log.txt")
 after=$(sed -n "s/^$steps val //p" "$run/log.txt")

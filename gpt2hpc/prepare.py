@@ -77,13 +77,15 @@ def main(argv: Sequence[str]) -> int:
 
 def _encode(directory: Path, plan: encode.Plan) -> None:
     started, tokens = time.monotonic(), 0
-    for unit in plan.units:
+    missing = [unit for unit in plan.units if encode.done_unit(directory, plan, unit) is None]
+    if len(missing) < len(plan.units):
+        cli.say(f"{cli.plural(len(plan.units) - len(missing), 'group')} done already")
+    for number, unit in enumerate(missing, start=1):
         tokens += sum(shard.tokens for shard in encode.encode_unit(directory, plan, unit))
         seconds = max(time.monotonic() - started, 1e-9)
-        share = (unit.index + 1) / len(plan.units)
-        cli.say(
-            f"{share:4.0%}  {tokens:,} tokens  {tokens / seconds / 1e6:.2f} Mtok/s  ETA {seconds / share - seconds:.0f} s"
-        )
+        left_s = seconds * (len(missing) - number) / number
+        share = number / len(missing)
+        cli.say(f"{share:4.0%}  {tokens:,} tokens  {tokens / seconds / 1e6:.2f} Mtok/s  ETA {left_s:.0f} s")
     manifest = encode.finalize(directory, plan)
     for split in SPLITS:
         documents = sum(shard.documents for shard in manifest.split(split))

@@ -83,12 +83,15 @@ def check_target(directory: Path, plan: Plan) -> None:
         )
 
 
-def encode_unit(directory: Path, plan: Plan, unit: Unit) -> list[Shard]:
-    """The unit's shards: those on disk if they are complete, else freshly tokenized."""
+def done_unit(directory: Path, plan: Plan, unit: Unit) -> list[Shard] | None:
+    """The unit's shards if all are on disk, complete and of this plan."""
     paths = [directory / shards.shard_name(split, unit.index) for split in plan.splits(unit)]
     done = [shards.done_shard(path, plan.sha256) for path in paths]
-    if all(done):
-        return [shard for shard in done if shard]
+    return [shard for shard in done if shard] if all(done) else None
+
+
+def encode_unit(directory: Path, plan: Plan, unit: Unit) -> list[Shard]:
+    """Tokenize a unit and write its shards."""
     tokens: dict[Split, list[Tokens]] = {split: [] for split in plan.splits(unit)}
     for text in documents(unit, plan.reading):
         tokens[plan.split_of(text, unit)].append(tokenizer.encode_document(text))

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import FileStore, HashStore, Store, TCPStore
+from torch._C._distributed_c10d import FileStore, HashStore
 
 from gpt2hpc.cluster.dist_env import DistEnv
 from gpt2hpc.errors import Gpt2hpcError, MissingError, UsageError, error_for
@@ -81,9 +81,8 @@ def joined(env: DistEnv, device: torch.device) -> Iterator[Ranks]:
     """The process group, from rendezvous to the end."""
     _die_with_launcher(env)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(
-        backend, store=_store(env), rank=env.rank, world_size=env.world_size, timeout=TIMEOUT, **_device_id(device)
-    )
+    where = {**_meeting(env), **_device_id(device)}
+    dist.init_process_group(backend, rank=env.rank, world_size=env.world_size, timeout=TIMEOUT, **where)
     try:
         yield Ranks(env, device)
     finally:
@@ -126,14 +125,15 @@ def make_deterministic() -> None:
     torch.use_deterministic_algorithms(True)
 
 
-def _store(env: DistEnv) -> Store:
+def _meeting(env: DistEnv) -> dict[str, Any]:
+    """Where the ranks meet: a file on this machine, nowhere for one alone, else as MASTER_ADDR and torchrun say."""
     if env.rendezvous:
-        return FileStore(env.rendezvous, env.world_size)
+        return {"store": FileStore(env.rendezvous, env.world_size)}
     if env.world_size == 1:
-        return HashStore()
+        return {"store": HashStore()}
     if not env.master_addr or not env.master_port:
         raise UsageError(f"{env.world_size} ranks but no MASTER_ADDR and MASTER_PORT in the environment; set them")
-    return TCPStore(env.master_addr, env.master_port, env.world_size, is_master=env.rank == 0, timeout=TIMEOUT)
+    return {"init_method": "env://"}  # torchrun may serve the store itself, which this knows
 
 
 def _device_id(device: torch.device) -> dict[str, Any]:

@@ -99,6 +99,15 @@ def test_too_little_data(tmp_path: Path) -> None:
     refused(done, 4, "too few for one window", "prepare more text")
 
 
+def test_one_rank_cannot_start_more(flags: list[str], tmp_path: Path) -> None:
+    rank = {"RANK": "0", "WORLD_SIZE": "1"}
+    done = gpt2hpc("train", "--run-dir", tmp_path / "run", "--nproc", "2", *flags, env=rank)
+    refused(done, 2, "--nproc=2", "drop --nproc")
+    without_address = {"RANK": "0", "WORLD_SIZE": "2"}
+    done = gpt2hpc("train", "--run-dir", tmp_path / "run", *flags, env=without_address)
+    refused(done, 2, "MASTER_ADDR and MASTER_PORT")
+
+
 def test_more_than_one_machine_without_slurm(flags: list[str], tmp_path: Path) -> None:
     done = gpt2hpc("submit", "--run-dir", tmp_path / "run", "--nodes", "4", *flags)
     refused(done, 2, "--nodes=4", "--nodes 1")

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from gpt2hpc.cluster import dist_env
+from gpt2hpc.cluster.launch import loopback
 from gpt2hpc.cluster.ledger import Cause, Ledger
 from gpt2hpc.config import CheckpointConfig, RequeueConfig
 from gpt2hpc.data.manifest import Manifest
@@ -255,7 +256,7 @@ def test_a_longer_run_that_fails_is_not_finished(shared_data: Manifest, run: Run
     for verb in ("train", "submit"):
         done = gpt2hpc(verb, "--run-dir", run.path, "--steps", "30", "--train.device", "mps")
         assert done.returncode == 8, done.stdout + done.stderr
-    assert "extended          12/30" in gpt2hpc("status", run.path).stdout
+    assert "extended         12/30" in gpt2hpc("status", run.path).stdout
 
 
 def test_ranks_that_cannot_meet_use_up_the_budget(shared_data: Manifest, run: RunDir) -> None:
@@ -344,6 +345,33 @@ def test_finished_is_finished(shared_data: Manifest, run: RunDir) -> None:
     assert longer.returncode == 0, longer.stderr
     assert "the run goes on with another train.total_steps: 15 instead of 12" in longer.stdout
     assert list(tiny.losses(run)) == list(range(1, 16))
+
+
+def test_torchrun_starts_it_too(shared_data: Manifest, run: RunDir) -> None:
+    """The same bytes as from our launcher, which gives each rank one thread here as well."""
+    settings = tiny.config(shared_data.directory)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "gpt2hpc.train",
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": loopback()}
+    done = subprocess.run(
+        [*command, "--run-dir", str(run.path), *tiny.flags(settings)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    ours = RunDir(run.path.with_name("ours"))
+    assert tiny.run_ranks(ours, settings, nproc=2) == 0
+    assert tiny.content(tiny.newest(run)) == tiny.content(tiny.newest(ours))
 
 
 def test_only_the_last_checkpoints_stay(shared_data: Manifest, run: RunDir) -> None:

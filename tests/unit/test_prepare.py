@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -88,10 +89,12 @@ def test_what_is_done_is_not_done_again(texts: Path, tmp_path: Path) -> None:
     for unit in plan.units:
         encode.encode_unit(tmp_path, plan, unit)
     before = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*_*")}
+    time.sleep(0.01)
     torn = tmp_path / shards.shard_name("train", 1)
     torn.write_bytes(torn.read_bytes()[:100])
-    for unit in plan.units:
-        encode.encode_unit(tmp_path, plan, unit)
+    assert [unit.index for unit in plan.units if encode.done_unit(tmp_path, plan, unit) is None] == [1]
+    encode.encode_unit(tmp_path, plan, plan.units[1])
+    encode.finalize(tmp_path, plan)
     after = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*_*")}
     assert {name for name in after if after[name] != before[name]} == {torn.name, torn.with_suffix(".json").name}
 
