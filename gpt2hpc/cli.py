@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TextIO
 
-from gpt2hpc.errors import EXIT_CODES, Gpt2hpcError, StoppedError
+from gpt2hpc.errors import EXIT_CODES, Gpt2hpcError, StoppedError, as_users
 
 Main = Callable[[Sequence[str]], int]
 
@@ -15,7 +15,10 @@ Main = Callable[[Sequence[str]], int]
 def run(main: Main, argv: Sequence[str] | None = None) -> int:
     """Run a verb; an error of the user's becomes one line on stderr and its exit code, a bug keeps its traceback."""
     try:
-        return main(sys.argv[1:] if argv is None else argv)
+        try:
+            return main(sys.argv[1:] if argv is None else argv)
+        except OSError as error:
+            raise as_users(error) from error
     except Gpt2hpcError as error:
         _print(f"gpt2hpc: error: {error.line}", sys.stderr)
         return error.exit_code

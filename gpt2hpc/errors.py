@@ -8,6 +8,7 @@ No code is 85, 128 or above, 144 or 255: those mean something to Slurm, to shell
 
 from __future__ import annotations
 
+import errno
 from typing import ClassVar
 
 INTERNAL_ERROR = 1
@@ -65,6 +66,10 @@ class RunDirError(Gpt2hpcError):
     meaning = "run directory: not writable, or in use by another attempt"
 
 
+class PeerGoneError(Gpt2hpcError):
+    """Another rank died: this one's end is a crash like that one's, but not worth a traceback."""
+
+
 USER_ERRORS: tuple[type[Gpt2hpcError], ...] = (
     UsageError,
     ConfigError,
@@ -81,6 +86,14 @@ EXIT_CODES: dict[int, str] = {
     INTERNAL_ERROR: Gpt2hpcError.meaning,
     **{error.exit_code: error.meaning for error in USER_ERRORS},
 }
+
+
+def as_users(error: OSError) -> RunDirError:
+    """A full or read-only disk is the user's to mend; any other OSError is raised again as it is."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        raise error
+    place = f"{error.filename}: " if error.filename else ""
+    return RunDirError(f"{place}{error.strerror}; free space and do the same again: what was complete before is kept")
 
 
 def error_for(exit_code: int, message: str) -> Gpt2hpcError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from gpt2hpc.cluster.signals import SignalFlag, Stop
 from gpt2hpc.config import Config, check, grad_accum_steps
 from gpt2hpc.data import loader
 from gpt2hpc.data import manifest as manifests
-from gpt2hpc.errors import ConfigError, DataError, Gpt2hpcError, MissingError
+from gpt2hpc.errors import ConfigError, DataError, Gpt2hpcError, MissingError, as_users
 from gpt2hpc.run_dir import RunDir
 
 if TYPE_CHECKING:
@@ -129,8 +130,8 @@ def open_run(run: RunDir, config: Config, env: DistEnv) -> Opened:
         return Opened(config, None)
     ledger = Ledger(run)
     attempt = ledger.claim(env)
-    settle(run, config)
     ledger.fence(attempt)
+    settle(run, config)
     run.finished.unlink(missing_ok=True)
     if env.restart == 0:  # a new start overrides an old wish to stop; a restart by Slurm obeys it
         run.stop.unlink(missing_ok=True)
@@ -162,12 +163,14 @@ def _run_attempt(opened: Opened, run: RunDir, ranks: Ranks, signals: SignalFlag)
             trainer.start()
             stop = trainer.train()
             trainer.log.close()
-    except Gpt2hpcError as error:
+    except (Gpt2hpcError, OSError) as caught:
+        error = caught if isinstance(caught, Gpt2hpcError) else as_users(caught)
         if ranks.is_first and not ledger.superseded(attempt):
             step = trainer.step if trainer else 0
             attempt = trainer.attempt if trainer else attempt
-            ledger.close(attempt, _outcome(attempt, Cause.ERROR, step, error.exit_code, error.line))
-        raise
+            with contextlib.suppress(OSError):  # a full disk; the exit code tells as well
+                ledger.close(attempt, _outcome(attempt, Cause.ERROR, step, error.exit_code, error.line))
+        raise error from caught
     if ranks.is_first:
         _close(ledger, run, trainer.attempt, stop, trainer.step)
         say(_closing_line(run, stop, trainer.step))

@@ -22,8 +22,9 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import FileStore, HashStore
 
 from gpt2hpc.cluster.dist_env import DistEnv
-from gpt2hpc.errors import Gpt2hpcError, MissingError, UsageError, error_for
+from gpt2hpc.errors import Gpt2hpcError, MissingError, PeerGoneError, UsageError, error_for
 
+_PEER_IS_GONE = ("closed by peer", "reset by peer", "Broken pipe", "NCCL Error", "ncclRemoteError", "ncclSystemError")
 TIMEOUT = datetime.timedelta(minutes=10)
 
 
@@ -85,6 +86,12 @@ def joined(env: DistEnv, device: torch.device) -> Iterator[Ranks]:
     dist.init_process_group(backend, rank=env.rank, world_size=env.world_size, timeout=TIMEOUT, **where)
     try:
         yield Ranks(env, device)
+    except RuntimeError as error:
+        if any(word in str(error) for word in _PEER_IS_GONE):
+            raise PeerGoneError(
+                f"rank {env.rank} lost a peer and ends without saving; look at the other ranks"
+            ) from error
+        raise
     finally:
         # DDP keeps the group alive in reference cycles. Its threads must end before the interpreter does: one that still
         # wants the GIL then aborts the process, after all went well.

@@ -59,6 +59,9 @@ def test_killed_and_resumed(undisturbed: RunDir, settings: Config, tmp_path: Pat
     run = RunDir(tmp_path / "run")
     assert tiny.run_ranks(run, settings, nproc=RANKS, options=["--kill", "8", "3"]) == 137
     assert tiny.newest(run).step == 6, "survivors must not save"
+    survivor = run.rank_log("tiny", 0, 1).read_text()
+    assert "lost a peer and ends without saving" in survivor
+    assert "Traceback" not in survivor
     assert resume(run, settings) == tiny.content(tiny.newest(undisturbed))
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,41 @@ def test_an_error_of_the_users_is_one_line(capsys: pytest.CaptureFixture[str]) -
 
     assert cli.run(verb, []) == DataError.exit_code
     assert capsys.readouterr().err == "gpt2hpc: error: a b=3 is wrong; try 4\n"
+
+
+def test_a_full_disk_is_the_users_and_other_os_errors_are_not(capsys: pytest.CaptureFixture[str]) -> None:
+    def full(argv: object) -> int:
+        with Path("/dev/full").open("w") as file:
+            file.write("x")
+        return 0
+
+    def absent(argv: object) -> int:
+        return len(Path("/nowhere/at/all").read_text())
+
+    assert cli.run(full, []) == 9
+    assert "No space left on device; free space" in capsys.readouterr().err
+    with pytest.raises(FileNotFoundError):
+        cli.run(absent, [])
+
+
+def test_nobody_reads_any_more(tmp_path: Path) -> None:
+    """`gpt2hpc … | head`: what is said goes nowhere, and the work goes on."""
+    program = (
+        "import sys; from pathlib import Path; from gpt2hpc import cli\n"
+        "def main(argv):\n"
+        "    for number in range(20000): cli.say(f'line {number}')\n"
+        f"    Path({str(tmp_path / 'done')!r}).write_text('x')\n"
+        "    return 0\n"
+        "sys.exit(cli.run(main, []))\n"
+    )
+    done = subprocess.run(
+        ["bash", "-c", f'{sys.executable} -c "$0" | head -1; exit ${{PIPESTATUS[0]}}', program],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "line 0\n", "")
+    assert (tmp_path / "done").exists()
 
 
 def test_a_bug_keeps_its_traceback() -> None:
