@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -26,12 +25,14 @@ from gpt2hpc.errors import DataError, RunDirError
 from gpt2hpc.model.gpt import GPT
 from gpt2hpc.run_dir import RunDir
 from gpt2hpc.training import checkpoint, precision, state
+from gpt2hpc.training.batches import to_device, trace
 from gpt2hpc.training.checkpoint import Checkpoint
 from gpt2hpc.training.metrics import MetricsLog
 from gpt2hpc.training.optimizer import learning_rate, new_optimizer
 from gpt2hpc.training.process_group import Ranks
 from gpt2hpc.training.progress import Progress
 from gpt2hpc.training.stop import Agreement, Clock, Consensus, StopFile
+from gpt2hpc.training.validation import validation_loss
 
 Say = Callable[[str], None]
 
@@ -231,8 +232,10 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, self.config)
         for micro_step in range(accum):
-            tokens, targets = self._to_device(next(stream))
-            self._trace(micro_step)
+            tokens, targets = to_device(next(stream), self.ranks.device)
+            if self.config.train.trace_data:
+                where = self.run_dir.trace(self.ranks.rank)
+                trace(where, self.loader.part, step=self.step + 1, consumed=self.consumed, micro_step=micro_step)
             with self._no_sync_before(accum - 1, micro_step):
                 with self.precision.autocast():
                     loss = self.wrapped(tokens, targets) / accum
@@ -253,15 +256,6 @@ class Trainer:
             return cast("contextlib.AbstractContextManager[None]", self.wrapped.no_sync())
         return contextlib.nullcontext()
 
-    def _to_device(self, windows: Tokens) -> tuple[Tensor, Tensor]:
-        """Inputs and targets, both (micro_batch_size, block_size) int64."""
-        device = self.ranks.device
-        if device.type == "cuda":  # half the bytes over the bus, and no wait
-            moved = torch.from_numpy(windows).pin_memory().to(device, non_blocking=True).long()
-        else:
-            moved = torch.from_numpy(windows.astype("int64")).to(device)
-        return moved[:, :-1].contiguous(), moved[:, 1:].contiguous()
-
     def _wish(self) -> Stop:
         wish = self.signals.stop
         if self.ranks.is_first:
@@ -271,44 +265,19 @@ class Trainer:
                 wish = max(wish, Stop.STOPPED)
         return max(wish, Stop.DIVERGED) if self.progress.diverged else wish
 
-    # Validation and reports -------------------------------------------------------------------------------------
+    # Validation -------------------------------------------------------------------------------------
 
     def _validation_is_due(self) -> bool:
         return self.step % self.config.train.eval_every == 0 or self.step == self.config.train.steps
 
-    @torch.no_grad()
     def validate(self) -> None:
-        """Mean loss over the fixed validation tokens, summed in double precision over all ranks."""
+        """Validate and log it, out of the step rates."""
         self.progress.flush()
         began = time.perf_counter()
-        self.model.eval()
-        sums = torch.zeros(2, dtype=torch.float64)
-        for windows, rows in self.val_loader:
-            tokens, targets = self._to_device(windows)
-            targets[rows:] = -100
-            with self.precision.autocast():
-                loss = self.model(tokens, targets, reduction="sum")
-            sums += torch.tensor([float(loss), rows * self.config.model.block_size], dtype=torch.float64)
-        dist.all_reduce(sums)
-        self.model.train()
-        loss_sum, tokens_seen = sums.tolist()
-        self.log.validation(self.step, loss_sum / tokens_seen, int(tokens_seen))
+        loss, tokens = validation_loss(self.model, self.val_loader, self.precision)
+        self.log.validation(self.step, loss, tokens)
         self.clock.validated(time.perf_counter() - began)
         self.progress.restart_clock(self.step)
-
-    def _trace(self, micro_step: int) -> None:
-        if self.config.train.trace_data:
-            path = self.run_dir.trace(self.ranks.rank)
-            path.parent.mkdir(exist_ok=True)
-            samples = self.loader.part.micro_batch(self.consumed, micro_step).tolist()
-            facts = {
-                "step": self.step + 1,
-                "micro_step": micro_step,
-                "world_size": self.ranks.world_size,
-                "samples": samples,
-            }
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(facts) + "\n")
 
     # Saves ------------------------------------------------------------------------------------------------------
 
