@@ -90,7 +90,9 @@ class SignalRelay:
     def _relay(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
             self.interrupts += 1
-            cli.say("killing" if self.interrupts > 1 else "stopping after this step and saving; Ctrl-C again kills")
+            word = b"killing\n" if self.interrupts > 1 else b"stopping after this step and saving; Ctrl-C again kills\n"
+            with contextlib.suppress(OSError):
+                os.write(sys.stdout.fileno(), word)  # print() must not be entered while it is printing
         self.last_attempt |= number in (signal.SIGINT, signal.SIGTERM)
         kill = number == signal.SIGINT and self.interrupts > 1
         self.send(signal.SIGKILL if kill else number)

@@ -320,6 +320,7 @@ def test_ctrl_c_saves_and_stops(shared_data: Manifest, run: RunDir, children: li
     children[0].send_signal(signal.SIGINT)
     output, _ = children[0].communicate(timeout=60)
     assert children[0].returncode == 6, output
+    assert "stopping after this step and saving" in output
     assert cause(run) is Cause.STOPPED
     assert tiny.newest(run).step >= 3
 
