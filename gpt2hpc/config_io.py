@@ -59,6 +59,7 @@ def new_parser(verb: str, description: str) -> jsonargparse.ArgumentParser:
     """A parser to which a verb adds its own options; `parse` adds the settings."""
     parser = jsonargparse.ArgumentParser(
         prog=f"gpt2hpc {verb}",
+        usage=f"gpt2hpc {verb} [--preset NAME] [--run-dir DIR] [--OPTION …] [--SECTION.SETTING VALUE …]",
         description=description,
         exit_on_error=False,
         epilog=EPILOG.format(presets=", ".join(presets())),
