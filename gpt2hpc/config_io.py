@@ -31,6 +31,9 @@ EPILOG = (
     "9 run directory; docs/exit-codes.md has them all."
 )
 
+_SEXAGESIMAL = re.compile(r"\d+(?::\d+)+")
+"""YAML 1.1 reads 12:30:00 as 45000."""
+
 MAY_CHANGE = (
     "train.total_tokens",
     "train.total_steps",
@@ -128,7 +131,7 @@ def load(path: Path) -> Config:
     add_settings(parser)
     try:
         return _build(parser, parser.parse_path(str(path)))
-    except (jsonargparse.ArgumentError, OSError, TypeError, yaml.YAMLError) as error:
+    except (jsonargparse.ArgumentError, OSError, TypeError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: {_explained(str(error), parser)}") from None
 
 
@@ -169,6 +172,8 @@ def _ordered(argv: Sequence[str]) -> Iterator[str]:
     words = iter(argv)
     for word in words:
         name, equals, value = word.partition("=")
+        if _SEXAGESIMAL.fullmatch(value or word):
+            raise UsageError(f"{word} would be read as a number of base 60; write a plain number")
         if name in ("--preset", "--config"):
             value = value if equals else next(words, "")
             if name == "--preset":
@@ -196,16 +201,22 @@ def _preset_file(name: str) -> Path:
 
 def _readable(path: str) -> str:
     try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        tree = yaml.safe_load(text)
     except OSError as error:
         raise ConfigError(f"--config={path} cannot be read ({error.strerror}); check the path") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"--config={path} is not YAML: {_one_line(error)}") from None
+    if match := re.search(r":\s*(\d+(?::\d+)+)\s*(?:#.*)?$", text, re.MULTILINE):
+        raise ConfigError(f"--config={path}: {match[1]} would be read as a number of base 60; write a plain number")
     if not isinstance(tree, dict):
         raise ConfigError(
             f"--config={path} holds no settings; write sections such as `model:` with `n_layer: 12` below"
         )
     for section, settings in tree.items():
+        if "." in str(section):
+            first, _, rest = str(section).partition(".")
+            raise ConfigError(f"--config={path}: write {rest} indented below `{first}:` instead of {section}")
         if section not in _sections():
             raise _wrong_key(
                 f"{section}.{next(iter(settings))}" if isinstance(settings, dict) and settings else str(section)

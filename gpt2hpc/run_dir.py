@@ -60,7 +60,7 @@ class RunDir:
     @property
     def has_checkpoints(self) -> bool:
         """Whether something was saved, so that the run has settings and data to be true to."""
-        return self.checkpoints.is_dir() and any("_step" in path.name for path in self.checkpoints.iterdir())
+        return any(path.suffix != ".tmp" for path in self.checkpoints.glob("*_step*"))
 
     def rank_log(self, job: str, restart: int, rank: int) -> Path:
         """What a rank of a local job printed."""

@@ -63,9 +63,10 @@ def _state(run: RunDir, ledger: Ledger, attempts: Sequence[Attempt]) -> tuple[st
         return newest.cause, _explained(newest, ledger.outcome())
     if ledger.seems_alive(newest):
         return "running", f"job {newest.job} on {newest.host}, pid {newest.pid}, {newest.world_size} ranks"
+    saved = max(max(attempt.first_step, attempt.saved_step) for attempt in attempts)
     return (
         "crashed",
-        f"job {newest.job} on {newest.host} ended without a word; it would resume at step {newest.saved_step}",
+        f"job {newest.job} on {newest.host} ended without a word; it would resume at step {saved}",
     )
 
 

@@ -119,8 +119,11 @@ def _foretold(job: LocalJob, config: Config) -> str:
         return f"a start would be refused: {error.line}"
     if Ledger(job.run).is_finished(config.train.steps):
         return "the run is finished, so nothing would start"
+    newest = Ledger(job.run).newest()
+    if newest is not None and Ledger(job.run).seems_alive(newest):
+        return f"a start would be refused: attempt {newest.number} runs on {newest.host}"
     if job.run.has_checkpoints:
-        return "it would resume from the newest whole checkpoint in the run directory"
+        return "it would resume from the newest checkpoint that is whole"
     return "it would start at step 0"
 
 

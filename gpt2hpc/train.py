@@ -41,46 +41,50 @@ def main(argv: Sequence[str]) -> int:
                 f"--nproc={options.nproc}, but RANK and WORLD_SIZE are set: this is one rank already; drop --nproc"
             )
         return jobs.Train(options.run_dir, config)()
-    job = local_job(run, config, nproc=options.nproc)
+    job = local_job(run, config, nproc=options.nproc, job=env.job)
     if job is None:
         return 0
     with SignalRelay().installed() as relay:
-        code = run_attempt(job, restart=0, relay=relay)
-    return _exit_code(code, job, stopped=relay.last_attempt)
+        code = run_attempt(job, restart=env.restart, relay=relay)
+    return _exit_code(code, job, env.restart, stopped=relay.last_attempt)
 
 
-def local_job(run: RunDir, config: Config, *, nproc: int | None, time_limit_s: float | None = None) -> LocalJob | None:
+def local_job(
+    run: RunDir, config: Config, *, nproc: int | None, job: str | None = None, time_limit_s: float | None = None
+) -> LocalJob | None:
     """Check all that can be checked without torch and write the settings; None if the run is finished."""
     jobs.require_torch()
-    job = describe(run, config, nproc=nproc, time_limit_s=time_limit_s)
-    config = jobs.check_start(run, config, world_size=job.nproc)
+    local = describe(run, config, nproc=nproc, job=job, time_limit_s=time_limit_s)
+    config = jobs.check_start(run, config, world_size=local.nproc)
     for line in warnings(config):
         cli.warn(line)
     if jobs.is_finished(run, config):
         return None
-    Ledger(run).refuse_if_taken(job.job, 0)
+    Ledger(run).refuse_if_taken(local.job, 0)
     run.create()
     jobs.settle(run, config)
-    return job
+    return local
 
 
-def describe(run: RunDir, config: Config, *, nproc: int | None, time_limit_s: float | None) -> LocalJob:
-    """The local job that these settings make; nothing is checked or written."""
+def describe(
+    run: RunDir, config: Config, *, nproc: int | None, job: str | None = None, time_limit_s: float | None
+) -> LocalJob:
+    """The local job that these settings make, with a name of its own unless `job` is given; nothing is written."""
     if nproc is not None and nproc < 1:
         raise UsageError(f"--nproc={nproc} must be 1 or more")
     gpus = 0 if config.train.device == "cpu" else count_gpus()
     if gpus and nproc and nproc > gpus:
         raise UsageError(f"--nproc={nproc} is more than the {gpus} GPUs here; use --nproc {gpus}, or --device cpu")
     command = (sys.executable, "-m", "gpt2hpc.train", "--run-dir", str(run.path))
-    return LocalJob(command, run, nproc or max(1, gpus), new_local_job(), gpus=gpus, time_limit_s=time_limit_s)
+    return LocalJob(command, run, nproc or max(1, gpus), job or new_local_job(), gpus=gpus, time_limit_s=time_limit_s)
 
 
-def _exit_code(code: int, job: LocalJob, *, stopped: bool) -> int:
+def _exit_code(code: int, job: LocalJob, restart: int, *, stopped: bool) -> int:
     """What the attempt's end means to the caller."""
     ledger = Ledger(job.run)
     if ledger.is_finished(config_io.load(job.run.config).train.steps):
         return 0
-    outcome = ledger.own_outcome(job.job, 0)
+    outcome = ledger.own_outcome(job.job, restart)
     if outcome and outcome.cause is Cause.DIVERGED:
         return DivergedError.exit_code
     if outcome and outcome.cause is Cause.ERROR:

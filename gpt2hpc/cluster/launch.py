@@ -125,6 +125,8 @@ def run_attempt(job: LocalJob, *, restart: int, relay: SignalRelay) -> int:
             for rank in range(job.nproc):
                 variables = job.environment(rank, restart=restart, rendezvous=f"{folder}/store", job_end=job_end)
                 relay.ranks.append(_start(job, restart, rank, variables))
+            if relay.last_attempt:  # told so before there were ranks to tell
+                relay.send(signal.SIGINT if relay.interrupts else signal.SIGTERM)
         return _wait(job, restart, relay, job_end)
     finally:
         relay.send(signal.SIGKILL)

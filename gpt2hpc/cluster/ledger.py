@@ -102,10 +102,13 @@ class Ledger:
 
         The restart of a job supersedes its earlier attempts without asking: Slurm ended them, or thinks so.
         """
-        newest = self.newest()  # read once: whoever claims while we look wins, and our own claim then fails
+        number = (
+            self._last_number()
+        )  # first: whoever claims after this is met below, or by our own claim, which then fails
+        newest = self.newest()
         self._refuse_if_taken(env.job, env.restart, newest)
         attempt = Attempt(
-            number=newest.number + 1 if newest else 1,
+            number=number + 1,
             job=env.job,
             restart=env.restart,
             host=socket.gethostname(),
@@ -159,13 +162,17 @@ class Ledger:
         )
 
     def outcome(self) -> Outcome | None:
-        facts = durable.read_json(self._run.outcome)
-        return Outcome(**{**facts, "cause": Cause(facts["cause"])}) if facts else None
+        """The last one written; None where there is none, or what there is cannot be read."""
+        with contextlib.suppress(TypeError, KeyError, ValueError):
+            facts = durable.read_json(self._run.outcome)
+            return Outcome(**{**facts, "cause": Cause(facts["cause"])}) if facts else None
+        return None
 
     def finished_step(self) -> int | None:
         """The step that FINISHED names, if the run got there."""
-        facts = durable.read_json(self._run.finished)
-        return int(facts["step"]) if facts else None
+        with contextlib.suppress(TypeError, KeyError, ValueError):
+            return int((durable.read_json(self._run.finished) or {})["step"])
+        return None
 
     def is_finished(self, steps: int) -> bool:
         """Whether the run got to its last step; a longer run than the one that finished is not."""
@@ -217,8 +224,13 @@ class Ledger:
 
     def _read(self) -> Iterator[Attempt]:
         for path in sorted(self._run.attempts.glob("[0-9]*.json")):
-            if facts := durable.read_json(path):
-                yield Attempt(**facts)
+            with contextlib.suppress(TypeError):
+                if facts := durable.read_json(path):
+                    yield Attempt(**facts)
+
+    def _last_number(self) -> int:
+        """Of the newest file, readable or not."""
+        return max((int(path.stem) for path in self._run.attempts.glob("[0-9]*.json")), default=0)
 
     def _path(self, number: int) -> Path:
         return self._run.attempts / f"{number:04d}.json"

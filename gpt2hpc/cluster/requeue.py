@@ -92,7 +92,7 @@ def decide(
 
 def _mendable() -> set[int]:
     """Exit codes of errors that a restart cannot mend."""
-    return {error.exit_code for error in USER_ERRORS}
+    return {error.exit_code for error in USER_ERRORS} - {StoppedError.exit_code}
 
 
 def _since_progress(job: Job, attempts: Sequence[Attempt]) -> tuple[int, int]:

@@ -26,7 +26,7 @@ import safetensors.torch
 from torch import Tensor
 
 from gpt2hpc import durable
-from gpt2hpc.errors import RunDirError
+from gpt2hpc.errors import RunDirError, as_users
 from gpt2hpc.training.process_group import Ranks
 
 FORMAT = 1
@@ -174,17 +174,17 @@ def _write_together(
 ) -> dict[str, dict[str, Any]]:
     """Every rank writes its share; an error of one is the error of all. Returns the files of all ranks."""
     written: dict[str, dict[str, Any]] = {}
-    caught: RunDirError | None = None
+    caught: RunDirError | OSError | None = None
     try:
         with _disk_errors(target):
             written = _write_share(temporary, ranks, state, rank_state)
-    except RunDirError as error:
+    except (RunDirError, OSError) as error:
         caught = error
-    results = ranks.gather((written, str(caught) if caught else None))
-    for _, message in results:
+    results = ranks.gather((written, str(caught) if caught else None, isinstance(caught, RunDirError)))
+    for _, message, is_users in results:
         if message:
-            raise RunDirError(message) from caught
-    return {name: entry for part, _ in results for name, entry in part.items()}
+            raise (RunDirError if is_users else OSError)(message) from caught
+    return {name: entry for part, _, _ in results for name, entry in part.items()}
 
 
 def _write_share(
@@ -224,11 +224,8 @@ def _owners(state: Tensors, world_size: int) -> dict[str, int]:
 
 @contextlib.contextmanager
 def _disk_errors(target: Path) -> Iterator[None]:
-    """Turn a full or read-only disk into an error of the user's."""
+    """Turn a full or read-only disk into an error of the user's; any other one may pass, so it stays a crash."""
     try:
         yield
-    except (OSError, safetensors.SafetensorError) as error:
-        raise RunDirError(
-            f"checkpoint {target} could not be written ({error}); free space or mend the directory, then submit again: "
-            "the checkpoint before it is whole"
-        ) from error
+    except OSError as error:
+        raise RunDirError(f"checkpoint {target} could not be written: {as_users(error)}") from error

@@ -61,11 +61,12 @@ class MetricsLog:
 
     def validation(self, step: int, loss: float, tokens: int) -> None:
         """`loss` in nats over `tokens` tokens."""
+        self._validated.add(step)
         self._write(f"{step} val {loss:.6f}", {"step": step, "val_loss": loss, "val_tokens": tokens})
         self._say(f"step {step}  validation loss {loss:.4f} over {tokens:,} tokens")
 
     def has_validation(self, step: int) -> bool:
-        """Whether an earlier attempt has validated that step; only rank 0 knows."""
+        """Whether that step was validated, by an earlier attempt or by this one; rank 0 knows."""
         return step in self._validated
 
     def sync(self) -> None:

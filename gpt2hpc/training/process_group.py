@@ -24,7 +24,7 @@ from torch._C._distributed_c10d import FileStore, HashStore
 from gpt2hpc.cluster.dist_env import DistEnv
 from gpt2hpc.errors import Gpt2hpcError, MissingError, PeerGoneError, UsageError, error_for
 
-_PEER_IS_GONE = ("closed by peer", "reset by peer", "Broken pipe", "NCCL Error", "ncclRemoteError", "ncclSystemError")
+_PEER_IS_GONE = ("closed by peer", "reset by peer", "Broken pipe", "ncclRemoteError")
 TIMEOUT = datetime.timedelta(minutes=10)
 
 
@@ -88,9 +88,7 @@ def joined(env: DistEnv, device: torch.device) -> Iterator[Ranks]:
         yield Ranks(env, device)
     except RuntimeError as error:
         if any(word in str(error) for word in _PEER_IS_GONE):
-            raise PeerGoneError(
-                f"rank {env.rank} lost a peer and ends without saving; look at the other ranks"
-            ) from error
+            raise PeerGoneError(f"rank {env.rank} lost a peer and ends without saving: {error}") from error
         raise
     finally:
         # DDP keeps the group alive in reference cycles. Its threads must end before the interpreter does: one that still

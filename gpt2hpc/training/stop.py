@@ -7,6 +7,7 @@ step, so agreement costs no waiting; a peer's death makes the read raise, and no
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +37,15 @@ class Clock:
         self._longest_save_s = state_bytes / SLOW_DISK_BYTES_PER_S  # until one is measured
         self._measured = False
         self._longest_validation_s = 0.0
+
+    def facts(self) -> dict[str, float]:
+        """What was measured, for the next attempt."""
+        return {"save_s": self._longest_save_s, "validation_s": self._longest_validation_s}
+
+    def remember(self, facts: Mapping[str, float]) -> None:
+        """What an earlier attempt has measured."""
+        self._longest_save_s, self._measured = facts["save_s"], True
+        self._longest_validation_s = facts["validation_s"]
 
     def saved(self, seconds: float) -> None:
         self._saved_at, self._asked = time.monotonic(), False

@@ -161,6 +161,7 @@ class Trainer:
         state.load_model(self.model, found.tensors("model/"))
         state.load_optimizer(self.optimizer, self.model, found.tensors("optimizer/"))
         state.load_scaler(self.scaler, facts["scaler"])
+        self.clock.remember(facts["measured"])
         self.step, self.consumed = facts["step"], facts["data"]["samples_consumed"]
         self._saved_step, self._resumed_from = self.step, found
         same = facts["world_size"] == self.ranks.world_size
@@ -198,8 +199,7 @@ class Trainer:
     def train(self) -> Stop:
         """Train to the end (Stop.NO) or to an agreed stop, with everything saved that should be."""
         self.model.train()
-        if self._validation_is_due() and not self.ranks.from_first(self.log.has_validation(self.step)):
-            self.validate()
+        self._validate_if_due()
         agreed, steps = Agreement(), self.config.train.steps
         with contextlib.closing(cast("Any", self.loader.stream(self.consumed))) as stream:
             while self.step < steps and agreed.stop is Stop.NO:
@@ -207,7 +207,10 @@ class Trainer:
         self.consensus.settle()
         if agreed.stop is Stop.DIVERGED or not self.save():
             return Stop.DIVERGED
-        return agreed.stop if self.step < steps else Stop.NO
+        if self.step < steps:
+            return agreed.stop
+        self._validate_if_due()
+        return Stop.NO
 
     def _one_step(self, stream: Iterator[Tokens]) -> Agreement:
         """A step and what is due after it."""
@@ -217,8 +220,8 @@ class Trainer:
         self.consumed += self.loader.part.samples_per_step
         self.progress.add(self.step, loss, norm)
         agreed = self.consensus.exchange(self._wish(), self.ranks.is_first and self.clock.asks_to_save())
-        if self._validation_is_due() and (agreed.stop is Stop.NO or self.step == train.steps):
-            self.validate()  # a stop leaves it to the next attempt
+        if agreed.stop is Stop.NO and self.step < train.steps:
+            self._validate_if_due()  # a stop leaves it to the next attempt, and the end saves first
         every = self.config.checkpoint.every_steps
         due = agreed.save or (every is not None and self.step % every == 0)
         if due and agreed.stop is Stop.NO and self.step < train.steps and not self.save():
@@ -267,8 +270,11 @@ class Trainer:
 
     # Validation -------------------------------------------------------------------------------------
 
-    def _validation_is_due(self) -> bool:
-        return self.step % self.config.train.eval_every == 0 or self.step == self.config.train.steps
+    def _validate_if_due(self) -> None:
+        """Validate at the intervals and at the end, unless an attempt has done so for this step."""
+        due = self.step % self.config.train.eval_every == 0 or self.step == self.config.train.steps
+        if due and not self.ranks.from_first(self.log.has_validation(self.step)):
+            self.validate()
 
     def validate(self) -> None:
         """Validate and log it, out of the step rates."""
@@ -330,6 +336,7 @@ class Trainer:
                 "block_size": self.config.model.block_size,
                 "manifest_sha256": self.manifest_sha256,
             },
+            "measured": self.clock.facts(),
             "scaler": state.scaler_facts(self.scaler),
             "config": dataclasses.asdict(self.config),
             "versions": {"gpt2hpc": __version__, "torch": torch.__version__, "python": platform.python_version()},

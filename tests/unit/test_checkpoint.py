@@ -124,6 +124,17 @@ def test_prune_does_not_count_damaged_ones_ahead(tmp_path: Path, ranks: Ranks) -
     assert [found.step for found in checkpoint.found(tmp_path)] == [100, 90, 85, 80]
 
 
+def test_a_zombies_files_are_left_alone(tmp_path: Path, ranks: Ranks) -> None:
+    """Both attempts save the same step; neither may write into the other's unfinished directory."""
+    name = checkpoint.name(started="20260131-120000", tag="gpt2-124m-ctx1024", step=5)
+    other = tmp_path / f"{name}.0002.tmp"
+    other.mkdir()
+    (other / "state-00000-of-00001.safetensors").write_bytes(b"theirs")
+    assert save(tmp_path, 5, ranks).damage() is None
+    assert (other / "state-00000-of-00001.safetensors").read_bytes() == b"theirs"
+    assert len(list(other.iterdir())) == 1
+
+
 def test_a_damaged_one_is_written_again(tmp_path: Path, ranks: Ranks) -> None:
     saved = save(tmp_path, 5, ranks)
     damage_cut(saved.path / "manifest.json")
@@ -151,7 +162,7 @@ def test_a_full_disk_keeps_what_was_there(tmp_path: Path, ranks: Ranks, monkeypa
             file.write(contents)
 
     monkeypatch.setattr(checkpoint.durable, "write_bytes", full)
-    with pytest.raises(RunDirError, match=r"No space left.*the checkpoint before it is whole"):
+    with pytest.raises(RunDirError, match=r"could not be written: .*No space left.*what was complete before is kept"):
         save(tmp_path, 10, ranks)
     found = checkpoint.newest_valid(tmp_path, print)
     assert found is not None
@@ -164,7 +175,7 @@ def test_a_disk_that_lies_is_caught_before_anything_is_pruned(
     save(tmp_path, 5, ranks)
     genuine = checkpoint.durable.write_bytes
     monkeypatch.setattr(checkpoint.durable, "write_bytes", lambda path, contents: genuine(path, contents[:-1] + b"?"))
-    with pytest.raises(RunDirError, match="reads back differently"):
+    with pytest.raises(OSError, match="reads back differently"):
         save(tmp_path, 10, ranks)
     assert [found.step for found in checkpoint.found(tmp_path)] == [5]
 

@@ -78,6 +78,8 @@ def test_short_forms() -> None:
         (["--optimizer.min_lr_ratio", "2"], ConfigError, ["optimizer.min_lr_ratio=2.0", "0 to 1"]),
         (["--model.padded_vocab_size", "50000"], ConfigError, ["padded_vocab_size=50000", "try 50304"]),
         (["--train.total_tokens", "1000"], ConfigError, ["train.total_tokens=1000", "524288"]),
+        (["--train.total_steps", "12:30:00"], UsageError, ["12:30:00", "base 60"]),
+        (["--checkpoint.every_minutes=1:30"], UsageError, ["1:30", "base 60"]),
         (["--n_layer", "3"], UsageError, ["--n_layer", "did you mean --model.n_layer"]),
         (["--zzz", "3"], UsageError, ["unknown option --zzz; see --help"]),
         (
@@ -115,6 +117,8 @@ def test_a_bad_value_names_key_value_and_mend(argv: list[str], kind: type[Gpt2hp
         ("model:\n", ["model=None holds no settings"]),
         ("model:\n  n_layer: null\n", ["model.n_layer=null", "a whole number"]),
         ("preset: smoke\n", ["unknown setting preset"]),
+        ("model.n_layer: 3\n", ["write n_layer indented below `model:`"]),
+        ("train:\n  total_steps: 12:30:00\n", ["12:30:00", "base 60"]),
         ("run_dir: x\n", ["unknown setting run_dir"]),
         ("model: [\n", ["is not YAML"]),
     ],
@@ -150,6 +154,15 @@ def test_nothing_saved_nothing_to_be_true_to(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     config_io.store(parse("--preset", "smoke"), run.config)
     assert config_io.changes(run, parse("--preset", "smoke", "--seed", "4")) == {}
+    (run.checkpoints / "x_tiny_step0000001.0001.tmp").mkdir(parents=True)
+    assert config_io.changes(run, parse("--preset", "smoke", "--seed", "4")) == {}, "a killed first save saved nothing"
+
+
+def test_a_damaged_config_of_a_run_is_one_line(tmp_path: Path) -> None:
+    for content in (b"\xff\xfe", b"model: {n_layer: x}", b"train:\n  seed: " + b"9" * 5000):
+        (tmp_path / "config.yaml").write_bytes(content)
+        with pytest.raises(ConfigError, match=r"config\.yaml"):
+            config_io.load(tmp_path / "config.yaml")
 
 
 def test_a_missing_file_is_named() -> None:

@@ -142,6 +142,15 @@ def test_who_claims_while_another_looks_wins(run: RunDir, monkeypatch: pytest.Mo
     assert sorted(map(str, results)) == ["2", "refused"]
 
 
+def test_damaged_records_lock_nobody_out(run: RunDir) -> None:
+    damaged = {"attempts/0001.json": "", "attempts/0002.json": '{"a": 1}', "FINISHED": "12", "outcome.json": '{"a": 1}'}
+    for name, content in damaged.items():
+        (run.path / name).write_text(content)
+    ledger = Ledger(run)
+    assert (ledger.finished_step(), ledger.outcome(), ledger.attempts()) == (None, None, [])
+    assert ledger.claim(ALONE).number == 3
+
+
 def test_finished_means_as_far_as_asked(run: RunDir) -> None:
     assert not Ledger(run).is_finished(12)
     ledgers.durable.publish_json(run.finished, {"step": 12})

@@ -17,7 +17,7 @@ import torch
 from gpt2hpc.cluster.dist_env import DistEnv
 from gpt2hpc.cluster.signals import SignalFlag, Stop
 from gpt2hpc.config import CheckpointConfig
-from gpt2hpc.errors import MissingError
+from gpt2hpc.errors import MissingError, RunDirError
 from gpt2hpc.jobs import Train
 from gpt2hpc.run_dir import RunDir
 from gpt2hpc.training.metrics import MetricsLog, StepRecord
@@ -69,6 +69,26 @@ def test_an_older_attempts_open_log_is_not_the_runs(tmp_path: Path) -> None:
     opened(run, 0).close()
     zombie.step(record(1), 10)
     assert run.log.read_text() == ""
+
+
+def test_a_superseded_attempt_logs_nothing(tmp_path: Path) -> None:
+    run, fenced = RunDir(tmp_path), False
+
+    def fence() -> None:
+        if fenced:
+            raise RunDirError("superseded")
+
+    log = MetricsLog(run, resumed_step=0, fence=fence, say=lambda text: None)
+    log.step(record(1), 10)
+    before = run.log.read_text(), run.metrics.read_text()
+    fenced = True
+    with pytest.raises(RunDirError):
+        log.step(record(2), 10)
+    with pytest.raises(RunDirError):
+        log.validation(2, 5.0, 10)
+    with pytest.raises(RunDirError):
+        MetricsLog(run, resumed_step=0, fence=fence, say=lambda text: None)
+    assert (run.log.read_text(), run.metrics.read_text()) == before
 
 
 def test_metrics_are_json_even_of_nan(tmp_path: Path) -> None:
@@ -145,6 +165,9 @@ def test_the_end_is_near_when_a_save_would_not_fit() -> None:
     clock = Clock(config, job_end=time.time() + 100)
     clock.validated(50.0)
     assert clock.is_end_near(1.0), "nor a validation that may be due"
+    resumed = Clock(config, job_end=time.time() + 100)
+    resumed.remember(clock.facts())
+    assert resumed.is_end_near(1.0), "nor in an attempt that has not validated yet"
 
 
 def test_a_stop_file_is_seen(tmp_path: Path) -> None:
