@@ -102,9 +102,8 @@ class Ledger:
 
         The restart of a job supersedes its earlier attempts without asking: Slurm ended them, or thinks so.
         """
-        number = (
-            self._last_number()
-        )  # first: whoever claims after this is met below, or by our own claim, which then fails
+        # The number first: whoever claims after this is met by the refusal, or by our own claim, which then fails.
+        number = self._last_number()
         newest = self.newest()
         self._refuse_if_taken(env.job, env.restart, newest)
         attempt = Attempt(
