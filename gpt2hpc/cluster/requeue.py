@@ -4,7 +4,12 @@ As a command it reads `scontrol show job -o` from standard input and prints one 
 
     scontrol show job -o "$SLURM_JOB_ID" | python -m gpt2hpc.cluster.requeue decide RUN_DIR --exit-code $rc
 
-    requeue job=123 delay_s=0 reason=…            or            exit code=6 reason=…
+    requeue job=123 delay_s=0 allow=0 exclude= reason=…
+    resubmit job=123 delay_s=0 allow=0 exclude=n7 reason=…
+    exit code=6 reason=…
+
+`allow=1` asks for `scontrol update requeue=1` first, `exclude` for ExcNodeList right after the requeue. Where the requeue
+is refused all the same, the shell asks again with --refused and is told to submit a successor.
 """
 
 from __future__ import annotations
@@ -19,7 +24,7 @@ from typing import Literal
 
 from gpt2hpc import cli, config_io
 from gpt2hpc.cluster.ledger import Attempt, Cause, Ledger, Outcome, outcome_of
-from gpt2hpc.cluster.slurm import Job, parse_show_job
+from gpt2hpc.cluster.slurm import Job, expand_nodes, parse_show_job
 from gpt2hpc.config import Config, RequeueConfig
 from gpt2hpc.errors import (
     INTERNAL_ERROR,
@@ -37,12 +42,16 @@ TOLD_TO_END = "told to end by a signal; run the same command again to go on"
 
 @dataclass(frozen=True)
 class Action:
-    """`requeue` after `delay_s`, or `exit` with `exit_code`."""
+    """`requeue` (or `resubmit`, where that was refused) after `delay_s`, or `exit` with `exit_code`.
 
-    kind: Literal["exit", "requeue"]
+    `exclude_nodes` is the whole list of nodes to keep away from, the user's own included; empty to leave it as it is.
+    """
+
+    kind: Literal["exit", "requeue", "resubmit"]
     reason: str
     exit_code: int = 0
     delay_s: float = 0.0
+    exclude_nodes: str = ""
 
 
 def decide(
@@ -67,7 +76,9 @@ def decide(
         return Action("exit", _not_ours(job), StoppedError.exit_code)
     if not mine and job.exit_code in _mendable():
         return Action("exit", "an error that a restart cannot mend; see above", job.exit_code or INTERNAL_ERROR)
-    crashes, fruitless = _since_progress(job, attempts)
+    again: Literal["requeue", "resubmit"] = "resubmit" if job.refused else "requeue"
+    crashed_on, fruitless = _since_progress(job, attempts)
+    crashes = len(crashed_on)
     if fruitless > limits.max_without_progress:
         return Action(
             "exit",
@@ -76,7 +87,7 @@ def decide(
             CrashBudgetError.exit_code,
         )
     if mine and mine.cause in (Cause.PREEMPTED, Cause.TIME_LIMIT):
-        return Action("requeue", f"{mine.cause} at step {mine.step}")
+        return Action(again, f"{mine.cause} at step {mine.step}")
     if crashes > limits.crash_budget:
         return Action(
             "exit",
@@ -85,9 +96,17 @@ def decide(
             CrashBudgetError.exit_code,
         )
     delay_s = min(limits.backoff_s * 2 ** (crashes - 1), MAX_BACKOFF_S) if limits.backoff_s else 0.0
-    return Action(
-        "requeue", f"crash {crashes} of {limits.crash_budget} allowed (exit code {job.exit_code})", delay_s=delay_s
-    )
+    reason = f"crash {crashes} of {limits.crash_budget} allowed (exit code {job.exit_code})"
+    return Action(again, reason, delay_s=delay_s, exclude_nodes=_excluded(job, crashed_on))
+
+
+def _excluded(job: Job, crashed_on: Sequence[str]) -> str:
+    """The bad node, merged with those excluded already: the one node that two or more crashes in a row have in common."""
+    if len(crashed_on) < 2:
+        return ""
+    common = set.intersection(*(set(expand_nodes(nodes)) for nodes in crashed_on))
+    known = expand_nodes(job.excluded)
+    return ",".join([*known, *common]) if len(common) == 1 and not common & set(known) else ""
 
 
 def _mendable() -> set[int]:
@@ -95,21 +114,23 @@ def _mendable() -> set[int]:
     return {error.exit_code for error in USER_ERRORS} - {StoppedError.exit_code}
 
 
-def _since_progress(job: Job, attempts: Sequence[Attempt]) -> tuple[int, int]:
-    """Crashes, and restarts without a new checkpoint, since the last one that made one (its own crash counts).
+def _since_progress(job: Job, attempts: Sequence[Attempt]) -> tuple[list[str], int]:
+    """The nodes of each crash, and how many restarts saved nothing, since the last one that did (its own crash counts).
 
     Only this job's count: a new submission gets a new budget. A restart that the ledger does not know died before it
     could claim an attempt.
     """
     known = {attempt.restart: attempt for attempt in attempts if attempt.job == job.job}
-    crashes = fruitless = 0
+    crashed_on: list[str] = []
+    fruitless = 0
     for restart in range(job.restart, -1, -1):
         attempt = known.get(restart)
-        crashes += attempt is None or attempt.crashed
+        if attempt is None or attempt.crashed:
+            crashed_on.append(attempt.nodes if attempt else job.nodes if restart == job.restart else "")
         fruitless += attempt is None or not attempt.progressed
         if attempt is not None and attempt.progressed:
             break
-    return crashes, fruitless
+    return crashed_on, fruitless
 
 
 def _last_saved(attempts: Sequence[Attempt]) -> int:
@@ -140,16 +161,18 @@ def main(argv: Sequence[str]) -> int:
     command = commands.add_parser("decide", help="read `scontrol show job -o` from standard input, print one action")
     command.add_argument("run_dir", type=Path)
     command.add_argument("--exit-code", type=int, help="what srun returned")
+    command.add_argument("--refused", action="store_true", help="`scontrol requeue` was tried and refused")
     arguments = parser.parse_args(argv)
     if not arguments.run_dir.is_dir():
         raise RunDirError(f"{arguments.run_dir} is not a run directory; check the path")
     restart = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
-    job = parse_show_job(sys.stdin.read(), restart=restart, exit_code=arguments.exit_code)
+    job = parse_show_job(sys.stdin.read(), restart=restart, exit_code=arguments.exit_code, refused=arguments.refused)
     action = read_and_decide(RunDir(arguments.run_dir), job)
-    if action.kind == "requeue":
-        cli.say(f"requeue job={job.job} delay_s={action.delay_s:.0f} reason={action.reason}")
-    else:
+    if action.kind == "exit":
         cli.say(f"exit code={action.exit_code} reason={action.reason}")
+    else:
+        how = f"delay_s={action.delay_s:.0f} allow={int(not job.may_requeue)} exclude={action.exclude_nodes}"
+        cli.say(f"{action.kind} job={job.job} {how} reason={action.reason}")
     return 0
 
 

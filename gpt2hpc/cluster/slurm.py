@@ -20,6 +20,9 @@ class Job:
         exit_code: Of srun or of the ranks; None where unknown.
         nodes: The nodes it ran on.
         cancelled: The user wants no more of it.
+        may_requeue: False for `--no-requeue`: `scontrol update requeue=1` must come before a requeue.
+        refused: `scontrol requeue` was tried and refused.
+        excluded: Nodes that the user, or an earlier decision, has excluded.
     """
 
     job: str
@@ -29,9 +32,12 @@ class Job:
     exit_code: int | None = None
     nodes: str = ""
     cancelled: bool = False
+    may_requeue: bool = True
+    refused: bool = False
+    excluded: str = ""
 
 
-def parse_show_job(text: str, *, restart: int, exit_code: int | None) -> Job:
+def parse_show_job(text: str, *, restart: int, exit_code: int | None, refused: bool = False) -> Job:
     """The first job in the output of `scontrol show job -o`; UsageError where it is not that."""
     facts = dict(re.findall(r"(\w+)=(\S*)", text.splitlines()[0] if text.strip() else ""))
     if "JobId" not in facts or "JobState" not in facts:
@@ -43,5 +49,23 @@ def parse_show_job(text: str, *, restart: int, exit_code: int | None) -> Job:
         state=facts["JobState"],
         restarts=int(facts.get("Restarts", 0)),
         exit_code=exit_code,
-        nodes=facts.get("NodeList", ""),
+        nodes=_none_as_empty(facts.get("NodeList", "")),
+        may_requeue=facts.get("Requeue", "1") != "0",
+        refused=refused,
+        excluded=_none_as_empty(facts.get("ExcNodeList", "")),
     )
+
+
+def expand_nodes(nodes: str) -> list[str]:
+    """`gpu[01-03,7],login` as its names; a list in Slurm's notation with one bracket a name."""
+    names = []
+    for prefix, ranges, suffix in re.findall(r"([^,\[\]]+)(?:\[([^\]]*)\])?([^,\[\]]*)", nodes):
+        for part in ranges.split(",") if ranges else [""]:
+            first, _, last = part.partition("-")
+            numbers = [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)] if last else [first]
+            names += [f"{prefix}{number}{suffix}" for number in numbers]
+    return names
+
+
+def _none_as_empty(text: str) -> str:
+    return "" if text in ("(null)", "None") else text

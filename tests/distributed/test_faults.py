@@ -178,7 +178,7 @@ def test_the_crash_budget_ends_it(shared_data: Manifest, run: RunDir) -> None:
         "train.describe = describe\n"
         f"sys.exit(submit.cli.run(submit.main, {['--run-dir', str(run.path), *tiny.flags(settings)]!r}))\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    done = _python(program)
     assert done.returncode == 7, done.stdout + done.stderr
     assert "crashed 2 times without progress" in done.stdout
     assert len(Ledger(run).attempts()) == 2
@@ -298,7 +298,7 @@ def test_a_signal_during_the_launch_is_not_lost(shared_data: Manifest, run: RunD
         "launch._start = start\n"
         f"sys.exit(cli.run(submit.main, {['--run-dir', str(run.path), *tiny.flags(settings)]!r}))\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    done = _python(program)
     assert done.returncode == 6, done.stdout + done.stderr
     assert "told to end by a signal" in done.stdout
     assert cause(run) is Cause.PREEMPTED
@@ -408,6 +408,12 @@ def _start_rank(run: RunDir, settings: tiny.Config, *, restart: int, options: li
 
 def _state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def _python(program: str) -> subprocess.CompletedProcess[str]:
+    """Run a program in a Python of its own."""
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
 def _snapshot(run: RunDir) -> dict[str, bytes]:

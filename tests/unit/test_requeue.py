@@ -12,7 +12,7 @@ import pytest
 from gpt2hpc.cluster import requeue
 from gpt2hpc.cluster.ledger import Attempt, Cause, Outcome
 from gpt2hpc.cluster.requeue import Action, decide
-from gpt2hpc.cluster.slurm import Job, parse_show_job
+from gpt2hpc.cluster.slurm import Job, expand_nodes, parse_show_job
 from gpt2hpc.config import RequeueConfig
 from gpt2hpc.errors import UsageError
 
@@ -20,7 +20,13 @@ LIMITS = RequeueConfig(crash_budget=2, max_without_progress=4, backoff_s=30.0)
 
 
 def attempt(
-    restart: int, *, first: int = 0, saved: int | None = None, cause: Cause | None = None, job: str = "7"
+    restart: int,
+    *,
+    first: int = 0,
+    saved: int | None = None,
+    cause: Cause | None = None,
+    job: str = "7",
+    nodes: str = "n1",
 ) -> Attempt:
     return Attempt(
         number=restart + 1,
@@ -30,7 +36,7 @@ def attempt(
         pid=1,
         started="2026-01-31T12:00:00Z",
         process="x",
-        nodes="n1",
+        nodes=nodes,
         world_size=1,
         first_step=first,
         saved_step=first if saved is None else saved,
@@ -152,6 +158,49 @@ def test_the_outcome_of_another_attempt_is_ignored() -> None:
         assert (action.kind, action.delay_s) == ("requeue", 60)
 
 
+@pytest.mark.parametrize(
+    ("nodes", "excluded", "expected"),
+    [
+        (["n1"], "", ""),  # once may be chance
+        (["n1", "n1"], "", "n1"),
+        (["n[1-4]", "n[3,7-9]"], "", "n3"),  # the one they have in common
+        (["n[1-4]", "n[1-4]"], "", ""),  # could be any of them
+        (["n1", "n2"], "", ""),
+        (["n1", "n1"], "x[1-2]", "x1,x2,n1"),  # the user's own list stays
+        (["n1", "n1"], "n1", ""),
+        (["n1", ""], "", ""),  # one died before it could say where
+    ],
+)
+def test_a_bad_node_is_excluded(nodes: list[str], excluded: str, expected: str) -> None:
+    attempts = [attempt(restart, nodes=each) for restart, each in enumerate(nodes)]
+    last = len(nodes) - 1
+    action = ask(Job("7", last, restarts=last, exit_code=137, excluded=excluded), None, attempts)
+    assert (action.kind, action.exclude_nodes) == ("requeue", expected)
+
+
+def test_a_preemption_excludes_no_node() -> None:
+    attempts = [attempt(0), attempt(1), attempt(2, cause=Cause.PREEMPTED)]
+    assert ask(Job("7", 2, restarts=2), outcome(Cause.PREEMPTED, restart=2), attempts).exclude_nodes == ""
+
+
+def test_progress_clears_a_nodes_name() -> None:
+    attempts = [attempt(0), attempt(1, saved=50), attempt(2, first=50, nodes="n2")]
+    assert ask(Job("7", 2, restarts=2), None, attempts).exclude_nodes == ""
+
+
+def test_a_refused_requeue_becomes_a_successor() -> None:
+    refused = Job("7", 0, exit_code=137, refused=True)
+    assert ask(refused, None).kind == "resubmit"
+    assert ask(refused, outcome(Cause.PREEMPTED)).kind == "resubmit"
+    assert ask(refused, outcome(Cause.STOPPED)).kind == "exit"
+    assert ask(Job("7", 0, state="COMPLETING", refused=True), outcome(Cause.PREEMPTED)).kind == "exit"
+
+
+def test_nodes_in_slurms_notation() -> None:
+    assert expand_nodes("gpu[08-11,3],login,r[1]-ib") == ["gpu08", "gpu09", "gpu10", "gpu11", "gpu3", "login", "r1-ib"]
+    assert expand_nodes("") == []
+
+
 def test_backoff_is_bounded() -> None:
     limits = RequeueConfig(crash_budget=100, max_without_progress=100, backoff_s=30.0)
     attempts = [attempt(restart) for restart in range(20)]
@@ -167,7 +216,14 @@ SHOWN = (
 def test_show_job_is_read() -> None:
     job = parse_show_job(SHOWN, restart=1, exit_code=0)
     assert job == Job("120_3", 1, state="RUNNING", restarts=1, exit_code=0, nodes="n[1-2]")
-    assert parse_show_job("JobId=9 JobState=COMPLETING\n", restart=0, exit_code=None).job == "9"
+    other = parse_show_job(
+        "JobId=9 JobState=COMPLETING Requeue=0 ExcNodeList=n[7-8] NodeList=(null)\n",
+        restart=0,
+        exit_code=None,
+        refused=True,
+    )
+    expected = Job("9", 0, state="COMPLETING", may_requeue=False, refused=True, excluded="n[7-8]")
+    assert other == expected
     for text in ("", "slurm_load_jobs error: Invalid job id specified\n"):
         with pytest.raises(UsageError, match="scontrol show job -o"):
             parse_show_job(text, restart=0, exit_code=None)
@@ -180,7 +236,10 @@ def test_the_command_prints_one_action(
     monkeypatch.setattr(sys, "stdin", io.StringIO(SHOWN))
     (tmp_path / "attempts").mkdir()
     assert requeue.main(["decide", str(tmp_path), "--exit-code", "137"]) == 0
-    assert capsys.readouterr().out == "requeue job=120_3 delay_s=20 reason=crash 2 of 3 allowed (exit code 137)\n"
+    assert (
+        capsys.readouterr().out
+        == "requeue job=120_3 delay_s=20 allow=0 exclude= reason=crash 2 of 3 allowed (exit code 137)\n"
+    )
     (tmp_path / "FINISHED").write_text('{"step": 19073}')
     monkeypatch.setattr(sys, "stdin", io.StringIO(SHOWN))
     assert requeue.main(["decide", str(tmp_path)]) == 0
