@@ -1,0 +1,268 @@
+"""A real Slurm on this machine: munged, slurmctld and a few slurmd in a directory of their own.
+
+    python -m tests.cluster.slurm up DIR      # then: export SLURM_CONF=DIR/slurm.conf
+    python -m tests.cluster.slurm down DIR
+
+The nodes n1, n2, … are slurmd processes with 4 CPUs and 8 fake GPUs each. Partitions: `main` (not preempted), `low` (requeued
+after a grace of 30 s), `low0` (no grace), `lowc` (cancelled after the grace), and `high`, which preempts those.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
+KILL_WAIT_S = 10
+CONF = """
+ClusterName=kit
+SlurmctldHost=localhost
+SlurmctldPort={ports[0]}
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={directory}/munge.socket,cred_expire=5
+CredType=cred/munge
+StateSaveLocation={directory}/state
+SlurmdSpoolDir={directory}/spool.%n
+SlurmctldPidFile={directory}/slurmctld.pid
+SlurmdPidFile={directory}/slurmd.%n.pid
+SlurmctldLogFile={directory}/slurmctld.log
+SlurmdLogFile={directory}/slurmd.%n.log
+ProctrackType=proctrack/{proctrack}
+TaskPlugin=task/{task}
+MpiDefault=none
+GresTypes=gpu
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SchedulerParameters=sched_interval=2,sched_min_interval=200000,bf_interval=2
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+JobRequeue=1
+KillWait={kill_wait_s}
+MinJobAge=3600
+ReturnToService=2
+SlurmdTimeout=30
+MessageTimeout=30
+BatchStartTimeout=60
+SlurmdParameters=config_overrides
+NodeName=n[1-{nodes}] NodeHostname=localhost Port=[{ports[1]}-{last_port}] CPUs=4 RealMemory=4000 Gres=gpu:8
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE DefaultTime=30 PriorityTier=5 PreemptMode=OFF
+PartitionName=low Nodes=ALL PriorityTier=1 PreemptMode=REQUEUE GraceTime=30 DefaultTime=30
+PartitionName=low0 Nodes=ALL PriorityTier=1 PreemptMode=REQUEUE GraceTime=0 DefaultTime=30
+PartitionName=lowc Nodes=ALL PriorityTier=1 PreemptMode=CANCEL GraceTime=30 DefaultTime=30
+PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF DefaultTime=30
+"""
+CGROUP_CONF = """
+CgroupPlugin=cgroup/v1
+CgroupMountpoint=/sys/fs/cgroup
+ConstrainCores=no
+ConstrainRAMSpace=no
+ConstrainDevices=no
+"""
+
+
+def lacking() -> str | None:
+    """Why there can be no Slurm here; None if there can."""
+    if os.geteuid() != 0:
+        return "Slurm's daemons need root"
+    missing = [name for name in PROGRAMS if _program(name) is None]
+    return f"{', '.join(missing)} not installed (`make slurm-install` on Debian and Ubuntu)" if missing else None
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Its directory holds configuration, state, logs and the pids of its daemons."""
+
+    directory: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a user of this cluster has in the environment; nothing of a job that we may be in."""
+        own = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH", "SRUN"))}
+        return {**own, "SLURM_CONF": str(self.directory / "slurm.conf")}
+
+    def start(self, *, nodes: int = 4, proctrack: str | None = None) -> None:
+        """Write the configuration, start the daemons, wait until every node is idle."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+        (self.directory / "state").mkdir(parents=True)
+        self.directory.chmod(0o755)
+        proctrack = proctrack or best_proctrack()
+        ports = _free_ports(nodes + 1)
+        task = "cgroup" if proctrack == "cgroup" else "none"
+        text = CONF.format(
+            directory=self.directory,
+            ports=ports,
+            last_port=ports[-1],
+            nodes=nodes,
+            proctrack=proctrack,
+            task=task,
+            kill_wait_s=KILL_WAIT_S,
+        )
+        (self.directory / "slurm.conf").write_text(text)
+        (self.directory / "cgroup.conf").write_text(CGROUP_CONF if proctrack == "cgroup" else "CgroupPlugin=cgroup/v1\n")
+        for number in range(8):
+            (self.directory / f"gpu{number}").touch()
+        (self.directory / "gres.conf").write_text(f"AutoDetect=off\nName=gpu File={self.directory}/gpu[0-7]\n")
+        try:
+            self._start_munge()
+            self._daemon("slurmctld", "slurmctld", "-D")
+            for number in range(1, nodes + 1):
+                (self.directory / f"spool.n{number}").mkdir()
+                self._daemon(f"slurmd.n{number}", "slurmd", "-D", "-N", f"n{number}")
+            self._wait_until_idle(nodes)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _start_munge(self) -> None:
+        key = self.directory / "munge.key"
+        key.write_bytes(os.urandom(128))
+        key.chmod(0o400)
+        options = {"socket": "munge.socket", "pid-file": "munged.pid", "log-file": "munged.log", "seed-file": "munge.seed"}
+        self._daemon(
+            "munged",
+            "munged",
+            "--foreground",
+            "--force",
+            f"--key-file={key}",
+            *(f"--{option}={self.directory / name}" for option, name in options.items()),
+        )
+        _until(lambda: (self.directory / "munge.socket").exists(), 20, "munged does not listen")
+
+    def _daemon(self, name: str, *command: str) -> None:
+        program = _program(command[0])
+        assert program is not None, command[0]
+        with (self.directory / f"{name}.out").open("wb") as output:
+            process = subprocess.Popen(
+                [program, *command[1:]],
+                env={**self.environment, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        with (self.directory / "pids").open("a") as pids:
+            pids.write(f"{process.pid} {_started(process.pid)} {name}\n")
+
+    def _wait_until_idle(self, nodes: int) -> None:
+        def idle() -> bool:
+            states = self.run("sinfo", "-h", "-N", "-p", "main", "-o", "%t", check=False).split()
+            return states == ["idle"] * nodes
+
+        _until(idle, 60, f"the nodes of {self.directory} do not come up; see its logs")
+
+    def stop(self) -> None:
+        """End the daemons that `start` began, and what is left of their jobs' steps."""
+        if not (self.directory / "pids").exists():
+            return
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            if jobs := self.run("squeue", "-h", "-o", "%A", check=False).split():
+                self.run("scancel", "--signal=KILL", "--full", *set(jobs), check=False)
+                self.run("scancel", *set(jobs), check=False)
+                _until(lambda: not self.run("squeue", "-h", check=False), 30, "jobs do not end")
+        for line in reversed((self.directory / "pids").read_text().splitlines()):
+            pid, started, _ = line.split()
+            _end(int(pid), started)
+        (self.directory / "pids").unlink()
+
+    def run(self, *command: str, check: bool = True, **options: object) -> str:
+        """Run a command as a user of this cluster; returns its standard output."""
+        done = subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, timeout=120, check=False, **options
+        )  # type: ignore[call-overload]
+        assert not check or done.returncode == 0, f"{command}: {done.stderr}{done.stdout}"
+        return str(done.stdout).strip()
+
+    def job(self, job: str) -> dict[str, str]:
+        """What `scontrol show job` says of it."""
+        return dict(re.findall(r"(\w+)=(\S*)", self.run("scontrol", "show", "job", "-o", job).splitlines()[0]))
+
+
+def best_proctrack() -> str:
+    """`cgroup` where this machine lets slurmd use cgroup v1, as production clusters do; else `linuxproc`."""
+    freezer = Path("/sys/fs/cgroup/freezer")
+    return "cgroup" if freezer.is_dir() and os.access(freezer, os.W_OK) else "linuxproc"
+
+
+def _program(name: str) -> str | None:
+    return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+
+
+def _free_ports(count: int) -> list[int]:
+    """Consecutive ports that nobody listens on, below the range that the kernel hands out."""
+    for first in range(20_000 + os.getpid() % 5000, 32_000 - count):
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            for port in range(first, first + count):
+                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return list(range(first, first + count))
+    raise OSError("no free ports")
+
+
+def _until(happened: object, seconds: float, otherwise: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened():  # type: ignore[operator]
+        if time.monotonic() > deadline:
+            raise TimeoutError(otherwise)
+        time.sleep(0.2)
+
+
+def _started(pid: int) -> str:
+    """When the process began, in clock ticks since boot: with the pid it names one process only."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    return "gone"
+
+
+def _end(pid: int, started: str) -> None:
+    """TERM, then KILL; reap it if it is ours."""
+    for number, seconds in ((signal.SIGTERM, 10), (signal.SIGKILL, 5)):
+        if _started(pid) != started:
+            return
+        os.kill(pid, number)
+        deadline = time.monotonic() + seconds
+        while _started(pid) == started and time.monotonic() < deadline:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+            time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def running(directory: Path, *, nodes: int = 4) -> Iterator[Cluster]:
+    cluster = Cluster(directory)
+    cluster.start(nodes=nodes)
+    try:
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 2 or arguments[0] not in ("up", "down"):
+        print(__doc__, file=sys.stderr)
+        return 2
+    cluster = Cluster(Path(arguments[1]).absolute())
+    if arguments[0] == "down":
+        cluster.stop()
+        return 0
+    if reason := lacking():
+        print(f"no Slurm here: {reason}", file=sys.stderr)
+        return 8
+    cluster.stop()
+    cluster.start()
+    print(f"Slurm is up (proctrack/{best_proctrack()}). To use it: export SLURM_CONF={cluster.directory}/slurm.conf")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
