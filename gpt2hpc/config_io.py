@@ -172,6 +172,9 @@ def _ordered(argv: Sequence[str]) -> Iterator[str]:
     words = iter(argv)
     for word in words:
         name, equals, value = word.partition("=")
+        if name == "--time":  # a length of time, not a setting
+            rest += [name, value if equals else next(words, "")]
+            continue
         if _SEXAGESIMAL.fullmatch(value or word):
             raise UsageError(f"{word} would be read as a number of base 60; write a plain number")
         if name in ("--preset", "--config"):

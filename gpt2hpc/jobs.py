@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,7 +57,11 @@ class Train:
         config = self.config or stored_config(run)
         if config.train.deterministic:
             make_deterministic()  # before NCCL reads its settings
-        device = select_device(config.train.device, env)
+        try:
+            device = select_device(config.train.device, env)
+        except Gpt2hpcError as error:
+            Ledger(run).refuse(env.job, env.restart, error)
+            raise
         with joined(env, device) as ranks:
             opened = None
             with ranks.first_decides():
@@ -66,6 +71,19 @@ class Train:
             if opened.attempt is not None:
                 _run_attempt(opened, run, ranks, signals)
         return 0
+
+
+@dataclass(frozen=True)
+class Rank:
+    """`Train` as a task of a batch job: what submitit pickles, by reference. The process ends with a documented exit code."""
+
+    run_dir: str
+
+    def __call__(self) -> int:
+        code = cli.run(lambda argv: Train(self.run_dir)(), ())
+        if code:
+            sys.exit(code)  # submitit turns an exception into exit code 1
+        return code
 
 
 def require_torch() -> None:

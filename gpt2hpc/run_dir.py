@@ -48,6 +48,16 @@ class RunDir:
         return self.path / "outcome.json"
 
     @property
+    def decision(self) -> Path:
+        """What was decided when the last attempt had ended."""
+        return self.path / "decision.json"
+
+    @property
+    def slurm(self) -> Path:
+        """Scripts, logs and pickles of Slurm jobs."""
+        return self.path / "slurm"
+
+    @property
     def finished(self) -> Path:
         """There once the last step is done."""
         return self.path / "FINISHED"

@@ -56,11 +56,12 @@ def _state(run: RunDir, ledger: Ledger, attempts: Sequence[Attempt]) -> tuple[st
         return "finished", ""
     if not attempts:
         return "new", "no attempt yet"
-    newest = attempts[-1]
+    newest, decision = attempts[-1], ledger.decision()
+    gave_up = decision.reason if decision and decision.action == "exit" else ""
     if newest.cause == Cause.FINISHED:
         return "extended", f"was finished at step {newest.last_step}; submit the same command to go on"
     if newest.cause is not None:
-        return newest.cause, _explained(newest, ledger.outcome())
+        return newest.cause, gave_up or _explained(newest, ledger.outcome())
     if ledger.seems_alive(newest):
         return "running", f"job {newest.job} on {newest.host}, pid {newest.pid}, {newest.world_size} ranks"
     saved = max(max(attempt.first_step, attempt.saved_step) for attempt in attempts)
@@ -73,7 +74,9 @@ def _state(run: RunDir, ledger: Ledger, attempts: Sequence[Attempt]) -> tuple[st
 def _explained(attempt: Attempt, outcome: Outcome | None) -> str:
     if outcome and outcome.message:
         return outcome.message
-    return f"attempt {attempt.number} ended at step {attempt.last_step}; submit the same command to go on"
+    step = max(attempt.first_step, attempt.saved_step) if attempt.last_step is None else attempt.last_step
+    how = "crashed" if attempt.cause == Cause.CRASHED else "ended"
+    return f"attempt {attempt.number} (job {attempt.job}) {how}; it would resume at step {step}; submit the same command to go on"
 
 
 def _steps(run: RunDir) -> int | None:

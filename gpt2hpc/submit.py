@@ -1,64 +1,96 @@
 """`gpt2hpc submit`: train as a job that is restarted and resumed until it is finished.
 
-`--cluster local` stays in the foreground on this machine: each time the ranks end it asks the same `decide()` that a
-Slurm job asks, and starts them again after a preemption, a time limit or a crash within its budget.
+On Slurm it is a batch job that requeues itself. `--cluster local` stays in the foreground on this machine: each time the
+ranks end it asks the same `decide()` that a Slurm job asks, and starts them again.
 """
 
 from __future__ import annotations
 
+
+import math
+import os
 import shlex
+import shutil
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jsonargparse
 
 from gpt2hpc import cli, config_io, jobs
-from gpt2hpc.cluster import requeue
-from gpt2hpc.cluster.launch import LocalJob, SignalRelay, run_attempt
+from gpt2hpc.cluster import batch, site, slurm
+from gpt2hpc.cluster.batch import BatchJob
+from gpt2hpc.cluster.launch import LocalJob
 from gpt2hpc.cluster.ledger import Ledger
-from gpt2hpc.cluster.slurm import Job
-from gpt2hpc.config import Config, grad_accum_steps
-from gpt2hpc.errors import DataError, StoppedError, UsageError
+from gpt2hpc.cluster.supervisor import supervise
+from gpt2hpc.config import Config, grad_accum_steps, warnings
+from gpt2hpc.errors import ConfigError, DataError, UsageError
 from gpt2hpc.run_dir import RunDir
-from gpt2hpc.train import NPROC_HELP, RUN_DIR_HELP, describe, local_job
+from gpt2hpc.train import RUN_DIR_HELP, describe, local_job
 
 JOBS = ("train",)
+ForSlurm = ("partition", "account", "qos", "constraint", "exclude", "cpus_per_task", "mem", "container")
 
 
 def new_parser() -> jsonargparse.ArgumentParser:
     parser = config_io.new_parser("submit", "Train as a job that is restarted and resumed until it is finished.")
     parser.add_argument("--run-dir", type=str, default="runs/train", help=RUN_DIR_HELP)
     parser.add_argument(
-        "--cluster", type=Literal["local"], default="local", help="Where: this machine, in the foreground."
+        "--cluster",
+        type=Literal["auto", "slurm", "local", "debug"],
+        default="auto",
+        help="Where: slurm; local, in the foreground here; debug, one rank in this very process. auto is slurm if sbatch is here.",
     )
-    parser.add_argument("--nodes", type=int, default=1, help="Machines; one with --cluster local.")
-    parser.add_argument("--nproc", type=int, help=NPROC_HELP)
+    parser.add_argument("--nodes", type=int, default=1, help="Nodes; more than one needs Slurm.")
     parser.add_argument(
-        "--time", type=float, metavar="MINUTES", help="Time limit of each attempt; it saves before and is restarted."
+        "--gpus-per-node", type=int, help="GPUs on each node (default: the site's, or all that its nodes have)."
+    )
+    parser.add_argument("--nproc", type=int, help="Processes on each node (default: one per GPU, or 1 on the CPU).")
+    parser.add_argument(
+        "--time",
+        type=str,
+        metavar="LIMIT",
+        help="Time limit of each attempt, which saves before and is restarted: minutes, HH:MM:SS or DAYS-HH:MM:SS.",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="Print what would be submitted, and submit nothing.")
+    parser.add_argument("--job-name", type=str, help="Name of the Slurm job (default: the run directory's).")
+    for name in ("partition", "account", "qos", "constraint", "exclude", "mem"):
+        parser.add_argument(f"--{name}", type=str, help=f"As sbatch --{name}.")
+    parser.add_argument("--cpus-per-task", type=int, help="CPU cores for each process, as sbatch --cpus-per-task.")
+    parser.add_argument(
+        "--container", type=str, metavar="IMAGE", help="Run inside this image; `none` overrides the site's."
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="Print settings, command and environment, and start nothing."
+        "--site",
+        type=str,
+        metavar="FILE",
+        help=f"Site profile (default: ${site.VARIABLE}, ~/.config/gpt2hpc/site.yaml).",
     )
     return parser
 
 
 def main(argv: Sequence[str]) -> int:
     options, config = config_io.parse(new_parser(), _without_job(argv))
-    if options.nodes != 1:
-        raise UsageError(
-            f"--nodes={options.nodes} needs a Slurm cluster; --cluster local is one machine, so use --nodes 1 and --nproc"
+    for name in ("nodes", "nproc", "cpus_per_task", "gpus_per_node"):
+        value, least = options[name], int(name != "gpus_per_node")
+        if value is not None and value < least:
+            raise UsageError(f"--{name.replace('_', '-')}={value} must be {least} or more")
+    cluster = _cluster(options)
+    run = RunDir(Path(options.run_dir))
+    if cluster == "slurm":
+        return _on_slurm(run, config, options)
+    wanted = [name for name in ForSlurm if options[name] is not None]
+    if options.nodes != 1 or wanted:
+        what = (
+            f"--nodes={options.nodes}"
+            if options.nodes != 1
+            else f"--{wanted[0].replace('_', '-')}={options[wanted[0]]}"
         )
-    run, limit_s = RunDir(Path(options.run_dir)), _time_limit_s(options.time, config)
-    if options.dry_run:
-        job = describe(run, config, nproc=options.nproc, time_limit_s=limit_s)
-        cli.say(_rendered(job, config_io.dump(config)))
-        cli.say(f"# {_foretold(job, config)}")
-        return 0
-    local = local_job(run, config, nproc=options.nproc, time_limit_s=limit_s)
-    return 0 if local is None else _supervise(local)
+        raise UsageError(
+            f"{what} needs a Slurm cluster; --cluster {cluster} is one machine, so use --nodes 1 and --nproc"
+        )
+    return _here(run, config, options) if cluster == "local" else _debug(run, config)
 
 
 def _without_job(argv: Sequence[str]) -> Sequence[str]:
@@ -71,58 +103,71 @@ def _without_job(argv: Sequence[str]) -> Sequence[str]:
     return argv
 
 
-def _time_limit_s(minutes: float | None, config: Config) -> float | None:
-    """Seconds of `--time`; UsageError where a run would stop as soon as it starts."""
-    if minutes is None:
+def _cluster(options: jsonargparse.Namespace) -> str:
+    """`auto` by what is there; what only Slurm can do, and what is only shown, does not need it here."""
+    if options.cluster != "auto":
+        return str(options.cluster)
+    asks_for_slurm = options.nodes > 1 or any(options[name] is not None for name in ForSlurm)
+    return "slurm" if asks_for_slurm or shutil.which("sbatch") else "local"
+
+
+def _time_limit_min(text: str | None, config: Config) -> float | None:
+    """Minutes of `--time`; UsageError where a run would stop as soon as it starts."""
+    if text is None:
         return None
+    try:
+        minutes: float = float(text)
+    except ValueError:
+        minutes = slurm.minutes(text)
     margin_s = config.checkpoint.stop_margin_s
     if not minutes * 60 > margin_s:
         raise UsageError(
-            f"--time={minutes} minutes must be above checkpoint.stop_margin_s={margin_s} seconds, in which a run stops to save"
+            f"--time={text} is {minutes:g} minutes and must be above checkpoint.stop_margin_s={margin_s} seconds, "
+            "in which a run stops to save"
         )
-    return minutes * 60
+    return minutes
 
 
-def _supervise(job: LocalJob) -> int:
-    """Attempt after attempt, until there is nothing left to do or no use in trying."""
-    cli.say(f"job {job.job}: {cli.plural(job.nproc, 'rank')} here, run directory {job.run.path}")
-    restart = 0
-    with SignalRelay().installed() as relay:
-        while not relay.last_attempt:
-            code = run_attempt(job, restart=restart, relay=relay)
-            facts = Job(job.job, restart, restarts=restart, exit_code=code, cancelled=relay.last_attempt)
-            action = requeue.read_and_decide(job.run, facts)
-            if action.kind == "exit":
-                cli.say(f"job {job.job} ends: {action.reason}")
-                return action.exit_code
-            cli.say(f"job {job.job} restarts in {action.delay_s:.0f} s: {action.reason}")
-            restart += 1
-            _sleep(action.delay_s, relay)
-    cli.say(f"job {job.job} ends: {requeue.TOLD_TO_END}")
-    return StoppedError.exit_code
+# Here ---------------------------------------------------------------------------------------------------------------
 
 
-def _sleep(seconds: float, relay: SignalRelay) -> None:
-    """Wait, unless a signal says that this is the end."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until and not relay.last_attempt:
-        time.sleep(0.1)
+def _here(run: RunDir, config: Config, options: jsonargparse.Namespace) -> int:
+    minutes = _time_limit_min(options.time, config)
+    limit_s = None if minutes is None else minutes * 60
+    nproc = options.nproc or options.gpus_per_node or None
+    if options.dry_run:
+        job = describe(run, config, nproc=nproc, time_limit_s=limit_s)
+        cli.say(_rendered(job, config_io.dump(config)))
+        cli.say(f"# {_foretold(run, config, job.nproc)}")
+        return 0
+    local = local_job(run, config, nproc=nproc, time_limit_s=limit_s)
+    return 0 if local is None else supervise(local)
 
 
-def _foretold(job: LocalJob, config: Config) -> str:
+def _debug(run: RunDir, config: Config) -> int:
+    """One rank in this process, where a debugger can hold it."""
+    from submitit import DebugExecutor
+
+    if local_job(run, config, nproc=1) is None:
+        return 0
+    code: int = DebugExecutor(folder=run.slurm).submit(jobs.Train(str(run.path))).result()
+    return code
+
+
+def _foretold(run: RunDir, config: Config, world_size: int) -> str:
     """What a start would do; raises what it would refuse, but for data, which may be prepared later."""
-    config_io.changes(job.run, config)
-    grad_accum_steps(config, world_size=job.nproc)
+    config_io.changes(run, config)
+    grad_accum_steps(config, world_size=world_size)
     try:
-        jobs.check_start(job.run, config, world_size=job.nproc)
+        jobs.check_start(run, config, world_size=world_size)
     except DataError as error:
         return f"a start would be refused: {error.line}"
-    if Ledger(job.run).is_finished(config.train.steps):
+    if Ledger(run).is_finished(config.train.steps):
         return "the run is finished, so nothing would start"
-    newest = Ledger(job.run).newest()
-    if newest is not None and Ledger(job.run).seems_alive(newest):
+    newest = Ledger(run).newest()
+    if newest is not None and Ledger(run).seems_alive(newest):
         return f"a start would be refused: attempt {newest.number} runs on {newest.host}"
-    if job.run.has_checkpoints:
+    if run.has_checkpoints:
         return "it would resume from the newest checkpoint that is whole"
     return "it would start at step 0"
 
@@ -140,6 +185,94 @@ def _rendered(job: LocalJob, settings: str) -> str:
             f"# started {cli.plural(job.nproc, 'time')}, once for each rank",
             shlex.join(job.command),
         ]
+    )
+
+
+# On Slurm -----------------------------------------------------------------------------------------------------------
+
+
+def _on_slurm(run: RunDir, config: Config, options: jsonargparse.Namespace) -> int:
+    job, origins = _batch_job(run, config, options)
+    if options.dry_run:
+        settings = "".join(f"# {line}\n" for line in config_io.dump(config).splitlines())
+        chosen = "".join(f"# {name} = {value} ({origin})\n" for name, (value, origin) in origins.items())
+        shebang, _, rest = job.text().partition("\n")
+        cli.say(f"{shebang}\n# What was chosen, and whence:\n{chosen}#\n# {job.run.config}:\n{settings}{rest}")
+        cli.say(f"# {_foretold(job.run, config, job.world_size)}")
+        return 0
+    config = jobs.check_start(job.run, config, world_size=job.world_size)
+    for line in warnings(config):
+        cli.warn(line)
+    if jobs.is_finished(job.run, config):
+        return 0
+    Ledger(job.run).refuse_if_taken("", 0)
+    job.run.create()
+    jobs.settle(job.run, config)
+    number = job.submit(jobs.Rank(str(job.run.path)))
+    ranks = f"{cli.plural(job.nodes, 'node')} × {cli.plural(job.ranks_per_node, 'rank')}"
+    cli.say(f"job {number}: {ranks}, run directory {job.run.path}")
+    cli.say(f"log: {job.log.replace('%j', number)}")
+    cli.say(f"watch it with `gpt2hpc status {shlex.quote(options.run_dir)}`, cancel it with `scancel {number}`")
+    return 0
+
+
+Origins = dict[str, tuple[Any, str]]
+
+
+def _batch_job(run: RunDir, config: Config, options: jsonargparse.Namespace) -> tuple[BatchJob, Origins]:
+    """The job that options, site and defaults make, and where each part of it comes from."""
+    profile = site.find(options.site, os.environ)
+    origins: Origins = {"site": (profile.path or "none", "--site, $GPT2HPC_SITE or ~/.config/gpt2hpc/site.yaml")}
+
+    def chosen(name: str, default: Any = None) -> Any:
+        flag, of_site = options.get(name), getattr(profile, name, None)
+        value, origin = (
+            (flag, "flag") if flag is not None else (of_site, "site") if of_site is not None else (default, "default")
+        )
+        if value is not None:
+            origins[name.replace("_", "-")] = (value, origin)
+        return value
+
+    run = RunDir(Path(os.path.abspath(run.path)))  # noqa: PTH100 -- links stay as they are
+    nodes, minutes = chosen("nodes"), _time_limit_min(chosen("time"), config)
+    partition = chosen("partition")
+    if config.train.device == "cpu":
+        gpus: int | None = 0
+        origins["gpus-per-node"] = (0, "train.device=cpu")
+    else:
+        gpus = chosen("gpus_per_node")
+        if gpus is None and (gpus := batch.gpus_of(partition)) is not None:
+            origins["gpus-per-node"] = (gpus, "what sinfo tells")
+    ranks = chosen("nproc", gpus or 1)
+    if gpus and ranks > gpus:
+        raise UsageError(f"--nproc={ranks} is more than --gpus-per-node={gpus}; one process uses one GPU")
+    image = options.container or profile.image
+    if options.container == "none" or profile.runtime == "none":
+        image = None
+    if image is not None:
+        image = os.path.abspath(Path(image).expanduser())  # noqa: PTH100
+        if not Path(image).exists():
+            raise ConfigError(f"container image {image} does not exist; build it, or give another with --container")
+        origins["container"] = (image, "flag" if options.container else "site")
+    given = {"partition": partition} | {
+        name: chosen(name) for name in ("account", "qos", "constraint", "exclude", "mem")
+    }
+    given["cpus_per_task"] = chosen("cpus_per_task")
+    return (
+        BatchJob(
+            run=run,
+            name=chosen("job_name", run.name),
+            nodes=nodes,
+            ranks_per_node=ranks,
+            gpus_per_node=gpus or 0,
+            minutes=None if minutes is None else math.ceil(minutes),
+            stop_margin_s=math.ceil(config.checkpoint.stop_margin_s),
+            options={**profile.sbatch, **{name: value for name, value in given.items() if value is not None}},
+            site=profile,
+            image=image,
+            data_dir=os.path.abspath(config.data.dir) if image else "",  # noqa: PTH100
+        ),
+        origins,
     )
 
 

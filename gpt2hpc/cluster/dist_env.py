@@ -17,6 +17,8 @@ from gpt2hpc.errors import UsageError
 JOB, RESTART = "GPT2HPC_JOB", "GPT2HPC_RESTART"
 JOB_END, RENDEZVOUS = "GPT2HPC_JOB_END", "GPT2HPC_RENDEZVOUS"
 LAUNCHER_PID, GPUS_ALLOTTED = "GPT2HPC_LAUNCHER_PID", "GPT2HPC_GPUS_ALLOTTED"
+SRUN = "GPT2HPC_SRUN"
+"""Set by our batch scripts: a task of srun is a rank, even a single one. A person's shell in a step of one task is none."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class DistEnv:
         if "RANK" in env and "WORLD_SIZE" in env:
             names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
             local_world_size = _integer(env, "LOCAL_WORLD_SIZE", 0) or None
-        elif "SLURM_STEP_ID" in env and _integer(env, "SLURM_STEP_NUM_TASKS", 1) > 1:  # a batch shell has no step
+        elif "SLURM_STEP_ID" in env and (SRUN in env or _integer(env, "SLURM_STEP_NUM_TASKS", 1) > 1):
             names = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS")
             local_world_size = _tasks_here(env)
         rank, world_size = _integer(env, names[0], 0), _integer(env, names[2], 1)
@@ -77,8 +79,10 @@ class DistEnv:
             rendezvous=env.get(RENDEZVOUS),
             job_end=float(env[JOB_END]) if JOB_END in env else None,
             launcher_pid=_integer(env, LAUNCHER_PID, 0) or None,
-            gpus_allotted=any(
-                env.get(name) for name in (GPUS_ALLOTTED, "SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "SLURM_GPUS_ON_NODE")
+            gpus_allotted=bool(
+                env.get("SLURM_STEP_GPUS")  # a list: "0" is a GPU
+                or env.get("SLURM_JOB_GPUS")
+                or any(env.get(name, "0") != "0" for name in (GPUS_ALLOTTED, "SLURM_GPUS_ON_NODE"))
             ),
         )
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from gpt2hpc import durable
 from gpt2hpc.cluster.dist_env import DistEnv
-from gpt2hpc.errors import RunDirError
+from gpt2hpc.errors import Gpt2hpcError, RunDirError
 from gpt2hpc.run_dir import RunDir
 
 BEAT_S = 10.0
@@ -29,7 +29,7 @@ BEAT_S = 10.0
 
 
 class Cause(enum.StrEnum):
-    """Why an attempt ended in an orderly way; a crash leaves no cause."""
+    """Why an attempt ended. One that was ended from outside (killed with its node, say) has no cause."""
 
     FINISHED = "finished"
     PREEMPTED = "preempted"
@@ -37,6 +37,8 @@ class Cause(enum.StrEnum):
     STOPPED = "stopped"
     DIVERGED = "diverged"
     ERROR = "error"
+    CRASHED = "crashed"
+    """Written by whoever saw the end, not by the attempt itself."""
 
 
 @dataclass(frozen=True)
@@ -63,18 +65,16 @@ class Attempt:
     ended: str | None = None
 
     @property
-    def crashed(self) -> bool:
-        """Ended without a word, or runs still."""
-        return self.cause is None
-
-    @property
     def progressed(self) -> bool:
         return self.saved_step > self.first_step or self.cause == Cause.FINISHED
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """`outcome.json`: how the attempt of that number ended; `exit_code` only with the cause `error`."""
+    """`outcome.json`: how the attempt of that number ended; `exit_code` only with the cause `error`.
+
+    Number 0: the job failed before it could claim an attempt.
+    """
 
     attempt: int
     job: str
@@ -83,6 +83,16 @@ class Outcome:
     step: int
     exit_code: int | None = None
     message: str = ""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """`decision.json`: what was decided when that restart of that job had ended, and why."""
+
+    job: str
+    restart: int
+    action: str
+    reason: str
 
 
 class Fenced(RunDirError):
@@ -179,8 +189,43 @@ class Ledger:
         return done is not None and done >= steps
 
     def own_outcome(self, job: str, restart: int) -> Outcome | None:
-        """The outcome, if it is of the newest attempt and that is this job's restart."""
-        return outcome_of(job, restart, self.outcome(), self.attempts())
+        """The outcome, if it is of the newest attempt and that is this job's restart; or why it did not become one."""
+        return self._refusal(job, restart) or outcome_of(job, restart, self.outcome(), self.attempts())
+
+    def refuse(self, job: str, restart: int, error: Gpt2hpcError) -> None:
+        """Remember why a rank cannot even begin: the exit codes of the others, ended for it, may hide its own."""
+        facts = dataclasses.asdict(Outcome(0, job, restart, Cause.ERROR, 0, error.exit_code, error.line))
+        with contextlib.suppress(OSError):
+            self._run.attempts.mkdir(parents=True, exist_ok=True)
+            durable.create_text(self._refusal_path(job, restart), durable.to_json(facts))
+
+    def _refusal(self, job: str, restart: int) -> Outcome | None:
+        with contextlib.suppress(TypeError, KeyError, ValueError):
+            facts = durable.read_json(self._refusal_path(job, restart))
+            return Outcome(**{**facts, "cause": Cause(facts["cause"])}) if facts else None
+        return None
+
+    def remember(self, decision: Decision) -> None:
+        """Keep what was decided, for `gpt2hpc status`; not from a job that another has taken over from."""
+        newest = self.newest()
+        if newest is None or newest.job == decision.job:
+            with contextlib.suppress(OSError):
+                durable.publish_json(self._run.decision, dataclasses.asdict(decision))
+
+    def decision(self) -> Decision | None:
+        """The last one, if no attempt has begun since."""
+        with contextlib.suppress(TypeError):
+            facts, newest = durable.read_json(self._run.decision), self.newest()
+            decision = Decision(**facts) if facts else None
+            if decision and (newest is None or (newest.job == decision.job and newest.restart <= decision.restart)):
+                return decision
+        return None
+
+    def close_for(self, job: str, restart: int, cause: Cause, exit_code: int | None) -> None:
+        """Write the end of that restart's attempt for it, if it has left none: somebody saw its processes end."""
+        newest = self.newest()
+        if newest and (newest.job, newest.restart, newest.cause) == (job, restart, None):
+            self.update(dataclasses.replace(newest, cause=str(cause), exit_code=exit_code, ended=utc_now()))
 
     def newest(self) -> Attempt | None:
         return max(self._read(), key=lambda attempt: attempt.number, default=None)
@@ -234,12 +279,17 @@ class Ledger:
     def _path(self, number: int) -> Path:
         return self._run.attempts / f"{number:04d}.json"
 
+    def _refusal_path(self, job: str, restart: int) -> Path:
+        return self._run.attempts / f"refused-{job}-{restart}.json"
+
     def _beat_path(self, number: int) -> Path:
         return self._run.attempts / f"{number:04d}.beat"
 
 
 def outcome_of(job: str, restart: int, outcome: Outcome | None, attempts: Sequence[Attempt]) -> Outcome | None:
     """The outcome of that restart of that job; one of any other attempt is None."""
+    if outcome and (outcome.attempt, outcome.job, outcome.restart) == (0, job, restart):
+        return outcome
     if outcome is None or not attempts:
         return None
     newest = attempts[-1]

@@ -1,15 +1,17 @@
 """What to do when an attempt has ended: the one decision, made by a pure function, for every kind of cluster.
 
-As a command it reads `scontrol show job -o` from standard input and prints one action for the batch shell to perform:
+As a command it reads `scontrol show job -o` from standard input and prints one line for the batch shell to act on, ACTION CODE
+DELAY_S ALLOW EXCLUDE REASON:
 
     scontrol show job -o "$SLURM_JOB_ID" | python -m gpt2hpc.cluster.requeue decide RUN_DIR --exit-code $rc
 
-    requeue job=123 delay_s=0 allow=0 exclude= reason=…
-    resubmit job=123 delay_s=0 allow=0 exclude=n7 reason=…
-    exit code=6 reason=…
+    requeue 6 0 0 - preempted at step 120
+    resubmit 6 20 0 n7 crash 2 of 3 allowed (exit code 137)
+    exit 7 0 0 - crashed 4 times without progress, …
 
-`allow=1` asks for `scontrol update requeue=1` first, `exclude` for ExcNodeList right after the requeue. Where the requeue
-is refused all the same, the shell asks again with --refused and is told to submit a successor.
+CODE is what the script exits with. ALLOW 1 asks for `scontrol update Requeue=1` first; EXCLUDE is the new ExcNodeList, to be set
+right after the requeue, or `-`; DELAY_S is for StartTime then, so that nobody holds nodes while waiting. Where the requeue is refused
+all the same, the shell asks again with --refused and is told to submit a successor.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from pathlib import Path
 from typing import Literal
 
 from gpt2hpc import cli, config_io
-from gpt2hpc.cluster.ledger import Attempt, Cause, Ledger, Outcome, outcome_of
+from gpt2hpc.cluster.ledger import Attempt, Cause, Decision, Ledger, Outcome, outcome_of
 from gpt2hpc.cluster.slurm import Job, expand_nodes, parse_show_job
 from gpt2hpc.config import Config, RequeueConfig
 from gpt2hpc.errors import (
@@ -45,6 +47,7 @@ class Action:
     """`requeue` (or `resubmit`, where that was refused) after `delay_s`, or `exit` with `exit_code`.
 
     `exclude_nodes` is the whole list of nodes to keep away from, the user's own included; empty to leave it as it is.
+    `exit_code` is the batch script's; a job that goes on has not finished, so nothing may start after it as if it had.
     """
 
     kind: Literal["exit", "requeue", "resubmit"]
@@ -76,7 +79,7 @@ def decide(
         return Action("exit", _not_ours(job), StoppedError.exit_code)
     if not mine and job.exit_code in _mendable():
         return Action("exit", "an error that a restart cannot mend; see above", job.exit_code or INTERNAL_ERROR)
-    again: Literal["requeue", "resubmit"] = "resubmit" if job.refused else "requeue"
+    again = _again(job)
     crashed_on, fruitless = _since_progress(job, attempts)
     crashes = len(crashed_on)
     if fruitless > limits.max_without_progress:
@@ -87,7 +90,9 @@ def decide(
             CrashBudgetError.exit_code,
         )
     if mine and mine.cause in (Cause.PREEMPTED, Cause.TIME_LIMIT):
-        return Action(again, f"{mine.cause} at step {mine.step}")
+        return Action(again, f"{mine.cause} at step {mine.step}", StoppedError.exit_code)
+    if not mine and job.preempted:
+        return Action(again, "preempted before it could save", StoppedError.exit_code)
     if crashes > limits.crash_budget:
         return Action(
             "exit",
@@ -97,7 +102,11 @@ def decide(
         )
     delay_s = min(limits.backoff_s * 2 ** (crashes - 1), MAX_BACKOFF_S) if limits.backoff_s else 0.0
     reason = f"crash {crashes} of {limits.crash_budget} allowed (exit code {job.exit_code})"
-    return Action(again, reason, delay_s=delay_s, exclude_nodes=_excluded(job, crashed_on))
+    return Action(again, reason, StoppedError.exit_code, delay_s=delay_s, exclude_nodes=_excluded(job, crashed_on))
+
+
+def _again(job: Job) -> Literal["requeue", "resubmit"]:
+    return "resubmit" if job.refused else "requeue"
 
 
 def _excluded(job: Job, crashed_on: Sequence[str]) -> str:
@@ -118,14 +127,15 @@ def _since_progress(job: Job, attempts: Sequence[Attempt]) -> tuple[list[str], i
     """The nodes of each crash, and how many restarts saved nothing, since the last one that did (its own crash counts).
 
     Only this job's count: a new submission gets a new budget. A restart that the ledger does not know died before it
-    could claim an attempt.
+    could claim an attempt. An earlier one without a cause was ended from outside, with its node, and is no crash.
     """
     known = {attempt.restart: attempt for attempt in attempts if attempt.job == job.job}
     crashed_on: list[str] = []
     fruitless = 0
     for restart in range(job.restart, -1, -1):
         attempt = known.get(restart)
-        if attempt is None or attempt.crashed:
+        ends_now = restart == job.restart and not job.preempted
+        if attempt is None or attempt.cause == Cause.CRASHED or (attempt.cause is None and ends_now):
             crashed_on.append(attempt.nodes if attempt else job.nodes if restart == job.restart else "")
         fruitless += attempt is None or not attempt.progressed
         if attempt is not None and attempt.progressed:
@@ -146,11 +156,18 @@ def _not_ours(job: Job) -> str:
 
 
 def read_and_decide(run: RunDir, job: Job) -> Action:
-    """`decide` with what the run directory holds."""
+    """`decide` with what the run directory holds; the decision, and a crash that nobody else has seen, are written there."""
     ledger = Ledger(run)
     config = config_io.load(run.config) if run.config.exists() else Config()
     finished = ledger.is_finished(config.train.steps)
-    return decide(job, ledger.outcome(), ledger.attempts(), config.requeue, finished=finished)
+    mine = ledger.own_outcome(job.job, job.restart)
+    ours = not job.cancelled and job.state == "RUNNING" and job.restarts == job.restart
+    if mine is None and ours and not finished:
+        cause = Cause.PREEMPTED if job.preempted else Cause.CRASHED
+        ledger.close_for(job.job, job.restart, cause, job.exit_code)
+    action = decide(job, mine, ledger.attempts(), config.requeue, finished=finished)
+    ledger.remember(Decision(job.job, job.restart, action.kind, action.reason))
+    return action
 
 
 def main(argv: Sequence[str]) -> int:
@@ -168,11 +185,9 @@ def main(argv: Sequence[str]) -> int:
     restart = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
     job = parse_show_job(sys.stdin.read(), restart=restart, exit_code=arguments.exit_code, refused=arguments.refused)
     action = read_and_decide(RunDir(arguments.run_dir), job)
-    if action.kind == "exit":
-        cli.say(f"exit code={action.exit_code} reason={action.reason}")
-    else:
-        how = f"delay_s={action.delay_s:.0f} allow={int(not job.may_requeue)} exclude={action.exclude_nodes}"
-        cli.say(f"{action.kind} job={job.job} {how} reason={action.reason}")
+    allow = int(action.kind == "requeue" and not job.may_requeue)
+    exclude, reason = action.exclude_nodes or "-", " ".join(action.reason.split())
+    cli.say(f"{action.kind} {action.exit_code} {action.delay_s:.0f} {allow} {exclude} {reason}")
     return 0
 
 

@@ -21,6 +21,7 @@ class Job:
         nodes: The nodes it ran on.
         cancelled: The user wants no more of it.
         may_requeue: False for `--no-requeue`: `scontrol update requeue=1` must come before a requeue.
+        preempted: A job of higher priority has asked for its nodes; the grace runs.
         refused: `scontrol requeue` was tried and refused.
         excluded: Nodes that the user, or an earlier decision, has excluded.
     """
@@ -33,6 +34,7 @@ class Job:
     nodes: str = ""
     cancelled: bool = False
     may_requeue: bool = True
+    preempted: bool = False
     refused: bool = False
     excluded: str = ""
 
@@ -51,6 +53,7 @@ def parse_show_job(text: str, *, restart: int, exit_code: int | None, refused: b
         exit_code=exit_code,
         nodes=_none_as_empty(facts.get("NodeList", "")),
         may_requeue=facts.get("Requeue", "1") != "0",
+        preempted=_none_as_empty(facts.get("PreemptTime", "")) not in ("", "Unknown"),
         refused=refused,
         excluded=_none_as_empty(facts.get("ExcNodeList", "")),
     )
@@ -65,6 +68,21 @@ def expand_nodes(nodes: str) -> list[str]:
             numbers = [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)] if last else [first]
             names += [f"{prefix}{number}{suffix}" for number in numbers]
     return names
+
+
+def minutes(text: str) -> int:
+    """Whole minutes of a time as sbatch reads it: `90`, `90:00`, `1:30:00`, `1-12`, `1-12:30`, `1-12:30:00`; rounded up."""
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text.strip())
+    if not match:
+        raise UsageError(f"--time={text} is not a time; write minutes, HH:MM:SS or DAYS-HH:MM:SS")
+    days, first, second, third = (int(part or 0) for part in match.groups())
+    if match[1] is not None:
+        seconds = ((days * 24 + first) * 60 + second) * 60 + third
+    elif match[4] is not None:
+        seconds = (first * 60 + second) * 60 + third
+    else:
+        seconds = first * 60 + second
+    return -(-seconds // 60)
 
 
 def _none_as_empty(text: str) -> str:

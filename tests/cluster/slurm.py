@@ -110,7 +110,9 @@ class Cluster:
             kill_wait_s=KILL_WAIT_S,
         )
         (self.directory / "slurm.conf").write_text(text)
-        (self.directory / "cgroup.conf").write_text(CGROUP_CONF if proctrack == "cgroup" else "CgroupPlugin=cgroup/v1\n")
+        (self.directory / "cgroup.conf").write_text(
+            CGROUP_CONF if proctrack == "cgroup" else "CgroupPlugin=cgroup/v1\n"
+        )
         for number in range(8):
             (self.directory / f"gpu{number}").touch()
         (self.directory / "gres.conf").write_text(f"AutoDetect=off\nName=gpu File={self.directory}/gpu[0-7]\n")
@@ -129,7 +131,12 @@ class Cluster:
         key = self.directory / "munge.key"
         key.write_bytes(os.urandom(128))
         key.chmod(0o400)
-        options = {"socket": "munge.socket", "pid-file": "munged.pid", "log-file": "munged.log", "seed-file": "munge.seed"}
+        options = {
+            "socket": "munge.socket",
+            "pid-file": "munged.pid",
+            "log-file": "munged.log",
+            "seed-file": "munge.seed",
+        }
         self._daemon(
             "munged",
             "munged",

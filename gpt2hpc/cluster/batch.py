@@ -1,0 +1,157 @@
+"""A training job for Slurm, packed and submitted by submitit: `#SBATCH` lines, set-up, srun, tear-down."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from submitit import SlurmExecutor
+from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+from gpt2hpc.cluster import script
+from gpt2hpc.cluster.site import Site
+from gpt2hpc.errors import MissingError, UsageError
+from gpt2hpc.run_dir import RunDir
+
+
+@dataclass(frozen=True)
+class BatchJob:
+    """What is asked of Slurm.
+
+    Args:
+        run: The run directory, absolute: every node must see it there.
+        name: The job's name.
+        nodes: Nodes.
+        ranks_per_node: Ranks on each, one per GPU.
+        gpus_per_node: 0 for none.
+        minutes: Time limit of each attempt; None for the partition's default.
+        stop_margin_s: Seconds before the limit at which Slurm signals, beside the clock that the ranks watch themselves.
+        options: Further options of sbatch by their long names.
+        site: The cluster's ways.
+        image: Container image, or None.
+        data_dir: The data, to be seen in the container too.
+    """
+
+    run: RunDir
+    name: str
+    nodes: int
+    ranks_per_node: int
+    gpus_per_node: int
+    minutes: int | None
+    stop_margin_s: int
+    options: dict[str, Any]
+    site: Site
+    image: str | None
+    data_dir: str
+
+    @property
+    def world_size(self) -> int:
+        return self.nodes * self.ranks_per_node
+
+    @property
+    def log(self) -> str:
+        """Where rank 0 and the batch script write; `%j` is the job's number."""
+        return str(self.run.slurm / "%j_0_log.out")
+
+    def variables(self) -> dict[str, str]:
+        """What the script's blocks read."""
+        site = self.site
+        binds = ",".join([*site.binds, *([self.data_dir] if self.data_dir else [])])
+        container = {"IMAGE": self.image, "RUNTIME": site.runtime, "BINDS": binds} if self.image else {"IMAGE": ""}
+        return {
+            "RUN_DIR": str(self.run.path),
+            "PICKLES": str(self.run.slurm),
+            **container,
+            "PYTHON": site.python or sys.executable,
+            "MASTER_ADDR_SUFFIX": site.master_addr_suffix,
+        }
+
+    def set_up(self) -> list[str]:
+        """The lines before srun."""
+        prefixes = ("", "APPTAINERENV_") if self.image else ("",)  # an image's own variables beat the host's
+        exports = [
+            f"export {prefix}{name}={shlex.quote(value)}"
+            for name, value in self.site.environment.items()
+            for prefix in prefixes
+        ]
+        given = [f"{name}={shlex.quote(value)}" for name, value in self.variables().items()]
+        stale = 'rm -f "$PICKLES/${job}"_*.save_tmp # of an attempt that was killed; submitit would stumble over it'
+        return [*given, *exports, *self.site.setup, *script.lines("set-up"), stale]
+
+    def parameters(self) -> dict[str, Any]:
+        """What submitit makes the script from."""
+        gpus: dict[str, Any] = {}
+        if self.gpus_per_node:
+            by_gres = self.site.gpu_directive == "gres"
+            gpus = {"gres": f"gpu:{self.gpus_per_node}"} if by_gres else {"gpus_per_node": self.gpus_per_node}
+        return {
+            "job_name": self.name,
+            "nodes": self.nodes,
+            "ntasks_per_node": self.ranks_per_node,
+            **gpus,
+            "time": self.minutes,
+            "signal_delay_s": self.stop_margin_s,
+            "wckey": None,
+            "stderr_to_stdout": True,
+            "additional_parameters": {"requeue": True, **self.options},
+            "srun_args": list(script.SRUN_ARGS),
+            "setup": self.set_up(),
+            "teardown": script.lines("tear-down"),
+        }
+
+    def text(self) -> str:
+        """The whole batch script."""
+        executor = self._executor()
+        return executor._make_submission_file_text(executor._submitit_command_str, "")
+
+    def submit(self, task: Callable[[], int]) -> str:
+        """Hand the job to Slurm, each rank to run `task`; returns its number."""
+        if shutil.which("sbatch") is None:
+            raise MissingError(
+                "sbatch is not on PATH, so this machine cannot submit to Slurm; use a login node, or --cluster local"
+            )
+        try:
+            return self._executor().submit(task).job_id
+        except (FailedJobError, FailedSubmissionError, subprocess.SubprocessError) as error:
+            raise UsageError(f"sbatch refused the job: {_words(str(error))}") from error
+
+    def _executor(self) -> SlurmExecutor:
+        executor = _Executor(folder=self.run.slurm, python='"${run[@]}"')
+        executor.update_parameters(
+            **{k: v for k, v in self.parameters().items() if v is not None or k in ("time", "wckey")}
+        )
+        return executor
+
+
+class _Executor(SlurmExecutor):
+    """submitit's, which can write a script where there is no Slurm too."""
+
+    @classmethod
+    def affinity(cls) -> int:
+        return 2
+
+
+def gpus_of(partition: str | None) -> int | None:
+    """GPUs on each node of the partition that has most, as sinfo tells; None where there is no Slurm."""
+    program = shutil.which("sinfo")
+    if program is None:
+        return None
+    command = [program, "-h", "-o", "%G", *(["-p", partition] if partition else [])]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    except subprocess.SubprocessError:
+        return None
+    counts = re.findall(r"\bgpu:(?:[^:,()\s]+:)?(\d+)", done.stdout)
+    return max(map(int, counts), default=0) if done.returncode == 0 else None
+
+
+def _words(text: str) -> str:
+    """sbatch's own words out of submitit's report."""
+    said = re.findall(r"sbatch: (?:error: )?(.+)", text)
+    return "; ".join(said) if said else " ".join(text.split())

@@ -1,0 +1,132 @@
+"""What differs from cluster to cluster, in one YAML file: `--site`, `$GPT2HPC_SITE` or `~/.config/gpt2hpc/site.yaml`.
+
+partition: gpu
+account: proj42
+gpus_per_node: 4
+image: /project/proj42/gpt2hpc.sif
+binds: [/project, /scratch]
+environment: {NCCL_SOCKET_IFNAME: hsn}
+setup: [module load apptainer]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from gpt2hpc.errors import ConfigError
+
+Runtime = Literal["apptainer", "singularity", "none"]
+RUNTIMES: tuple[str, ...] = typing.get_args(Runtime)
+VARIABLE = "GPT2HPC_SITE"
+
+
+@dataclass(frozen=True)
+class Site:
+    """A cluster's ways; each field may be absent.
+
+    Args:
+        partition: As sbatch's option of that name; so are account, qos and constraint.
+        gpus_per_node: GPUs to ask for on each node.
+        gpu_directive: What the cluster wants to be asked for GPUs by.
+        cpus_per_task: CPU cores a rank.
+        time: Time limit of a job.
+        sbatch: Any other option of sbatch, by its long name.
+        runtime: What runs the image.
+        image: The container image; without one, Python runs as it is.
+        binds: Directories to make visible in the container, `SOURCE` or `SOURCE:TARGET`.
+        python: The Python to use without an image; that of `gpt2hpc submit` if absent.
+        environment: Variables to set in the job, inside a container too.
+        setup: Lines of shell before anything else, such as `module load`.
+        master_addr_suffix: Appended to the first node's name where another name means the fast network.
+    """
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    gpus_per_node: int | None = None
+    gpu_directive: Literal["gpus-per-node", "gres"] = "gpus-per-node"
+    cpus_per_task: int | None = None
+    time: str | None = None
+    sbatch: Mapping[str, Any] = field(default_factory=dict)
+    runtime: Runtime = "apptainer"
+    image: str | None = None
+    binds: tuple[str, ...] = ()
+    python: str | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    setup: tuple[str, ...] = ()
+    master_addr_suffix: str = ""
+    path: Path | None = None
+
+
+def find(option: str | None, env: Mapping[str, str]) -> Site:
+    """The profile that is asked for, else the user's own, else an empty one. ConfigError where it is missing or wrong."""
+    for named, source in ((option, "--site"), (env.get(VARIABLE), VARIABLE)):
+        if named:
+            path = Path(named).expanduser()
+            if not path.is_file():
+                raise ConfigError(f"{source}={named} is not a file; give the path of a site profile (YAML)")
+            return load(path)
+    home = Path(env.get("XDG_CONFIG_HOME") or Path(env.get("HOME", "~")).expanduser() / ".config")
+    own = home / "gpt2hpc" / "site.yaml"
+    return load(own) if own.is_file() else Site()
+
+
+def load(path: Path) -> Site:
+    """Raises ConfigError naming file, key, value and mend."""
+    try:
+        facts = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"site profile {path} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(facts, dict):
+        raise ConfigError(f"site profile {path} holds no settings; write lines such as `partition: gpu`")
+    kinds = {each.name: each for each in dataclasses.fields(Site) if each.name != "path"}
+    values: dict[str, Any] = {}
+    for key, value in facts.items():
+        if key not in kinds:
+            near = difflib.get_close_matches(str(key), kinds, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise ConfigError(f"site profile {path}: unknown key {key}; {hint}the keys are {', '.join(kinds)}")
+        if value is not None:
+            values[key] = _checked(path, key, value)
+    return Site(**values, path=path)
+
+
+def _checked(path: Path, key: str, value: Any) -> Any:
+    """The value as its field has it."""
+
+    def wrong(wanted: str) -> ConfigError:
+        return ConfigError(f"site profile {path}: {key}={value!r} is not valid; it takes {wanted}")
+
+    kind = typing.get_type_hints(Site)[key]
+    if typing.get_origin(kind) is Literal:
+        if value not in typing.get_args(kind):
+            raise wrong("one of " + ", ".join(typing.get_args(kind)))
+        return value
+    if key in ("binds", "setup"):
+        listed = value if isinstance(value, list) else [value]
+        if not all(isinstance(each, str) for each in listed):
+            raise wrong("a list of texts")
+        return tuple(os.path.expandvars(each) if key == "binds" else each for each in listed)
+    if key in ("environment", "sbatch"):
+        if not isinstance(value, dict) or not all(isinstance(each, str | int | float) for each in value.values()):
+            raise wrong("names with values, as `NAME: value`")
+        return {str(name): each if isinstance(each, bool) else str(each) for name, each in value.items()}
+    if key in ("gpus_per_node", "cpus_per_task"):
+        if isinstance(value, bool) or not isinstance(value, int) or value < (key == "cpus_per_task"):
+            raise wrong("a whole number")
+        return value
+    if isinstance(value, bool | list | dict):
+        raise wrong("a text")
+    if key == "time" and isinstance(value, int) and value > 24 * 60:
+        raise wrong("a time in quotes, as '24:00:00'; YAML reads it as a number without them")
+    return os.path.expandvars(str(value)) if key in ("image", "python") else str(value)
