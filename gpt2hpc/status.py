@@ -54,10 +54,11 @@ def read_status(run: RunDir) -> RunStatus:
 def _state(run: RunDir, ledger: Ledger, attempts: Sequence[Attempt]) -> tuple[str, str]:
     if ledger.is_finished(_steps(run) or 0):
         return "finished", ""
-    if not attempts:
-        return "new", "no attempt yet"
-    newest, decision = attempts[-1], ledger.decision()
+    decision = ledger.decision()
     gave_up = decision.reason if decision and decision.action == "exit" else ""
+    if not attempts:
+        return "new", gave_up or "no attempt yet"
+    newest = attempts[-1]
     if newest.cause == Cause.FINISHED:
         return "extended", f"was finished at step {newest.last_step}; submit the same command to go on"
     if newest.cause is not None:

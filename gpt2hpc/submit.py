@@ -6,7 +6,6 @@ ranks end it asks the same `decide()` that a Slurm job asks, and starts them aga
 
 from __future__ import annotations
 
-
 import math
 import os
 import shlex

@@ -24,7 +24,7 @@ def attempt(
     *,
     first: int = 0,
     saved: int | None = None,
-    cause: Cause | None = None,
+    cause: Cause | None = Cause.CRASHED,
     job: str = "7",
     nodes: str = "n1",
 ) -> Attempt:
@@ -142,6 +142,26 @@ def test_a_crash_before_the_ledger_counts_too() -> None:
     assert "crashed 4 times" in ask(Job("7", 3, restarts=3), None, later).reason
 
 
+def test_an_attempt_that_was_ended_from_outside_is_no_crash() -> None:
+    """A node that failed, a preemption without grace: nobody was left to say why, and Slurm restarted the job."""
+    attempts = [attempt(restart, cause=None) for restart in range(4)]
+    action = ask(Job("7", 3, restarts=3, exit_code=137), None, attempts)
+    assert (action.kind, action.delay_s) == ("requeue", 30)
+    assert "crash 1 of 2" in action.reason
+
+
+def test_preempted_before_anything_listened() -> None:
+    action = ask(Job("7", 0, exit_code=143, preempted=True), None, [])
+    assert (action.kind, action.delay_s, action.reason) == ("requeue", 0, "preempted before it could save")
+
+
+def test_an_error_before_the_claim_wins_over_what_srun_returned() -> None:
+    refusal = outcome(Cause.ERROR, number=0, exit_code=8, message="no CUDA")
+    action = ask(Job("7", 0, exit_code=143), refusal, [])
+    assert (action.kind, action.exit_code, action.reason) == ("exit", 8, "no CUDA")
+    assert ask(Job("7", 1, restarts=1, exit_code=143), refusal, [attempt(0), attempt(1)]).kind == "requeue"
+
+
 def test_a_new_submission_gets_a_new_budget() -> None:
     attempts = [attempt(0, job="6"), attempt(1, job="6"), attempt(2, job="6"), attempt(0)]
     assert ask(Job("7", 0, exit_code=137), None, attempts).kind == "requeue"
@@ -209,7 +229,7 @@ def test_backoff_is_bounded() -> None:
 
 SHOWN = (
     "JobId=123 ArrayJobId=120 ArrayTaskId=3 JobName=train UserId=me(1000) JobState=RUNNING Reason=None Requeue=1 "
-    "Restarts=1 BatchFlag=1 ExitCode=0:0 NodeList=n[1-2] Command=/home/me/a b.sh\n"
+    "Restarts=1 BatchFlag=1 PreemptTime=None ExitCode=0:0 NodeList=n[1-2] Command=/home/me/a b.sh\n"
 )
 
 
@@ -217,12 +237,12 @@ def test_show_job_is_read() -> None:
     job = parse_show_job(SHOWN, restart=1, exit_code=0)
     assert job == Job("120_3", 1, state="RUNNING", restarts=1, exit_code=0, nodes="n[1-2]")
     other = parse_show_job(
-        "JobId=9 JobState=COMPLETING Requeue=0 ExcNodeList=n[7-8] NodeList=(null)\n",
+        "JobId=9 JobState=COMPLETING Requeue=0 PreemptTime=2026-01-31T12:00:00 ExcNodeList=n[7-8] NodeList=(null)\n",
         restart=0,
         exit_code=None,
         refused=True,
     )
-    expected = Job("9", 0, state="COMPLETING", may_requeue=False, refused=True, excluded="n[7-8]")
+    expected = Job("9", 0, state="COMPLETING", may_requeue=False, preempted=True, refused=True, excluded="n[7-8]")
     assert other == expected
     for text in ("", "slurm_load_jobs error: Invalid job id specified\n"):
         with pytest.raises(UsageError, match="scontrol show job -o"):
@@ -236,11 +256,8 @@ def test_the_command_prints_one_action(
     monkeypatch.setattr(sys, "stdin", io.StringIO(SHOWN))
     (tmp_path / "attempts").mkdir()
     assert requeue.main(["decide", str(tmp_path), "--exit-code", "137"]) == 0
-    assert (
-        capsys.readouterr().out
-        == "requeue job=120_3 delay_s=20 allow=0 exclude= reason=crash 2 of 3 allowed (exit code 137)\n"
-    )
+    assert capsys.readouterr().out == "requeue 6 20 0 - crash 2 of 3 allowed (exit code 137)\n"
     (tmp_path / "FINISHED").write_text('{"step": 19073}')
     monkeypatch.setattr(sys, "stdin", io.StringIO(SHOWN))
     assert requeue.main(["decide", str(tmp_path)]) == 0
-    assert capsys.readouterr().out == "exit code=0 reason=finished\n"
+    assert capsys.readouterr().out == "exit 0 0 0 - finished\n"

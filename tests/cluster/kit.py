@@ -1,0 +1,194 @@
+"""Driving jobs on the real Slurm: submit them as a user does, act on them, wait, and look at what they left."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import queue
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpt2hpc.config import Config
+from gpt2hpc.run_dir import RunDir
+from tests import tiny
+from tests.cluster.slurm import Cluster
+
+ROOT = Path(__file__).parents[2]
+STEPS, SAVE_EVERY = 100, 20
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "PREEMPTED", "NODE_FAIL", "OUT_OF_MEMORY")
+
+
+def drives(*functions: Callable[[Kit], Any]) -> pytest.MarkDecorator:
+    """Names what a test looks at; see conftest.py."""
+    return pytest.mark.drives.with_args(*functions)
+
+
+@dataclass
+class Job:
+    """A submitted job and its run."""
+
+    number: str
+    run: RunDir
+    log: Path
+
+    @property
+    def attempts(self) -> list[dict[str, Any]]:
+        return [json.loads(path.read_text()) for path in sorted(self.run.attempts.glob("[0-9]*.json"))]
+
+    @property
+    def causes(self) -> list[str | None]:
+        return [attempt["cause"] for attempt in self.attempts]
+
+    def step(self) -> int:
+        """The last step in its log.txt."""
+        with contextlib.suppress(OSError):
+            steps = [int(line.split()[0]) for line in self.run.log.read_text().splitlines() if " train " in line]
+            return max(steps, default=0)
+        return 0
+
+    def told(self) -> str:
+        return self.log.read_text() if self.log.exists() else "no log"
+
+
+@dataclass
+class Kit:
+    """A cluster, data, and pairs of nodes that a drive has to itself."""
+
+    cluster: Cluster
+    folder: Path
+    pairs: queue.Queue[tuple[str, str]] = field(default_factory=queue.Queue)
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "data"
+
+    def settings(self, **checkpoint: Any) -> Config:
+        config = tiny.config(self.data, total_steps=STEPS, eval_every=1000)
+        changed = dataclasses.replace(
+            config.checkpoint, every_steps=SAVE_EVERY, **{"stop_margin_s": 5.0, "keep_last": 3, **checkpoint}
+        )
+        return dataclasses.replace(config, checkpoint=changed)
+
+    @contextlib.contextmanager
+    def nodes(self) -> Iterator[str]:
+        """Two nodes, as `n3,n4`."""
+        pair = self.pairs.get()
+        try:
+            yield ",".join(pair)
+        finally:
+            self.pairs.put(pair)
+
+    # Submitting: one task a rank, two nodes with two ranks each unless the flags say otherwise
+
+    def sbatch(
+        self,
+        name: str,
+        *flags: str,
+        settings: Config | None = None,
+        more: Sequence[str] = (),
+        env: dict[str, str] | None = None,
+        template: Path = ROOT / "slurm" / "train_124m.sbatch",
+    ) -> Job:
+        """`sbatch slurm/train_124m.sbatch` as its header says: sizes by flags and variables, settings after the script."""
+        run, log = RunDir(self.folder / "runs" / name), self.folder / f"{name}-%j.log"
+        hidden = ("--train.total_steps", "--data.dir")
+        words = [flag for flag in tiny.flags(settings or self.settings()) if not flag.startswith(hidden)]
+        variables = {
+            "PYTHON": str(ROOT / "tests" / "cluster" / "python"),
+            "DATA": str(self.data),
+            "RUN_DIR": str(run.path),
+            "STEPS": str(STEPS),
+            **self._environment(env),
+        }
+        default = ["--nodes=2", "--gpus-per-node=0", "--ntasks-per-node=2", "--cpus-per-task=1", f"--output={log}"]
+        command = ["sbatch", "--parsable", *default, *flags, str(template), *words, *more]
+        number = self._run(command, variables).strip()
+        return Job(number, run, Path(str(log).replace("%j", number)))
+
+    def submit(
+        self, name: str, *flags: str, settings: Config | None = None, env: dict[str, str] | None = None, nodes: str
+    ) -> Job:
+        """`python -m gpt2hpc.submit --nodes 2`, with a site profile that names the Python of the jobs."""
+        run, site = RunDir(self.folder / "runs" / name), self.folder / f"{name}.yaml"
+        site.write_text(
+            f"python: {ROOT / 'tests' / 'cluster' / 'python'}\nsbatch: {{nodelist: '{nodes}'}}\ncpus_per_task: 1\n"
+        )
+        options = [
+            "--nodes",
+            "2",
+            "--nproc",
+            "2",
+            "--site",
+            str(site),
+            "--run-dir",
+            str(run.path),
+            "--time",
+            "10",
+            *flags,
+        ]
+        words = tiny.flags(settings or self.settings())
+        told = self._run([sys.executable, "-m", "gpt2hpc.submit", *options, *words], self._environment(env))
+        number = told.split("job ")[1].split(":")[0]
+        return Job(number, run, run.slurm / f"{number}_0_log.out")
+
+    def _environment(self, env: dict[str, str] | None) -> dict[str, str]:
+        return {"KIT_PYTHON": sys.executable, "KIT_PACE_S": "0.1", **(env or {})}
+
+    def _run(self, command: Sequence[str], variables: dict[str, str]) -> str:
+        environment = {**self.cluster.environment, **variables}
+        done = subprocess.run(
+            command, env=environment, cwd=self.folder, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    # Acting and waiting
+
+    def preempt(self, node: str) -> None:
+        """A job of higher priority takes the whole node for a moment."""
+        command = [
+            "sbatch",
+            "--parsable",
+            "-p",
+            "high",
+            "--exclusive",
+            "-w",
+            node,
+            "--output=/dev/null",
+            "--wrap",
+            "sleep 3",
+        ]
+        self._run(command, {})
+
+    def signal(self, job: Job, *flags: str) -> None:
+        self.cluster.run("scancel", *flags, job.number)
+
+    def until(self, job: Job, happened: Callable[[], Any], what: str, *, seconds: float = 240) -> None:
+        """Wait; if it does not happen, say what the job was doing."""
+        deadline = time.monotonic() + seconds
+        while not happened():
+            if time.monotonic() > deadline:
+                facts = {
+                    key: self.shown(job).get(key) for key in ("JobState", "Reason", "Restarts", "NodeList", "ExitCode")
+                }
+                raise AssertionError(f"{what} did not happen: {facts}\n{job.told()[-5000:]}")
+            time.sleep(0.2)
+
+    def until_step(self, job: Job, step: int) -> None:
+        self.until(job, lambda: job.step() >= step, f"step {step} of {job.run.name}")
+
+    def until_ended(self, job: Job, *, seconds: float = 240) -> dict[str, str]:
+        """Wait until Slurm has done with the job; returns its facts."""
+        self.until(job, lambda: self.shown(job)["JobState"] in ENDED, f"the end of {job.run.name}", seconds=seconds)
+        return self.shown(job)
+
+    def shown(self, job: Job) -> dict[str, str]:
+        return self.cluster.job(job.number)

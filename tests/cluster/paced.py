@@ -1,0 +1,64 @@
+"""`python -m MODULE …` for jobs in tests: the product as it is, at a pace that leaves time to act, and with real faults.
+
+KIT_PACE_S=0.1          each optimizer step takes that much longer, without using the CPU
+KIT_KILL="STEP RANK"    that rank kills itself with SIGKILL before it takes that step; `once` after it: only if no attempt did
+KIT_LINGER_S=20         ranks stay that long after their last step, with everything written
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+PACE_S, LINGER_S = (float(os.environ.get(name, "0")) for name in ("KIT_PACE_S", "KIT_LINGER_S"))
+KILL = os.environ.get("KIT_KILL", "").split()
+
+
+def patch_jobs() -> None:
+    """Reach the trainer only where it is needed: other modules of the kit start without torch."""
+    from gpt2hpc import jobs
+
+    run_attempt = jobs._run_attempt
+
+    def paced(opened: Any, run: Any, ranks: Any, signals: Any) -> None:
+        from gpt2hpc.training.trainer import Trainer
+
+        genuine = Trainer.optimizer_step
+
+        def optimizer_step(self: Trainer, stream: Iterator[Any]) -> Any:
+            time.sleep(PACE_S)
+            if KILL and (self.step + 1, self.ranks.rank) == (int(KILL[0]), int(KILL[1])):
+                marker = self.run_dir.path / "killed"
+                if "once" not in KILL or not marker.exists():
+                    marker.touch()
+                    os.kill(os.getpid(), signal.SIGKILL)
+            return genuine(self, stream)
+
+        Trainer.optimizer_step = optimizer_step  # type: ignore[method-assign]
+        run_attempt(opened, run, ranks, signals)
+        until = time.monotonic() + LINGER_S  # a signal cuts a sleep short
+        while time.monotonic() < until:
+            time.sleep(0.1)
+
+    jobs._run_attempt = paced
+
+
+def main() -> None:
+    words = [word for word in sys.argv[1:] if word != "-u"]
+    assert words[0] == "-m", words
+    if words[1] in ("gpt2hpc.train", "submitit.core._submit"):
+        patch_jobs()
+    sys.argv = words[1:]
+    runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

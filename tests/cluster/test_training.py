@@ -1,0 +1,332 @@
+"""Real jobs on a real Slurm, with real DDP ranks: each ends with the bytes of a run that nobody disturbed."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpt2hpc import status
+from gpt2hpc.run_dir import RunDir
+from tests import tiny
+from tests.cluster.kit import ROOT, SAVE_EVERY, STEPS, Job, Kit, drives
+
+pytestmark = pytest.mark.timeout(1200)
+
+
+@dataclass
+class Ended:
+    """A job after its end: Slurm's facts, and what the drive took down on the way."""
+
+    job: Job
+    slurm: dict[str, str]
+    at_step: int = 0
+
+
+def bytes_of(job: Job) -> dict[str, Any]:
+    return tiny.content(tiny.newest(job.run))
+
+
+def logged_once(job: Job) -> None:
+    steps = [json.loads(line)["step"] for line in job.run.metrics.read_text().splitlines() if '"loss"' in line]
+    assert steps == list(range(1, STEPS + 1))
+    assert sorted(tiny.losses(job.run)) == steps
+
+
+def finished_as(job: Ended, undisturbed: Ended, *, causes: list[str | None], restarts: int | None = None) -> None:
+    assert job.slurm["JobState"] == "COMPLETED", job.job.told()
+    assert job.slurm["ExitCode"] == "0:0"
+    assert int(job.slurm["Restarts"]) == (len(causes) - 1 if restarts is None else restarts)
+    assert job.job.causes == causes
+    assert bytes_of(job.job) == bytes_of(undisturbed.job)
+    logged_once(job.job)
+
+
+def resumed_exactly(job: Ended) -> None:
+    """Every attempt began where the one before had saved and stopped."""
+    attempts = job.job.attempts
+    for before, after in itertools.pairwise(attempts):
+        assert before["saved_step"] == before["last_step"] == after["first_step"] > 0
+
+
+# Undisturbed --------------------------------------------------------------------------------------------------------
+
+
+def drive_sbatch(kit: Kit) -> Ended:
+    with kit.nodes() as nodes:
+        job = kit.sbatch("sbatch", "-w", nodes)
+        return Ended(job, kit.until_ended(job))
+
+
+def drive_submit(kit: Kit) -> Ended:
+    with kit.nodes() as nodes:
+        job = kit.submit("submit", nodes=nodes)
+        return Ended(job, kit.until_ended(job))
+
+
+@drives(drive_sbatch, drive_submit)
+def test_both_ways_train_on_two_nodes(driven: list[Ended]) -> None:
+    by_sbatch, by_submit = driven
+    finished_as(by_sbatch, by_sbatch, causes=["finished"])
+    finished_as(by_submit, by_sbatch, causes=["finished"])
+    attempt = by_submit.job.attempts[0]
+    assert attempt["world_size"] == 4
+    assert attempt["nodes"] == by_submit.slurm["NodeList"]
+    assert by_submit.slurm["NumNodes"] == "2"
+
+
+# Preempted ----------------------------------------------------------------------------------------------------------
+
+
+def preempted(kit: Kit, name: str, partition: str, *, how: str = "sbatch", env: dict[str, str] | None = None) -> Ended:
+    with kit.nodes() as nodes:
+        if how == "sbatch":
+            job = kit.sbatch(name, "-p", partition, "-w", nodes, env=env)
+        else:
+            job = kit.submit(name, "--partition", partition, nodes=nodes, env=env)
+        kit.until_step(job, SAVE_EVERY + 5)
+        at_step = job.step()
+        kit.preempt(nodes.split(",")[1])
+        return Ended(job, kit.until_ended(job), at_step)
+
+
+def drive_preempted(kit: Kit) -> Ended:
+    return preempted(kit, "preempted", "low")
+
+
+def drive_preempted_submit(kit: Kit) -> Ended:
+    return preempted(kit, "preempted-submit", "low", how="submit")
+
+
+def drive_preempted_cancel(kit: Kit) -> Ended:
+    return preempted(kit, "preempted-cancel", "lowc")
+
+
+def drive_preempted_without_grace(kit: Kit) -> Ended:
+    return preempted(kit, "preempted-without-grace", "low0")
+
+
+def drive_preempted_after_the_last_step(kit: Kit) -> Ended:
+    with kit.nodes() as nodes:
+        job = kit.sbatch("preempted-late", "-p", "low", "-w", nodes, env={"KIT_PACE_S": "0", "KIT_LINGER_S": "12"})
+        kit.until(job, job.run.finished.exists, "the last step")
+        kit.preempt(nodes.split(",")[0])
+        return Ended(job, kit.until_ended(job))
+
+
+@drives(drive_sbatch, drive_preempted)
+def test_preempted_with_a_grace(driven: list[Ended]) -> None:
+    undisturbed, job = driven
+    finished_as(job, undisturbed, causes=["preempted", "finished"])
+    resumed_exactly(job)
+    assert job.job.attempts[0]["last_step"] >= job.at_step
+
+
+@drives(drive_sbatch, drive_preempted_submit)
+def test_preempted_with_a_grace_when_submitted_by_submit(driven: list[Ended]) -> None:
+    undisturbed, job = driven
+    finished_as(job, undisturbed, causes=["preempted", "finished"])
+    resumed_exactly(job)
+
+
+@drives(drive_sbatch, drive_preempted_cancel)
+def test_preempted_where_preemption_cancels(driven: list[Ended]) -> None:
+    undisturbed, job = driven
+    finished_as(job, undisturbed, causes=["preempted", "finished"])
+    resumed_exactly(job)
+
+
+@drives(drive_sbatch, drive_preempted_without_grace)
+def test_preempted_without_grace_loses_at_most_one_save_interval(driven: list[Ended]) -> None:
+    undisturbed, job = driven
+    first, second = job.job.attempts
+    finished_as(job, undisturbed, causes=[first["cause"], "finished"])
+    assert first["cause"] in (None, "preempted")
+    assert second["first_step"] > job.at_step - SAVE_EVERY
+
+
+@drives(drive_sbatch, drive_preempted_after_the_last_step)
+def test_preempted_after_the_last_step_is_finished(driven: list[Ended]) -> None:
+    undisturbed, job = driven
+    finished_as(job, undisturbed, causes=["finished"])
+    assert "PreemptTime=None" not in job.slurm  # it was asked to go
+    assert job.slurm["PreemptTime"] != "None"
+
+
+# Time limits --------------------------------------------------------------------------------------------------------
+
+
+def drive_time_limit_signal(kit: Kit) -> Ended:
+    with kit.nodes() as nodes:
+        job = kit.sbatch("limit-signal", "-w", nodes, "--time=1", "--signal=USR2@10", env={"KIT_PACE_S": "0.4"})
+        return Ended(job, kit.until_ended(job, seconds=500))
+
+
+def drive_time_limit_clock(kit: Kit) -> Ended:
+    """As a user whose cluster sends no signal: the line is deleted from the script."""
+    template = kit.folder / "unsignalled.sbatch"
+    lines = (ROOT / "slurm" / "train_124m.sbatch").read_text().splitlines(keepends=True)
+    template.write_text("".join(line for line in lines if "--signal" not in line))
+    with kit.nodes() as nodes:
+        settings = kit.settings(stop_margin_s=20.0)
+        job = kit.sbatch(
+            "limit-clock", "-w", nodes, "--time=1", settings=settings, template=template, env={"KIT_PACE_S": "0.4"}
+        )
+        return Ended(job, kit.until_ended(job, seconds=500))
+
+
+@drives(drive_sbatch, drive_time_limit_signal)
+def test_several_time_limits_with_a_signal(driven: list[Ended]) -> None:
+    undisturbed, job = driven
+    causes = job.job.causes
+    assert len(causes) >= 3
+    finished_as(job, undisturbed, causes=[*["preempted"] * (len(causes) - 1), "finished"])
+    resumed_exactly(job)
+
+
+@drives(drive_sbatch, drive_time_limit_clock)
+def test_a_time_limit_without_any_signal(driven: list[Ended]) -> None:
+    undisturbed, job = driven
+    causes = job.job.causes
+    assert len(causes) >= 2
+    finished_as(job, undisturbed, causes=[*["time_limit"] * (len(causes) - 1), "finished"])
+    resumed_exactly(job)
+
+
+# Cancelled ----------------------------------------------------------------------------------------------------------
+
+
+def drive_cancelled_in_the_grace(kit: Kit) -> Ended:
+    """Steps of six seconds keep it from saving at once, so that the cancel falls between the signal and the requeue."""
+    with kit.nodes() as nodes:
+        job = kit.sbatch("cancelled", "-p", "low", "-w", nodes, env={"KIT_PACE_S": "6"})
+        kit.until_step(job, 1)
+        kit.preempt(nodes.split(",")[0])
+        kit.until(job, lambda: kit.shown(job).get("PreemptTime", "None") != "None", "the preemption")
+        kit.signal(job)
+        kit.until_ended(job)
+    time.sleep(60)
+    return Ended(job, kit.shown(job))
+
+
+@drives(drive_cancelled_in_the_grace)
+def test_cancelled_during_the_grace_stays_away(driven: Ended) -> None:
+    assert driven.slurm["JobState"] == "CANCELLED"
+    assert driven.slurm["Restarts"] == "0"
+    assert len(driven.job.attempts) == 1
+
+
+def drive_signals(kit: Kit) -> Ended:
+    """USR2 to the batch shell alone, then to everything, which reaches the ranks twice."""
+    with kit.nodes() as nodes:
+        job = kit.sbatch("signals", "-w", nodes, "--no-requeue")
+        kit.until_step(job, 5)
+        kit.signal(job, "--batch", "--signal=USR2")
+        kit.until_step(job, SAVE_EVERY + 5)
+        kit.signal(job, "--full", "--signal=USR2")
+        return Ended(job, kit.until_ended(job))
+
+
+@drives(drive_sbatch, drive_signals)
+def test_signals_of_the_user_and_a_job_that_must_not_be_requeued(driven: list[Ended]) -> None:
+    undisturbed, job = driven
+    finished_as(job, undisturbed, causes=["preempted", "finished"])
+    resumed_exactly(job)
+
+
+# Crashed ------------------------------------------------------------------------------------------------------------
+
+
+def drive_killed(kit: Kit) -> Ended:
+    with kit.nodes() as nodes:
+        job = kit.sbatch("killed", "-w", nodes, env={"KIT_KILL": f"{SAVE_EVERY + 7} 3 once"})
+        return Ended(job, kit.until_ended(job))
+
+
+def drive_killed_always(kit: Kit) -> Ended:
+    settings = replace(kit.settings(), requeue=replace(kit.settings().requeue, crash_budget=1))
+    with kit.nodes() as nodes:
+        env = {"KIT_KILL": f"{SAVE_EVERY + 7} 1", "KIT_PACE_S": "0.02"}
+        job = kit.sbatch("killed-always", "-w", nodes, settings=settings, env=env)
+        return Ended(job, kit.until_ended(job))
+
+
+@drives(drive_sbatch, drive_killed)
+def test_a_killed_rank(driven: list[Ended]) -> None:
+    undisturbed, job = driven
+    finished_as(job, undisturbed, causes=["crashed", "finished"])
+    first, second = job.job.attempts
+    assert first["exit_code"] == 137
+    assert first["saved_step"] == second["first_step"] == SAVE_EVERY  # the survivors saved nothing
+    assert "crash 1 of 3 allowed" in job.job.told()
+    assert not [path for path in job.job.run.path.rglob("*") if path.name.endswith(".tmp")]
+
+
+@drives(drive_killed_always)
+def test_a_crash_at_the_same_step_uses_up_the_budget(driven: Ended) -> None:
+    assert driven.slurm["JobState"] == "FAILED"
+    assert driven.slurm["ExitCode"] == "7:0"
+    assert driven.slurm["Restarts"] == "1"
+    assert driven.job.causes == ["crashed", "crashed"]
+    shown = status.read_status(driven.job.run)
+    assert shown.state == "crashed"
+    assert f"crashed 2 times without progress, last after step {SAVE_EVERY}" in shown.detail
+
+
+def drive_no_cuda(kit: Kit) -> Ended:
+    with kit.nodes() as nodes:
+        settings = replace(kit.settings(), train=replace(kit.settings().train, device="auto"))
+        job = kit.sbatch("no-cuda", "-w", nodes, "--gpus-per-node=2", settings=settings)
+        return Ended(job, kit.until_ended(job))
+
+
+@drives(drive_no_cuda)
+def test_gpus_without_cuda_are_an_error(driven: Ended) -> None:
+    assert driven.slurm["JobState"] == "FAILED"
+    assert driven.slurm["ExitCode"] == "8:0"
+    assert driven.slurm["Restarts"] == "0"
+    assert "CUDA is not available" in driven.job.told()
+    assert "--device cpu" in driven.job.told()
+    assert not driven.job.attempts
+    assert "CUDA is not available" in status.read_status(driven.job.run).detail
+
+
+# Arrays -------------------------------------------------------------------------------------------------------------
+
+
+def drive_array(kit: Kit) -> list[Ended]:
+    """Two tasks side by side on one node; the one whose number is the whole array's is told to stop."""
+    with kit.nodes() as nodes:
+        node = nodes.split(",")[0]
+        array = kit.sbatch("array", "--array=0-1", "--nodes=1", "-w", node, f"--output={kit.folder}/array-%a.log")
+        tasks = [
+            Job(f"{array.number}_{task}", RunDir(array.run.path / str(task)), kit.folder / f"array-{task}.log")
+            for task in (0, 1)
+        ]
+        for task in tasks:
+            kit.until_step(task, SAVE_EVERY + 5)
+        ambiguous = next(task for task in tasks if kit.shown(task)["JobId"] == array.number)
+        kit.signal(ambiguous, "--signal=USR2")
+        ended = [Ended(task, kit.until_ended(task)) for task in tasks]
+        return sorted(ended, key=lambda each: each.job is ambiguous)
+
+
+@drives(drive_array)
+def test_an_array_task_requeues_only_itself(driven: list[Ended]) -> None:
+    other, ambiguous = driven
+    assert ambiguous.job.causes == ["preempted", "finished"]
+    assert other.job.causes == ["finished"]
+    assert (other.slurm["Restarts"], ambiguous.slurm["Restarts"]) == ("0", "1")
+    assert bytes_of(ambiguous.job)["files"] == bytes_of(other.job)["files"]
+    logged_once(ambiguous.job)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_leftovers(kit: Kit) -> Any:
+    yield
+    assert not list(Path(kit.folder).glob("runs/*/checkpoints/*.tmp"))

@@ -1,0 +1,237 @@
+"""The batch scripts as text: templates with today's blocks, the dry run, sites; all without a Slurm."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gpt2hpc.cluster import batch, script, site
+from gpt2hpc.cluster.slurm import minutes
+from gpt2hpc.errors import ConfigError, UsageError
+from tests.tiny import gpt2hpc
+
+ROOT = Path(__file__).parents[2]
+TEMPLATES = sorted((ROOT / "slurm").glob("*.sbatch"))
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
+def test_a_template_holds_todays_blocks(path: Path) -> None:
+    assert script.refreshed(path.read_text(), path) == path.read_text(), (
+        "run: python -m gpt2hpc.cluster.script slurm/*.sbatch"
+    )
+
+
+def test_templates_differ_in_size_only() -> None:
+    def blurred(path: Path) -> str:
+        size = path.stem.removeprefix("train_")
+        text = path.read_text().replace(size, "SIZE")
+        return re.sub(r"(?m)^# Train GPT-2 .*|^#SBATCH --nodes=\d+$", "", text)
+
+    assert len({blurred(path) for path in TEMPLATES}) == 1
+    assert {f"gpt2-{path.stem.removeprefix('train_')}" for path in TEMPLATES} == {
+        path.stem for path in (ROOT / "gpt2hpc" / "presets").glob("gpt2-*.yaml")
+    }
+
+
+def test_a_template_without_a_block_is_refused(tmp_path: Path) -> None:
+    text = TEMPLATES[0].read_text().replace("# >>> gpt2hpc tear-down >>>", "")
+    with pytest.raises(ConfigError, match="tear-down"):
+        script.refreshed(text, tmp_path)
+
+
+def test_the_variables_that_a_template_explains_are_those_it_reads() -> None:
+    text = TEMPLATES[0].read_text()
+    header, body = text.split("\n#SBATCH", 1)
+    explained = set(re.findall(r"(?m)^#   ([A-Z_]+)  +", header))
+    read = set(re.findall(r"(?m)^([A-Z_]+)=\$\{\1:-", body))
+    assert explained == read
+    for name in ("RUNTIME", "BINDS"):
+        assert name in header
+        assert name in body
+
+
+def shellcheck(text: str, tmp_path: Path) -> str:
+    program = shutil.which("shellcheck")
+    if program is None:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("shellcheck is not installed")
+    path = tmp_path / "script.sh"
+    path.write_text(text)
+    return subprocess.run([program, path], capture_output=True, text=True, check=False).stdout
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
+def test_templates_pass_shellcheck(path: Path, tmp_path: Path) -> None:
+    assert shellcheck(path.read_text(), tmp_path) == ""
+
+
+WITHOUT_SLURM_AND_TORCH = (
+    "import sys, os; os.environ['PATH'] = '/nowhere'; sys.modules['torch'] = None; "
+    "from gpt2hpc.__main__ import console; sys.exit(console())"
+)
+
+
+def dry_run(*words: str, cwd: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", WITHOUT_SLURM_AND_TORCH, "submit", "--dry-run", *words]
+    environment = {**os.environ, "HOME": str(cwd), **(env or {})}
+    environment.pop("XDG_CONFIG_HOME", None)
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False)
+
+
+def test_the_dry_run_is_a_script_that_passes_shellcheck(tmp_path: Path) -> None:
+    """And needs neither Slurm nor torch."""
+    profile = tmp_path / ".config" / "gpt2hpc" / "site.yaml"
+    profile.parent.mkdir(parents=True)
+    (tmp_path / "kit.sif").touch()
+    profile.write_text(
+        "account: p1\npartition: cpu\nimage: kit.sif\nbinds: [/scratch]\nenvironment: {NCCL_SOCKET_IFNAME: hsn, A: it's}\n"
+        "setup: [module load apptainer || true]\nmaster_addr_suffix: i\ngpu_directive: gres\nsbatch: {mail-type: END}\n"
+    )
+    done = dry_run("--nodes", "4", "--gpus-per-node", "4", "--partition", "gpu", "--time", "1-12", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert shellcheck(done.stdout, tmp_path) == ""
+    directives = set(re.findall(r"(?m)^#SBATCH --(.*)$", done.stdout))
+    assert {
+        "nodes=4",
+        "ntasks-per-node=4",
+        "gres=gpu:4",
+        "account=p1",
+        "partition=gpu",
+        "time=2160",
+        "requeue",
+        "open-mode=append",
+        "signal=USR2@60",
+        "mail-type=END",
+    } <= directives
+    for line in ("partition = gpu (flag)", "account = p1 (site)", "nproc = 4 (default)", "nodes = 4 (flag)"):
+        assert f"# {line}\n" in done.stdout
+    assert "export APPTAINERENV_A='it'\"'\"'s'" in done.stdout
+    assert "MASTER_ADDR_SUFFIX=i" in done.stdout
+    assert f"BINDS=/scratch,{tmp_path}/data/demo" in done.stdout
+    assert done.stdout.index("module load") < done.stdout.index(">>> gpt2hpc set-up")
+    assert not (tmp_path / "runs").exists()
+    for block in ("set-up", "tear-down"):
+        assert "\n".join(script.lines(block)) in done.stdout
+
+
+def test_the_script_and_the_templates_share_blocks_and_srun_arguments(tmp_path: Path) -> None:
+    text = dry_run("--nodes", "2", "--gpus-per-node", "8", cwd=tmp_path).stdout
+    template = TEMPLATES[0].read_text()
+    for block in ("set-up", "tear-down"):
+        assert "\n".join(script.lines(block)) in text
+        assert "\n".join(script.lines(block)) in template
+    for argument in script.SRUN_ARGS:
+        assert re.search(rf"(?m)^srun .*{argument}", text)
+        assert argument in template
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["--nodes", "0"], 2, "--nodes=0 must be 1 or more"),
+        (["--nodes", "2", "--gpus-per-node", "2", "--nproc", "3"], 2, "--nproc=3 is more than --gpus-per-node=2"),
+        (["--cluster", "slurm", "--time", "soon"], 2, "--time=soon is not a time"),
+        (
+            ["--cluster", "slurm", "--time", "1"],
+            2,
+            "--time=1 is 1 minutes and must be above checkpoint.stop_margin_s=60",
+        ),
+        (["--site", "gone.yaml"], 3, "--site=gone.yaml is not a file"),
+        (["--nodes", "2", "--container", "gone.sif"], 3, "gone.sif does not exist"),
+        (["--cluster", "local", "--nodes", "2"], 2, "--nodes=2 needs a Slurm cluster"),
+        (["--cluster", "local", "--partition", "gpu"], 2, "--partition=gpu needs a Slurm cluster"),
+    ],
+)
+def test_bad_options(words: list[str], code: int, told: str, tmp_path: Path) -> None:
+    if "--site" in words:
+        words = ["--nodes", "2", *words]
+    done = dry_run(*words, cwd=tmp_path)
+    assert (done.returncode, told in done.stderr) == (code, True), done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_without_slurm_nothing_is_submitted(data: Path, tmp_path: Path) -> None:
+    words = ["--nodes", "2", "--data.dir", str(data), "--run-dir", str(tmp_path / "run"), "--device", "cpu"]
+    shape = [
+        "--model.block_size=16",
+        "--train.tokens_per_step=256",
+        "--train.micro_batch_size=2",
+        "--train.total_steps=10",
+    ]
+    done = gpt2hpc(
+        "submit", *words, *shape, "--optimizer.warmup_tokens=256", "--train.eval_tokens=512", env={"PATH": "/nowhere"}
+    )
+    assert done.returncode == 8, done.stderr
+    assert "sbatch is not on PATH" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("90", 90), ("90:30", 91), ("1:30:00", 90), ("1-12", 2160), ("1-12:30", 2190), ("2-00:00:01", 2881), ("0:30", 1)],
+)
+def test_times_are_read_as_sbatch_reads_them(text: str, expected: int) -> None:
+    assert minutes(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "soon", "1:2:3:4", "-5", "1-", "1.5h"])
+def test_times_that_are_none(text: str) -> None:
+    with pytest.raises(UsageError, match="--time="):
+        minutes(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("partiton: gpu", "unknown key partiton; did you mean partition?"),
+        ("gpus_per_node: four", "gpus_per_node='four' is not valid; it takes a whole number"),
+        ("gpu_directive: gpus", "it takes one of gpus-per-node, gres"),
+        ("runtime: docker", "it takes one of apptainer, singularity, none"),
+        ("environment: [A]", "it takes names with values"),
+        ("binds: [1]", "it takes a list of texts"),
+        ("partition: [a, b]", "it takes a text"),
+        ("time: 24:00:00", "a time in quotes"),
+        ("- partition", "holds no settings"),
+        ("a: [", "cannot be read"),
+    ],
+)
+def test_a_wrong_site_profile(text: str, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "site.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        site.load(path)
+    assert told in caught.value.line
+    assert str(path) in caught.value.line
+
+
+def test_which_site_profile_is_taken(tmp_path: Path) -> None:
+    own = tmp_path / ".config" / "gpt2hpc" / "site.yaml"
+    own.parent.mkdir(parents=True)
+    paths = {"own": own, "variable": tmp_path / "v.yaml", "option": tmp_path / "o.yaml"}
+    for name, path in paths.items():
+        path.write_text(f"partition: {name}\n")
+    env = {"HOME": str(tmp_path)}
+    assert site.find(None, {"HOME": str(tmp_path / "empty")}) == site.Site()
+    assert site.find(None, env).partition == "own"
+    env[site.VARIABLE] = str(paths["variable"])
+    assert site.find(None, env).partition == "variable"
+    assert site.find(str(paths["option"]), env).partition == "option"
+
+
+def test_a_path_in_a_profile_may_name_a_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCRATCH", "/scratch/me")
+    path = tmp_path / "site.yaml"
+    path.write_text("image: $SCRATCH/kit.sif\nbinds: $SCRATCH\ngpus_per_node: 4\n")
+    loaded = site.load(path)
+    assert (loaded.image, loaded.binds, loaded.gpus_per_node) == ("/scratch/me/kit.sif", ("/scratch/me",), 4)
+
+
+def test_words_of_sbatch_are_passed_on() -> None:
+    report = (
+        "Command failed\nsbatch: error: invalid partition specified: x\nsbatch: error: Batch job submission failed\n"
+    )
+    assert batch._words(report) == "invalid partition specified: x; Batch job submission failed"
