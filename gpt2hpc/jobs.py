@@ -47,9 +47,10 @@ class Train:
     run_dir: str
     config: Config | None = None
 
-    def __call__(self) -> int:
-        signals = SignalFlag()
-        signals.install()  # before the seconds that importing torch takes
+    def __call__(self, signals: SignalFlag | None = None) -> int:
+        if signals is None:
+            signals = SignalFlag()
+            signals.install()  # before the seconds that importing torch takes
         require_torch()
         from gpt2hpc.training.process_group import joined, make_deterministic, select_device
 

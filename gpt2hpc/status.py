@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2hpc import cli, config_io, durable
-from gpt2hpc.cluster.ledger import Attempt, Cause, Ledger, Outcome
+from gpt2hpc.cluster.dist_env import LOCAL
+from gpt2hpc.cluster.ledger import Attempt, Cause, Decision, Ledger, Outcome
 from gpt2hpc.errors import ConfigError, RunDirError
 from gpt2hpc.run_dir import RunDir
 
@@ -62,7 +63,7 @@ def _state(run: RunDir, ledger: Ledger, attempts: Sequence[Attempt]) -> tuple[st
     if newest.cause == Cause.FINISHED:
         return "extended", f"was finished at step {newest.last_step}; submit the same command to go on"
     if newest.cause is not None:
-        return newest.cause, gave_up or _explained(newest, ledger.outcome())
+        return newest.cause, gave_up or _queued(decision) or _explained(newest, ledger.outcome())
     if ledger.seems_alive(newest):
         return "running", f"job {newest.job} on {newest.host}, pid {newest.pid}, {newest.world_size} ranks"
     saved = max(max(attempt.first_step, attempt.saved_step) for attempt in attempts)
@@ -70,6 +71,14 @@ def _state(run: RunDir, ledger: Ledger, attempts: Sequence[Attempt]) -> tuple[st
         "crashed",
         f"job {newest.job} on {newest.host} ended without a word; it would resume at step {saved}",
     )
+
+
+def _queued(decision: Decision | None) -> str:
+    """Of a batch job that has requeued itself; a local one is seen running, or has ended with its terminal."""
+    if decision is None or decision.job.startswith(LOCAL):
+        return ""
+    how = "is in the queue again" if decision.action == "requeue" else "has a successor in the queue"
+    return f"{decision.reason}; job {decision.job} {how}"
 
 
 def _explained(attempt: Attempt, outcome: Outcome | None) -> str:

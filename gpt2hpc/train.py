@@ -17,6 +17,7 @@ from gpt2hpc import cli, config_io, jobs
 from gpt2hpc.cluster.dist_env import DistEnv, new_local_job
 from gpt2hpc.cluster.launch import LocalJob, SignalRelay, count_gpus, run_attempt
 from gpt2hpc.cluster.ledger import Cause, Ledger
+from gpt2hpc.cluster.signals import SignalFlag
 from gpt2hpc.config import Config, warnings
 from gpt2hpc.errors import EXIT_CODES, INTERNAL_ERROR, DivergedError, StoppedError, UsageError
 from gpt2hpc.run_dir import RunDir
@@ -33,14 +34,17 @@ def new_parser() -> jsonargparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
+    env, signals = DistEnv.from_env(os.environ), SignalFlag()
+    if env.is_launched:
+        signals.install()  # whatever starts ranks may signal them at any moment
     options, config = config_io.parse(new_parser(), argv)
-    run, env = RunDir(Path(options.run_dir)), DistEnv.from_env(os.environ)
+    run = RunDir(Path(options.run_dir))
     if env.is_launched:
         if options.nproc is not None:
             raise UsageError(
                 f"--nproc={options.nproc}, but RANK and WORLD_SIZE are set: this is one rank already; drop --nproc"
             )
-        return jobs.Train(options.run_dir, config)()
+        return jobs.Train(options.run_dir, config)(signals)
     job = local_job(run, config, nproc=options.nproc, job=env.job)
     if job is None:
         return 0

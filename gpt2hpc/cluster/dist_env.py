@@ -17,6 +17,8 @@ from gpt2hpc.errors import UsageError
 JOB, RESTART = "GPT2HPC_JOB", "GPT2HPC_RESTART"
 JOB_END, RENDEZVOUS = "GPT2HPC_JOB_END", "GPT2HPC_RENDEZVOUS"
 LAUNCHER_PID, GPUS_ALLOTTED = "GPT2HPC_LAUNCHER_PID", "GPT2HPC_GPUS_ALLOTTED"
+LOCAL = "local-"
+"""How the names of jobs begin that are no batch jobs."""
 SRUN = "GPT2HPC_SRUN"
 """Set by our batch scripts: a task of srun is a rank, even a single one. A person's shell in a step of one task is none."""
 
@@ -98,7 +100,7 @@ def job_name(env: Mapping[str, str]) -> str:
 
 def new_local_job() -> str:
     """A name for a job of this machine, unlike any other: pids alone repeat, in containers at once."""
-    return f"local-{socket.gethostname()}-{datetime.now(UTC):%Y%m%d%H%M%S}-{os.getpid()}"
+    return f"{LOCAL}{socket.gethostname()}-{datetime.now(UTC):%Y%m%d%H%M%S}-{os.getpid()}"
 
 
 def _tasks_here(env: Mapping[str, str]) -> int | None:

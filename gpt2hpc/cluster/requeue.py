@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -91,8 +92,8 @@ def decide(
         )
     if mine and mine.cause in (Cause.PREEMPTED, Cause.TIME_LIMIT):
         return Action(again, f"{mine.cause} at step {mine.step}", StoppedError.exit_code)
-    if not mine and job.preempted:
-        return Action(again, "preempted before it could save", StoppedError.exit_code)
+    if not mine and _signalled(job):
+        return Action(again, "signalled before it could save", StoppedError.exit_code)
     if crashes > limits.crash_budget:
         return Action(
             "exit",
@@ -103,6 +104,11 @@ def decide(
     delay_s = min(limits.backoff_s * 2 ** (crashes - 1), MAX_BACKOFF_S) if limits.backoff_s else 0.0
     reason = f"crash {crashes} of {limits.crash_budget} allowed (exit code {job.exit_code})"
     return Action(again, reason, StoppedError.exit_code, delay_s=delay_s, exclude_nodes=_excluded(job, crashed_on))
+
+
+def _signalled(job: Job) -> bool:
+    """Whether a preemption, or the warning of a time limit, met ranks that did not listen yet."""
+    return job.preempted or job.exit_code in (128 + signal.SIGUSR1, 128 + signal.SIGUSR2)
 
 
 def _again(job: Job) -> Literal["requeue", "resubmit"]:
@@ -134,7 +140,7 @@ def _since_progress(job: Job, attempts: Sequence[Attempt]) -> tuple[list[str], i
     fruitless = 0
     for restart in range(job.restart, -1, -1):
         attempt = known.get(restart)
-        ends_now = restart == job.restart and not job.preempted
+        ends_now = restart == job.restart and not _signalled(job)
         if attempt is None or attempt.cause == Cause.CRASHED or (attempt.cause is None and ends_now):
             crashed_on.append(attempt.nodes if attempt else job.nodes if restart == job.restart else "")
         fruitless += attempt is None or not attempt.progressed
@@ -163,7 +169,7 @@ def read_and_decide(run: RunDir, job: Job) -> Action:
     mine = ledger.own_outcome(job.job, job.restart)
     ours = not job.cancelled and job.state == "RUNNING" and job.restarts == job.restart
     if mine is None and ours and not finished:
-        cause = Cause.PREEMPTED if job.preempted else Cause.CRASHED
+        cause = Cause.PREEMPTED if _signalled(job) else Cause.CRASHED
         ledger.close_for(job.job, job.restart, cause, job.exit_code)
     action = decide(job, mine, ledger.attempts(), config.requeue, finished=finished)
     ledger.remember(Decision(job.job, job.restart, action.kind, action.reason))

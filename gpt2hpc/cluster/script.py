@@ -25,6 +25,7 @@ SET_UP = r"""
 trap : TERM USR1 USR2 # whatever ends the ranks, this shell must live to say what comes next
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID} # a bare id may mean the whole array
 job=${job:-$SLURM_JOB_ID}
+fact() { scontrol show job -o "$job" | sed -n "s/.* $1=\([^ ]*\).*/\1/p" | grep -vx '(null)'; }
 mkdir -p "$RUN_DIR" || exit 9
 RUN_DIR=$(realpath "$RUN_DIR")
 
@@ -40,8 +41,7 @@ else
 fi
 
 # When the job will be killed: the ranks save before, with or without a signal.
-end=$(scontrol show job -o "$job" | sed -n 's/.* EndTime=\([^ ]*\).*/\1/p')
-if end=$(date -d "$end" +%s 2>/dev/null); then export GPT2HPC_JOB_END=$end; else unset GPT2HPC_JOB_END; fi
+if end=$(date -d "$(fact EndTime)" +%s 2>/dev/null); then export GPT2HPC_JOB_END=$end; else unset GPT2HPC_JOB_END; fi
 
 # Where the ranks meet: rank 0's node, at a port below those that the kernel hands out and that nothing there uses.
 MASTER_ADDR=127.0.0.1
@@ -72,7 +72,7 @@ rc=$?
 decide() { scontrol show job -o "$job" | "${run[@]}" -m gpt2hpc.cluster.requeue decide "$RUN_DIR" --exit-code "$rc" "$@"; }
 read -r action code delay_s allow exclude reason < <(decide)
 echo "gpt2hpc: job $job: ${action:-cannot decide what comes next}: ${reason:-see above; the ranks ended with code $rc}"
-if [ "$action" = requeue ] && scontrol show job -o "$job" | grep -q ' JobState=RUNNING '; then
+if [ "$action" = requeue ] && [ "$(fact JobState)" = RUNNING ]; then # still: it may have been cancelled meanwhile
     [ "$allow" = 0 ] || scontrol update "JobId=$job" Requeue=1
     if scontrol requeue "$job"; then # what follows works only after it, and it ends this shell soon
         [ "$exclude" = - ] || scontrol update "JobId=$job" "ExcNodeList=$exclude"
@@ -83,14 +83,13 @@ if [ "$action" = requeue ] && scontrol show job -o "$job" | grep -q ' JobState=R
 fi
 if [ "$action" = resubmit ]; then # the same job under another number
     script=$RUN_DIR/slurm/resubmitted-$job.sh
-    options=("--begin=now+$delay_s" "--nodes=$SLURM_JOB_NUM_NODES" "--partition=$SLURM_JOB_PARTITION")
-    options+=("--job-name=$SLURM_JOB_NAME" "--time=$(squeue -h -j "$SLURM_JOB_ID" -o %l)")
-    [ -z "${SLURM_JOB_ACCOUNT:-}" ] || options+=("--account=$SLURM_JOB_ACCOUNT")
-    [ -z "${SLURM_JOB_QOS:-}" ] || options+=("--qos=$SLURM_JOB_QOS")
-    [ -z "${SLURM_NTASKS_PER_NODE:-}" ] || options+=("--ntasks-per-node=$SLURM_NTASKS_PER_NODE")
-    [ -z "${SLURM_GPUS_PER_NODE:-}" ] || options+=("--gpus-per-node=$SLURM_GPUS_PER_NODE")
-    [ -z "${SLURM_CPUS_PER_TASK:-}" ] || options+=("--cpus-per-task=$SLURM_CPUS_PER_TASK")
-    [ "$exclude" = - ] || options+=("--exclude=$exclude")
+    options=("--begin=now+$delay_s" "--job-name=$SLURM_JOB_NAME" "--nodes=$SLURM_JOB_NUM_NODES" "--partition=$SLURM_JOB_PARTITION")
+    [ "$exclude" != - ] || exclude=$(fact ExcNodeList)
+    for option in "time=$(fact TimeLimit)" "account=$(fact Account)" "qos=$(fact QOS)" "constraint=$(fact Features)" \
+        "nodelist=$(fact ReqNodeList)" "exclude=$exclude" "ntasks-per-node=${SLURM_NTASKS_PER_NODE:-}" \
+        "cpus-per-task=${SLURM_CPUS_PER_TASK:-}" "gpus-per-node=${SLURM_GPUS_PER_NODE:-}"; do
+        [ -z "${option#*=}" ] || options+=("--$option")
+    done
     if mkdir -p "${script%/*}" && scontrol write batch_script "$SLURM_JOB_ID" "$script" &&
         successor=$(sbatch --parsable "${options[@]}" "$script" "$@"); then
         echo "gpt2hpc: job $job goes on as job $successor"

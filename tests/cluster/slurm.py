@@ -42,6 +42,7 @@ SlurmdLogFile={directory}/slurmd.%n.log
 ProctrackType=proctrack/{proctrack}
 TaskPlugin=task/{task}
 MpiDefault=none
+JobSubmitPlugins=lua
 GresTypes=gpu
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
@@ -70,6 +71,20 @@ ConstrainCores=no
 ConstrainRAMSpace=no
 ConstrainDevices=no
 """
+JOB_SUBMIT_LUA = """
+function slurm_job_submit(job, partitions, uid)
+  return slurm.SUCCESS
+end
+function slurm_job_modify(job, record, partitions, uid)
+  if record.name == "stubborn" then
+    slurm.log_user("this cluster does not let you change that")
+    return slurm.ERROR
+  end
+  return slurm.SUCCESS
+end
+return slurm.SUCCESS
+"""
+"""A cluster may forbid changes to a job: here to those named `stubborn`, whose --no-requeue is then final."""
 
 
 def lacking() -> str | None:
@@ -113,6 +128,7 @@ class Cluster:
         (self.directory / "cgroup.conf").write_text(
             CGROUP_CONF if proctrack == "cgroup" else "CgroupPlugin=cgroup/v1\n"
         )
+        (self.directory / "job_submit.lua").write_text(JOB_SUBMIT_LUA)
         for number in range(8):
             (self.directory / f"gpu{number}").touch()
         (self.directory / "gres.conf").write_text(f"AutoDetect=off\nName=gpu File={self.directory}/gpu[0-7]\n")

@@ -239,6 +239,37 @@ def test_signals_of_the_user_and_a_job_that_must_not_be_requeued(driven: list[En
     resumed_exactly(job)
 
 
+def refused(kit: Kit, job: Job, nodes: str) -> list[Ended]:
+    """The cluster does not let this job be requeued; its successor is another job."""
+    kit.until_step(job, SAVE_EVERY + 5)
+    kit.signal(job, "--signal=USR2")
+    ended = Ended(job, kit.until_ended(job))
+    number = job.told().split("goes on as job ")[1].split()[0]
+    successor = replace(job, number=number, log=Path(str(job.log).replace(job.number, number)))
+    return [ended, Ended(successor, kit.until_ended(successor))]
+
+
+def drive_refused(kit: Kit) -> list[Ended]:
+    with kit.nodes() as nodes:
+        return refused(kit, kit.sbatch("refused", "-w", nodes, "--job-name=stubborn", "--no-requeue"), nodes)
+
+
+def drive_refused_submit(kit: Kit) -> list[Ended]:
+    with kit.nodes() as nodes:
+        env = {"SBATCH_NO_REQUEUE": "1"}
+        return refused(kit, kit.submit("refused-submit", "--job-name", "stubborn", nodes=nodes, env=env), nodes)
+
+
+@drives(drive_sbatch, drive_refused, drive_refused_submit)
+def test_a_refused_requeue_becomes_another_job(driven: list[Any]) -> None:
+    undisturbed, *both = driven
+    for first, second in both:
+        assert first.slurm["ExitCode"] == "6:0"  # not 0: what depends on a finished run must not start
+        assert second.slurm["NodeList"] == first.slurm["NodeList"]
+        finished_as(second, undisturbed, causes=["preempted", "finished"], restarts=0)
+        resumed_exactly(second)
+
+
 # Crashed ------------------------------------------------------------------------------------------------------------
 
 
@@ -278,15 +309,23 @@ def test_a_crash_at_the_same_step_uses_up_the_budget(driven: Ended) -> None:
     assert f"crashed 2 times without progress, last after step {SAVE_EVERY}" in shown.detail
 
 
-def drive_no_cuda(kit: Kit) -> Ended:
+def drive_no_cuda(kit: Kit) -> list[Ended]:
+    settings = replace(kit.settings(), train=replace(kit.settings().train, device="auto"))
     with kit.nodes() as nodes:
-        settings = replace(kit.settings(), train=replace(kit.settings().train, device="auto"))
-        job = kit.sbatch("no-cuda", "-w", nodes, "--gpus-per-node=2", settings=settings)
-        return Ended(job, kit.until_ended(job))
+        jobs = [
+            kit.sbatch("no-cuda", "-w", nodes, "--gpus-per-node=2", settings=settings),
+            kit.submit("no-cuda-submit", "--gpus-per-node", "2", nodes=nodes, settings=settings),
+        ]
+        return [Ended(job, kit.until_ended(job)) for job in jobs]
 
 
 @drives(drive_no_cuda)
-def test_gpus_without_cuda_are_an_error(driven: Ended) -> None:
+@pytest.mark.parametrize("how", [0, 1], ids=["sbatch", "submit"])
+def test_gpus_without_cuda_are_an_error(driven: list[Ended], how: int) -> None:
+    assert_no_cuda(driven[how])
+
+
+def assert_no_cuda(driven: Ended) -> None:
     assert driven.slurm["JobState"] == "FAILED"
     assert driven.slurm["ExitCode"] == "8:0"
     assert driven.slurm["Restarts"] == "0"

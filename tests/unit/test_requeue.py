@@ -151,8 +151,9 @@ def test_an_attempt_that_was_ended_from_outside_is_no_crash() -> None:
 
 
 def test_preempted_before_anything_listened() -> None:
-    action = ask(Job("7", 0, exit_code=143, preempted=True), None, [])
-    assert (action.kind, action.delay_s, action.reason) == ("requeue", 0, "preempted before it could save")
+    for job in (Job("7", 0, exit_code=143, preempted=True), Job("7", 0, exit_code=140), Job("7", 0, exit_code=138)):
+        action = ask(job, None, [])
+        assert (action.kind, action.delay_s, action.reason) == ("requeue", 0, "signalled before it could save")
 
 
 def test_an_error_before_the_claim_wins_over_what_srun_returned() -> None:
