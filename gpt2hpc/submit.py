@@ -18,7 +18,7 @@ from typing import Any, Literal
 import jsonargparse
 
 from gpt2hpc import cli, config_io, jobs
-from gpt2hpc.cluster import batch, site, slurm
+from gpt2hpc.cluster import batch, site_profile, slurm
 from gpt2hpc.cluster.batch import BatchJob
 from gpt2hpc.cluster.launch import LocalJob
 from gpt2hpc.cluster.ledger import Ledger
@@ -64,7 +64,7 @@ def new_parser() -> jsonargparse.ArgumentParser:
         "--site",
         type=str,
         metavar="FILE",
-        help=f"Site profile (default: ${site.VARIABLE}, ~/.config/gpt2hpc/site.yaml).",
+        help=f"Site profile (default: ${site_profile.VARIABLE}, ~/.config/gpt2hpc/site.yaml).",
     )
     return parser
 
@@ -220,7 +220,7 @@ Origins = dict[str, tuple[Any, str]]
 
 def _batch_job(run: RunDir, config: Config, options: jsonargparse.Namespace) -> tuple[BatchJob, Origins]:
     """The job that options, site and defaults make, and where each part of it comes from."""
-    profile = site.find(options.site, os.environ)
+    profile = site_profile.find(options.site, os.environ)
     origins: Origins = {"site": (profile.path or "none", "--site, $GPT2HPC_SITE or ~/.config/gpt2hpc/site.yaml")}
 
     def chosen(name: str, default: Any = None) -> Any:

@@ -15,7 +15,7 @@ from submitit import SlurmExecutor
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from gpt2hpc.cluster import script
-from gpt2hpc.cluster.site import Site
+from gpt2hpc.cluster.site_profile import Site
 from gpt2hpc.errors import MissingError, UsageError
 from gpt2hpc.run_dir import RunDir
 

@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import FileStore, HashStore
 
+from gpt2hpc.cluster import interface
 from gpt2hpc.cluster.dist_env import DistEnv
 from gpt2hpc.errors import Gpt2hpcError, MissingError, PeerGoneError, UsageError, error_for
 
@@ -137,7 +138,11 @@ def _meeting(env: DistEnv) -> dict[str, Any]:
     if env.world_size == 1:
         return {"store": HashStore()}
     if not env.master_addr or not env.master_port:
-        raise UsageError(f"{env.world_size} ranks but no MASTER_ADDR and MASTER_PORT in the environment; set them")
+        raise UsageError(
+            f"{env.world_size} ranks but no MASTER_ADDR and MASTER_PORT in the environment; set them, or see slurm/"
+        )
+    if name := interface.towards(env.master_addr, env.master_port):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
     return {"init_method": "env://"}  # torchrun may serve the store itself, which this knows
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt2hpc.cluster import batch, script, site
+from gpt2hpc.cluster import batch, script, site_profile
 from gpt2hpc.cluster.slurm import minutes
 from gpt2hpc.errors import ConfigError, UsageError
 from tests.tiny import gpt2hpc
@@ -203,7 +203,7 @@ def test_a_wrong_site_profile(text: str, told: str, tmp_path: Path) -> None:
     path = tmp_path / "site.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError) as caught:
-        site.load(path)
+        site_profile.load(path)
     assert told in caught.value.line
     assert str(path) in caught.value.line
 
@@ -215,18 +215,18 @@ def test_which_site_profile_is_taken(tmp_path: Path) -> None:
     for name, path in paths.items():
         path.write_text(f"partition: {name}\n")
     env = {"HOME": str(tmp_path)}
-    assert site.find(None, {"HOME": str(tmp_path / "empty")}) == site.Site()
-    assert site.find(None, env).partition == "own"
-    env[site.VARIABLE] = str(paths["variable"])
-    assert site.find(None, env).partition == "variable"
-    assert site.find(str(paths["option"]), env).partition == "option"
+    assert site_profile.find(None, {"HOME": str(tmp_path / "empty")}) == site_profile.Site()
+    assert site_profile.find(None, env).partition == "own"
+    env[site_profile.VARIABLE] = str(paths["variable"])
+    assert site_profile.find(None, env).partition == "variable"
+    assert site_profile.find(str(paths["option"]), env).partition == "option"
 
 
 def test_a_path_in_a_profile_may_name_a_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCRATCH", "/scratch/me")
     path = tmp_path / "site.yaml"
     path.write_text("image: $SCRATCH/kit.sif\nbinds: $SCRATCH\ngpus_per_node: 4\n")
-    loaded = site.load(path)
+    loaded = site_profile.load(path)
     assert (loaded.image, loaded.binds, loaded.gpus_per_node) == ("/scratch/me/kit.sif", ("/scratch/me",), 4)
 
 
