@@ -8,7 +8,10 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install install-dev quickstart test lint format clean
+SLURM_DIR ?= /tmp/gpt2hpc-slurm
+
+.PHONY: help install install-dev quickstart test test-core test-slurm test-container lint format clean
+.PHONY: slurm-install slurm-up slurm-down
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -33,8 +36,26 @@ install-dev: $(VENV)/installed-dev ## the same with what the tests need
 quickstart: install ## text in, trained GPT-2 out, preempted and resumed on the way: five minutes on two cores
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/quickstart.sh
 
-test: install-dev ## all tests
-	$(BIN)/python -m pytest
+test: install-dev slurm-install ## all tests, those on a real Slurm and in a real container image included
+	TORCH='$(TORCH)' $(BIN)/python -m pytest
+
+test-core: install-dev ## the tests that need neither
+	$(BIN)/python -m pytest tests/unit tests/distributed
+
+test-slurm: install-dev slurm-install ## the tests on a real Slurm; on Debian and Ubuntu, as root
+	$(BIN)/python -m pytest tests/cluster
+
+test-container: install-dev slurm-install ## build the Apptainer image and use it, on a real Slurm too; on Debian, as root
+	TORCH='$(TORCH)' $(BIN)/python -m pytest tests/container
+
+slurm-install: ## Debian's Slurm and munge, and shellcheck; as root
+	@sh tests/cluster/install.sh
+
+slurm-up: install-dev slurm-install ## a Slurm of your own on this machine, to try things out; as root
+	@$(BIN)/python -m tests.cluster.slurm up $(SLURM_DIR)
+
+slurm-down: install-dev ## end it
+	@$(BIN)/python -m tests.cluster.slurm down $(SLURM_DIR)
 
 lint: install-dev ## ruff and mypy strict
 	$(BIN)/ruff check .

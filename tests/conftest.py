@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from gpt2hpc.data.manifest import Manifest
 from tests import tiny
+from tests.cluster import slurm
+from tests.cluster.kit import PAIRS, Kit
+from tests.cluster.slurm import Cluster
 
 
 @pytest.fixture
@@ -19,3 +25,23 @@ def data(tmp_path: Path) -> Path:
 def shared_data(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     """Tiny data that tests only read."""
     return tiny.make_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A real Slurm, one for the whole session, where other users can reach it too."""
+    if reason := slurm.lacking():
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"no Slurm here: {reason}")
+    with tempfile.TemporaryDirectory(prefix="gpt2hpc-slurm-") as folder:
+        Path(folder).chmod(0o755)
+        with slurm.running(Path(folder) / "slurm", nodes=2 * PAIRS) as running:
+            yield running
+
+
+@pytest.fixture(scope="session")
+def kit(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Kit:
+    kit = Kit(cluster, tmp_path_factory.mktemp("kit"))
+    tiny.make_data(kit.data)
+    for number in range(PAIRS):
+        kit.pairs.put((f"n{2 * number + 1}", f"n{2 * number + 2}"))
+    return kit

@@ -23,6 +23,8 @@ from tests.cluster.slurm import Cluster
 
 ROOT = Path(__file__).parents[2]
 STEPS, SAVE_EVERY = 100, 20
+PAIRS = 4
+"""Of nodes; as many drives run at once."""
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "PREEMPTED", "NODE_FAIL", "OUT_OF_MEMORY")
 
 
