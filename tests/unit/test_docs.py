@@ -11,7 +11,7 @@ from gpt2hpc import config_io
 from gpt2hpc.__main__ import VERBS
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/exit-codes.md"]
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/exit-codes.md", "docs/slurm.md"]
 
 
 def files() -> list[Path]:
