@@ -114,11 +114,16 @@ def losses(run: RunDir, kind: str = "train") -> dict[int, float]:
     return dict(found)
 
 
+def here(*words: str) -> list[str]:
+    """The same command, for this machine even where a Slurm is installed, unless it names a cluster."""
+    return [*words, *(["--cluster", "local"] if words[0] == "submit" and "--cluster" not in words else [])]
+
+
 def gpt2hpc(
     *arguments: str | Path, env: dict[str, str] | None = None, **options: Any
 ) -> subprocess.CompletedProcess[str]:
     """The command line, as a user has it."""
-    command = [sys.executable, "-m", "gpt2hpc", *map(str, arguments)]
+    command = [sys.executable, "-m", "gpt2hpc", *here(*map(str, arguments))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False, **options)
 

@@ -119,7 +119,9 @@ class BatchJob:
         try:
             return self._executor().submit(task).job_id
         except (FailedJobError, FailedSubmissionError, subprocess.SubprocessError) as error:
-            raise UsageError(f"sbatch refused the job: {_words(str(error))}") from error
+            raise UsageError(
+                f"sbatch refused the job: {_words(str(error))} (--cluster local trains on this machine)"
+            ) from error
 
     def _executor(self) -> SlurmExecutor:
         executor = _Executor(folder=self.run.slurm, python='"${run[@]}"')

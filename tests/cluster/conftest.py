@@ -19,7 +19,7 @@ from tests.cluster.kit import PAIRS, Kit
 def futures(kit: Kit, request: pytest.FixtureRequest) -> Iterator[dict[Callable[[Kit], Any], Future[Any]]]:
     marks = [mark for item in request.session.items for mark in item.iter_markers("drives")]
     wanted = dict.fromkeys(drive for mark in marks for drive in mark.args)
-    pool = ThreadPoolExecutor(PAIRS)
+    pool = ThreadPoolExecutor(2 * PAIRS)  # some only wait; those that act wait for nodes
     try:
         yield {drive: pool.submit(drive, kit) for drive in wanted}
     finally:

@@ -80,84 +80,6 @@ def test_both_ways_train_on_two_nodes(driven: list[Ended]) -> None:
     assert by_submit.slurm["NumNodes"] == "2"
 
 
-# Preempted ----------------------------------------------------------------------------------------------------------
-
-
-def preempted(kit: Kit, name: str, partition: str, *, how: str = "sbatch", env: dict[str, str] | None = None) -> Ended:
-    with kit.nodes() as nodes:
-        if how == "sbatch":
-            job = kit.sbatch(name, "-p", partition, "-w", nodes, env=env)
-        else:
-            job = kit.submit(name, "--partition", partition, nodes=nodes, env=env)
-        kit.until_step(job, SAVE_EVERY + 5)
-        at_step = job.step()
-        kit.preempt(nodes.split(",")[1])
-        return Ended(job, kit.until_ended(job), at_step)
-
-
-def drive_preempted(kit: Kit) -> Ended:
-    return preempted(kit, "preempted", "low")
-
-
-def drive_preempted_submit(kit: Kit) -> Ended:
-    return preempted(kit, "preempted-submit", "low", how="submit")
-
-
-def drive_preempted_cancel(kit: Kit) -> Ended:
-    return preempted(kit, "preempted-cancel", "lowc")
-
-
-def drive_preempted_without_grace(kit: Kit) -> Ended:
-    return preempted(kit, "preempted-without-grace", "low0")
-
-
-def drive_preempted_after_the_last_step(kit: Kit) -> Ended:
-    with kit.nodes() as nodes:
-        job = kit.sbatch("preempted-late", "-p", "low", "-w", nodes, env={"KIT_PACE_S": "0", "KIT_LINGER_S": "12"})
-        kit.until(job, job.run.finished.exists, "the last step")
-        kit.preempt(nodes.split(",")[0])
-        return Ended(job, kit.until_ended(job))
-
-
-@drives(drive_sbatch, drive_preempted)
-def test_preempted_with_a_grace(driven: list[Ended]) -> None:
-    undisturbed, job = driven
-    finished_as(job, undisturbed, causes=["preempted", "finished"])
-    resumed_exactly(job)
-    assert job.job.attempts[0]["last_step"] >= job.at_step
-
-
-@drives(drive_sbatch, drive_preempted_submit)
-def test_preempted_with_a_grace_when_submitted_by_submit(driven: list[Ended]) -> None:
-    undisturbed, job = driven
-    finished_as(job, undisturbed, causes=["preempted", "finished"])
-    resumed_exactly(job)
-
-
-@drives(drive_sbatch, drive_preempted_cancel)
-def test_preempted_where_preemption_cancels(driven: list[Ended]) -> None:
-    undisturbed, job = driven
-    finished_as(job, undisturbed, causes=["preempted", "finished"])
-    resumed_exactly(job)
-
-
-@drives(drive_sbatch, drive_preempted_without_grace)
-def test_preempted_without_grace_loses_at_most_one_save_interval(driven: list[Ended]) -> None:
-    undisturbed, job = driven
-    first, second = job.job.attempts
-    finished_as(job, undisturbed, causes=[first["cause"], "finished"])
-    assert first["cause"] in (None, "preempted")
-    assert second["first_step"] > job.at_step - SAVE_EVERY
-
-
-@drives(drive_sbatch, drive_preempted_after_the_last_step)
-def test_preempted_after_the_last_step_is_finished(driven: list[Ended]) -> None:
-    undisturbed, job = driven
-    finished_as(job, undisturbed, causes=["finished"])
-    assert "PreemptTime=None" not in job.slurm  # it was asked to go
-    assert job.slurm["PreemptTime"] != "None"
-
-
 # Time limits --------------------------------------------------------------------------------------------------------
 
 
@@ -268,6 +190,84 @@ def test_a_refused_requeue_becomes_another_job(driven: list[Any]) -> None:
         assert second.slurm["NodeList"] == first.slurm["NodeList"]
         finished_as(second, undisturbed, causes=["preempted", "finished"], restarts=0)
         resumed_exactly(second)
+
+
+# Preempted ----------------------------------------------------------------------------------------------------------
+
+
+def preempted(kit: Kit, name: str, partition: str, *, how: str = "sbatch", env: dict[str, str] | None = None) -> Ended:
+    with kit.nodes() as nodes:
+        if how == "sbatch":
+            job = kit.sbatch(name, "-p", partition, "-w", nodes, env=env)
+        else:
+            job = kit.submit(name, "--partition", partition, nodes=nodes, env=env)
+        kit.until_step(job, SAVE_EVERY + 5)
+        at_step = job.step()
+        kit.preempt(nodes.split(",")[1])
+        return Ended(job, kit.until_ended(job), at_step)
+
+
+def drive_preempted(kit: Kit) -> Ended:
+    return preempted(kit, "preempted", "low")
+
+
+def drive_preempted_submit(kit: Kit) -> Ended:
+    return preempted(kit, "preempted-submit", "low", how="submit")
+
+
+def drive_preempted_cancel(kit: Kit) -> Ended:
+    return preempted(kit, "preempted-cancel", "lowc")
+
+
+def drive_preempted_without_grace(kit: Kit) -> Ended:
+    return preempted(kit, "preempted-without-grace", "low0")
+
+
+def drive_preempted_after_the_last_step(kit: Kit) -> Ended:
+    with kit.nodes() as nodes:
+        job = kit.sbatch("preempted-late", "-p", "low", "-w", nodes, env={"KIT_PACE_S": "0", "KIT_LINGER_S": "12"})
+        kit.until(job, job.run.finished.exists, "the last step")
+        kit.preempt(nodes.split(",")[0])
+        return Ended(job, kit.until_ended(job))
+
+
+@drives(drive_sbatch, drive_preempted)
+def test_preempted_with_a_grace(driven: list[Ended]) -> None:
+    undisturbed, job = driven
+    finished_as(job, undisturbed, causes=["preempted", "finished"])
+    resumed_exactly(job)
+    assert job.job.attempts[0]["last_step"] >= job.at_step
+
+
+@drives(drive_sbatch, drive_preempted_submit)
+def test_preempted_with_a_grace_when_submitted_by_submit(driven: list[Ended]) -> None:
+    undisturbed, job = driven
+    finished_as(job, undisturbed, causes=["preempted", "finished"])
+    resumed_exactly(job)
+
+
+@drives(drive_sbatch, drive_preempted_cancel)
+def test_preempted_where_preemption_cancels(driven: list[Ended]) -> None:
+    undisturbed, job = driven
+    finished_as(job, undisturbed, causes=["preempted", "finished"])
+    resumed_exactly(job)
+
+
+@drives(drive_sbatch, drive_preempted_without_grace)
+def test_preempted_without_grace_loses_at_most_one_save_interval(driven: list[Ended]) -> None:
+    undisturbed, job = driven
+    first, second = job.job.attempts
+    finished_as(job, undisturbed, causes=[first["cause"], "finished"])
+    assert first["cause"] in (None, "preempted")
+    assert second["first_step"] > job.at_step - SAVE_EVERY
+
+
+@drives(drive_sbatch, drive_preempted_after_the_last_step)
+def test_preempted_after_the_last_step_is_finished(driven: list[Ended]) -> None:
+    undisturbed, job = driven
+    finished_as(job, undisturbed, causes=["finished"])
+    assert "PreemptTime=None" not in job.slurm  # it was asked to go
+    assert job.slurm["PreemptTime"] != "None"
 
 
 # Crashed ------------------------------------------------------------------------------------------------------------

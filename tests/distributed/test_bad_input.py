@@ -117,7 +117,7 @@ def test_more_than_one_machine_without_slurm(flags: list[str], tmp_path: Path) -
     ("arguments", "words"),
     [
         (["evaluat"], ["unknown job evaluat", "train"]),
-        (["--time", "0"], ["--time=0.0", "checkpoint.stop_margin_s=60.0"]),
+        (["--time", "0"], ["--time=0", "checkpoint.stop_margin_s=60.0"]),
         (["--nproc", "two"], ["--nproc=two", "a whole number"]),
         (["runs/mine"], ["did you mean --run-dir runs/mine?"]),
         (["--nproc", "0"], ["--nproc=0", "1 or more"]),

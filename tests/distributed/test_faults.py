@@ -392,7 +392,7 @@ def _catches(pid: int, number: int) -> bool:
 
 
 def _start(verb: str, run: RunDir, *arguments: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "gpt2hpc", verb, "--run-dir", str(run.path), *arguments]
+    command = [sys.executable, "-m", "gpt2hpc", *tiny.here(verb, "--run-dir", str(run.path), *arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 

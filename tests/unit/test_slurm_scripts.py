@@ -156,7 +156,18 @@ def test_bad_options(words: list[str], code: int, told: str, tmp_path: Path) -> 
 
 
 def test_without_slurm_nothing_is_submitted(data: Path, tmp_path: Path) -> None:
-    words = ["--nodes", "2", "--data.dir", str(data), "--run-dir", str(tmp_path / "run"), "--device", "cpu"]
+    words = [
+        "--cluster",
+        "slurm",
+        "--nodes",
+        "2",
+        "--data.dir",
+        str(data),
+        "--run-dir",
+        str(tmp_path / "run"),
+        "--device",
+        "cpu",
+    ]
     shape = [
         "--model.block_size=16",
         "--train.tokens_per_step=256",
