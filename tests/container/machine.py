@@ -1,0 +1,93 @@
+"""The machine that tests run on: its Debian, its unprivileged user, and things that are made once."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import pwd
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+USER = "gpt2hpc-test"
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+
+
+def run(command: Sequence[str | Path], **options: Any) -> str:
+    """Standard output of the command; what it printed is shown where it fails."""
+    done: subprocess.CompletedProcess[str] = subprocess.run(
+        command, text=True, capture_output=True, check=False, **options
+    )
+    if done.returncode:
+        said = (done.stdout + done.stderr)[-4000:]
+        raise RuntimeError(f"{' '.join(map(str, command))} ended with {done.returncode}:\n{said}")
+    return done.stdout
+
+
+@contextlib.contextmanager
+def step(name: str) -> Iterator[None]:
+    """Says what takes long, and how long."""
+    started = time.monotonic()
+    print(f"\n{name} ...", end="", flush=True)
+    yield
+    print(f" {time.monotonic() - started:.0f} s", flush=True)
+
+
+def once(final: Path, fill: Callable[[Path, Path], None]) -> Path:
+    """The folder `final`, made by `fill(folder, final)` beside it and then renamed: it is whole or absent."""
+    if final.exists():
+        return final
+    final.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(dir=final.parent, prefix=f"{final.name}-new-"))
+    try:
+        beside.chmod(0o755)
+        fill(beside, final)
+        with contextlib.suppress(FileExistsError):  # somebody else was faster
+            beside.rename(final)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return final
+
+
+def codename() -> str:
+    return platform.freedesktop_os_release().get("VERSION_CODENAME", "")
+
+
+def mirror() -> str:
+    """Where this machine's apt takes its Debian from."""
+    lines = run(["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)", "Created-By: Packages"])
+    for line in lines.splitlines():
+        uri, release, component = line.split()
+        if (release, component) == (codename(), "main"):
+            return uri
+    raise RuntimeError(f"no apt source of this machine has {codename()} main")
+
+
+def user() -> pwd.struct_passwd:
+    """The unprivileged user who builds and runs images; made where it is missing."""
+    try:
+        return pwd.getpwnam(USER)
+    except KeyError:
+        run(["useradd", "--create-home", "--shell", "/bin/sh", USER])
+        return pwd.getpwnam(USER)
+
+
+def as_user(*command: str | Path) -> list[str | Path]:
+    """The command, run by the unprivileged user; the process stays the same one, so that it can be signalled."""
+    who = user()
+    return ["setpriv", f"--reuid={who.pw_uid}", f"--regid={who.pw_gid}", "--init-groups", *command]
+
+
+def without_network(*command: str | Path) -> list[str | Path]:
+    """The command, given by root, where there is no interface but the loopback."""
+    return ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh", *command]
+
+
+def user_environment() -> dict[str, str]:
+    """All the environment that the unprivileged user gets: none of the caller's."""
+    who = user()
+    return {"HOME": who.pw_dir, "USER": USER, "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "LANG": "C.UTF-8"}
