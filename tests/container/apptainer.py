@@ -23,10 +23,9 @@ WHERE = Path("/var/cache/gpt2hpc-tests")
 INPUTS = ("apptainer.def", "pyproject.toml", "constraints.txt", "README.md", "LICENSE", "gpt2hpc")
 TOOLS = "ca-certificates fakeroot fuse3 iproute2 mmdebstrap patchelf squashfs-tools squashfuse uidmap util-linux"
 LIBRARIES = "libc6 libgcc-s1 libseccomp2 libsqlite3-0 libfuse3-4 libzstd1 liblzma5 zlib1g liblz4-1 liblzo2-2"
-BASE = (
-    "ca-certificates gcc ibverbs-providers libc6-dev libibverbs1 libnuma1 librdmacm1 python3 python3-dev python3-venv"
-)
+BASE = "ca-certificates g++ gcc ibverbs-providers libc6-dev libibverbs1 libnuma1 librdmacm1 python3 python3-dev python3-venv"
 TORCH = os.environ.get("TORCH") or "torch==2.13.0"
+QUICK = ("--mksquashfs-args", "-Xcompression-level 1")
 IMAGES_KEPT = 3
 
 
@@ -92,9 +91,9 @@ def _fill_apptainer(root: Path, final: Path) -> None:
         machine.run(["patchelf", "--set-interpreter", interpreter, "--force-rpath", "--set-rpath", rpath, program])
 
 
-def base_rootfs(where: Path = WHERE / "rootfs") -> Path:
+def base_rootfs(where: Path = WHERE) -> Path:
     """This machine's Debian as a folder, with what the image needs from apt: the build then needs no network."""
-    return machine.once(where, _fill_rootfs)
+    return machine.once(where / f"rootfs-{_fingerprint()}", _fill_rootfs)
 
 
 def _fill_rootfs(root: Path, final: Path) -> None:
@@ -111,7 +110,7 @@ def build(where: Path = WHERE) -> Path:
     image = where / f"gpt2hpc-{_fingerprint(*INPUTS)}.sif"
     if image.exists():
         return image
-    apptainer, rootfs = install(where / "apptainer"), base_rootfs(where / "rootfs")
+    apptainer, rootfs = install(where / "apptainer"), base_rootfs(where)
     python = (rootfs / "usr/bin/python3").readlink().name.removeprefix("python")
     named = f"wheels-{python}-{_fingerprint('pyproject.toml', 'constraints.txt')}"
     wheels = machine.once(where / named, lambda folder, final: _fill_wheels(folder, python))

@@ -59,11 +59,14 @@ def codename() -> str:
 
 def mirror() -> str:
     """Where this machine's apt takes its Debian from."""
-    lines = run(["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)", "Created-By: Packages"])
-    for line in lines.splitlines():
-        uri, release, component = line.split()
-        if (release, component) == (codename(), "main"):
-            return uri
+    query = ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)", "Created-By: Packages"]
+    for attempt in ("as it is", "updated"):
+        if attempt == "updated":  # only what was fetched is listed, and images of Debian come without
+            subprocess.run(["apt-get", "update"], capture_output=True, check=False)
+        for line in run(query).splitlines():
+            uri, release, component = line.split()
+            if (release, component) == (codename(), "main"):
+                return uri
     raise RuntimeError(f"no apt source of this machine has {codename()} main")
 
 
@@ -76,15 +79,23 @@ def user() -> pwd.struct_passwd:
         return pwd.getpwnam(USER)
 
 
-def as_user(*command: str | Path) -> list[str | Path]:
+def as_user(*command: str | Path) -> tuple[str | Path, ...]:
     """The command, run by the unprivileged user; the process stays the same one, so that it can be signalled."""
     who = user()
-    return ["setpriv", f"--reuid={who.pw_uid}", f"--regid={who.pw_gid}", "--init-groups", *command]
+    return "setpriv", f"--reuid={who.pw_uid}", f"--regid={who.pw_gid}", "--init-groups", *command
 
 
-def without_network(*command: str | Path) -> list[str | Path]:
-    """The command, given by root, where there is no interface but the loopback."""
-    return ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh", *command]
+@contextlib.contextmanager
+def no_network() -> Iterator[tuple[str, ...]]:
+    """Begins a command of root's that has no interface but the loopback, the same one for all of them."""
+    holder = subprocess.Popen(
+        ["unshare", "--net", "sh", "-c", "ip link set lo up && echo ready && exec cat"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert holder.stdin and holder.stdout and holder.stdout.readline() == b"ready\n"
+    yield "nsenter", f"--net=/proc/{holder.pid}/ns/net"
+    holder.communicate()  # closes its input, and cat ends
 
 
 def user_environment() -> dict[str, str]:
