@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install install-dev quickstart test lint format clean
+.PHONY: help install install-dev quickstart test test-container lint format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -33,8 +33,11 @@ install-dev: $(VENV)/installed-dev ## the same with what the tests need
 quickstart: install ## text in, trained GPT-2 out, preempted and resumed on the way: five minutes on two cores
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/quickstart.sh
 
-test: install-dev ## all tests
-	$(BIN)/python -m pytest
+test: install-dev ## all tests but those of the container image
+	$(BIN)/python -m pytest --ignore=tests/container
+
+test-container: install-dev ## build the Apptainer image and use it: on Debian, as root
+	TORCH='$(TORCH)' $(BIN)/python -m pytest tests/container
 
 lint: install-dev ## ruff and mypy strict
 	$(BIN)/ruff check .

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,23 +17,21 @@ import tempfile
 import tomllib
 from pathlib import Path
 
-from tests.container import machine
+from tests.container import debian, machine
 
 ROOT = Path(__file__).parents[2]
 WHERE = Path("/var/cache/gpt2hpc-tests")
 INPUTS = ("apptainer.def", "pyproject.toml", "constraints.txt", "README.md", "LICENSE", "gpt2hpc")
 TOOLS = "ca-certificates fakeroot fuse3 iproute2 mmdebstrap patchelf squashfs-tools squashfuse uidmap util-linux"
-LIBRARIES = "libc6 libgcc-s1 libseccomp2 libsqlite3-0 libfuse3-4 libzstd1 liblzma5 zlib1g liblz4-1 liblzo2-2"
 BASE = "ca-certificates g++ gcc ibverbs-providers libc6-dev libibverbs1 libnuma1 librdmacm1 python3 python3-dev python3-venv"
 TORCH = os.environ.get("TORCH") or "torch==2.13.0"
-QUICK = ("--mksquashfs-args", "-Xcompression-level 1")
-IMAGES_KEPT = 3
+KEPT = 3
 
 
 def lacking() -> str | None:
     """Why there can be no Apptainer on this machine; None where there can."""
     if os.geteuid() != 0:
-        return "installing Apptainer, and running it as another user, takes root"
+        return "this is not root, who installs Apptainer and makes an unprivileged user for it"
     if platform.freedesktop_os_release().get("ID") != "debian" or not shutil.which("apt-get"):
         return "this is no Debian: the base system, and Apptainer where there is none, come from Debian's packages"
     if not Path("/dev/fuse").exists():
@@ -56,53 +55,12 @@ def install(where: Path = WHERE / "apptainer") -> Path:
             )
     Path("/dev/fuse").chmod(0o666)
     own = shutil.which("apptainer")
-    return Path(own).parent if own else machine.once(where, _fill_apptainer) / "usr" / "bin"
-
-
-def _fill_apptainer(root: Path, final: Path) -> None:
-    """Debian's sid has the package, trixie the libraries; its own loader and libraries keep it off the machine's."""
-    state = root / "apt"
-    (state / "lists").mkdir(parents=True)
-    sources = [f"deb [signed-by={machine.KEYRING}] {machine.mirror()} {suite} main" for suite in ("sid", "trixie")]
-    (state / "sources.list").write_text("\n".join(sources) + "\n")
-    settings = {
-        "Dir::Etc::sourcelist": state / "sources.list",
-        "Dir::Etc::sourceparts": "-",
-        "Dir::State::Lists": state / "lists",
-        "Dir::Cache": state,
-        "Acquire::Check-Valid-Until": "false",
-        "Acquire::Languages": "none",
-        "APT::Sandbox::User": "root",
-    }
-    apt = ["apt-get", *(word for key, value in settings.items() for word in ("-o", f"{key}={value}"))]
-    with machine.step("download Apptainer"):
-        machine.run([*apt, "update"])
-        machine.run([*apt, "download", "apptainer/sid", *(f"{name}/trixie" for name in LIBRARIES.split())], cwd=state)
-    for package in state.glob("*.deb"):
-        machine.run(["dpkg", "-x", package, root])
-    shutil.rmtree(state)
-    for prefix in ("usr", "usr/lib"):  # where its two programs look, once they find themselves moved
-        for name in ("etc", "var"):
-            (root / prefix / name).symlink_to(os.path.relpath(root / name, root / prefix))
-    loader, libseccomp = next(root.glob("usr/lib*/ld-linux-*")), next(root.glob("usr/lib/*/libseccomp.so.2"))
-    for program in (root / "usr/bin/apptainer", next(root.glob("usr/lib/*/apptainer/bin/starter"))):
-        # --force-rpath: a RUNPATH would not reach the libraries' own libraries
-        interpreter, rpath = final / loader.relative_to(root), final / libseccomp.parent.relative_to(root)
-        machine.run(["patchelf", "--set-interpreter", interpreter, "--force-rpath", "--set-rpath", rpath, program])
+    return Path(own).parent if own else machine.once(where, debian.fill_apptainer) / "usr" / "bin"
 
 
 def base_rootfs(where: Path = WHERE) -> Path:
     """This machine's Debian as a folder, with what the image needs from apt: the build then needs no network."""
-    return machine.once(where / f"rootfs-{_fingerprint()}", _fill_rootfs)
-
-
-def _fill_rootfs(root: Path, final: Path) -> None:
-    include = f"--include={','.join(BASE.split())}"
-    with machine.step("mmdebstrap, the base system"):
-        machine.run(["mmdebstrap", "--variant=minbase", include, machine.codename(), root, machine.mirror()])
-    shutil.rmtree(root / "dev")
-    (root / "dev").mkdir()
-    machine.run(["chmod", "-R", "a+rX", root])
+    return machine.once(where / f"rootfs-{_fingerprint()}", lambda root, final: debian.fill_rootfs(root, BASE))
 
 
 def build(where: Path = WHERE) -> Path:
@@ -122,21 +80,16 @@ def build(where: Path = WHERE) -> Path:
         owner = machine.user()
         machine.run(["chown", "-R", f"{owner.pw_uid}:{owner.pw_gid}", workshop])
         offline = "--no-cache-dir --no-index --find-links=/mnt"
-        given = {"BOOTSTRAP": "localimage", "FROM": rootfs, "TORCH": TORCH.split()[-1], "PIP_OPTIONS": offline}
+        given = {"BOOTSTRAP": "localimage", "FROM": rootfs, "TORCH": shlex.split(TORCH)[-1], "PIP_OPTIONS": offline}
         options = [word for key, value in given.items() for word in ("--build-arg", f"{key}={value}")]
-        command: list[str | Path] = [
-            apptainer / "apptainer",
-            "build",
-            "--bind",
-            f"{wheels}:/mnt",
-            *options,
-            "new.sif",
-            "apptainer.def",
-        ]
-        machine.run(machine.as_user(*command), cwd=workshop, env=machine.user_environment())
+        options += ["--bind", f"{wheels}:/mnt", "--mksquashfs-args", "-Xcompression-level 1"]  # quick, not small
+        command = machine.as_user(apptainer / "apptainer", "build", *options, "new.sif", "apptainer.def")
+        machine.run(command, cwd=workshop, env={**machine.user_environment(), "APPTAINER_TMPDIR": name})
+        os.chown(workshop / "new.sif", 0, 0)
         (workshop / "new.sif").rename(image)
-    for old in sorted(where.glob("gpt2hpc-*.sif"), key=lambda path: path.stat().st_mtime)[:-IMAGES_KEPT]:
-        old.unlink()
+    for pattern in ("gpt2hpc-*.sif", "wheels-*", "rootfs-*"):
+        for old in sorted(where.glob(pattern), key=lambda path: path.stat().st_mtime)[:-KEPT]:
+            machine.run(["rm", "-rf", old])
     return image
 
 
@@ -145,25 +98,16 @@ def _fill_wheels(folder: Path, python: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     wanted = [*project["project"]["dependencies"], *project["project"]["optional-dependencies"]["train"]]
     wanted = [each for each in wanted if not each.startswith("torch")] + project["build-system"]["requires"]
-    pip: list[str | Path] = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--disable-pip-version-check",
-        "--dest",
-        folder,
-    ]
-    pip += ["--python-version", python, "--only-binary=:all:", "--constraint", ROOT / "constraints.txt"]
+    pip = [sys.executable, *["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--only-binary=:all:"]]
+    pip += ["--dest", str(folder), "--python-version", python, "--constraint", str(ROOT / "constraints.txt")]
     with machine.step("download wheels"):
-        machine.run([*pip, *TORCH.split()])
+        machine.run([*pip, *shlex.split(TORCH)])
         machine.run([*pip, *wanted])
 
 
 def _fingerprint(*inputs: str) -> str:
     """Of these files of the project, and of what else decides what is made of them."""
-    digest = hashlib.sha256(f"{TORCH} {BASE} {machine.codename()}".encode())
+    digest = hashlib.sha256(f"{TORCH}\n{BASE}\n{debian.codename()}\n".encode())
     for each in inputs:
         path = ROOT / each
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:

@@ -1,9 +1,8 @@
-"""The machine that tests run on: its Debian, its unprivileged user, and things that are made once."""
+"""The machine that tests run on: its commands, its unprivileged user, and things that are made once."""
 
 from __future__ import annotations
 
 import contextlib
-import platform
 import pwd
 import shutil
 import subprocess
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 USER = "gpt2hpc-test"
-KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
 
 def run(command: Sequence[str | Path], **options: Any) -> str:
@@ -53,23 +51,6 @@ def once(final: Path, fill: Callable[[Path, Path], None]) -> Path:
     return final
 
 
-def codename() -> str:
-    return platform.freedesktop_os_release().get("VERSION_CODENAME", "")
-
-
-def mirror() -> str:
-    """Where this machine's apt takes its Debian from."""
-    query = ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)", "Created-By: Packages"]
-    for attempt in ("as it is", "updated"):
-        if attempt == "updated":  # only what was fetched is listed, and images of Debian come without
-            subprocess.run(["apt-get", "update"], capture_output=True, check=False)
-        for line in run(query).splitlines():
-            uri, release, component = line.split()
-            if (release, component) == (codename(), "main"):
-                return uri
-    raise RuntimeError(f"no apt source of this machine has {codename()} main")
-
-
 def user() -> pwd.struct_passwd:
     """The unprivileged user who builds and runs images; made where it is missing."""
     try:
@@ -93,9 +74,12 @@ def no_network() -> Iterator[tuple[str, ...]]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
-    assert holder.stdin and holder.stdout and holder.stdout.readline() == b"ready\n"
-    yield "nsenter", f"--net=/proc/{holder.pid}/ns/net"
-    holder.communicate()  # closes its input, and cat ends
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"ready\n"
+    try:
+        yield "nsenter", f"--net=/proc/{holder.pid}/ns/net"
+    finally:
+        holder.communicate()  # closes its input, and cat ends
 
 
 def user_environment() -> dict[str, str]:
