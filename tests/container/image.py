@@ -10,7 +10,7 @@ from typing import Any
 
 from tests.container import machine
 
-TIMEOUT_S = 180
+TIMEOUT_S = 300
 
 
 @dataclass(frozen=True)

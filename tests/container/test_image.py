@@ -23,7 +23,7 @@ TINY = (
 
 
 def wait_for_step(run: RunDir, step: int, *processes: Process) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not (run.log.exists() and f"\n{step} train" in run.log.read_text()):
         if time.monotonic() > deadline or any(process.poll() is not None for process in processes):
             pytest.fail(f"no step {step}: {[finish(process) for process in processes]}")
