@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import queue
 import subprocess
@@ -67,6 +68,19 @@ class Kit:
     cluster: Cluster
     folder: Path
     pairs: queue.Queue[tuple[str, str]] = field(default_factory=queue.Queue)
+    python: str = sys.executable
+    template: Path = ROOT / "slurm" / "train_124m.sbatch"
+
+    @property
+    def site(self) -> str:
+        """The site profile of `submit`: the Python of the jobs is the one with the pace and the faults."""
+        return f"python: {ROOT / 'tests' / 'cluster' / 'python'}"
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """The same for sbatch, and what paced.py reads."""
+        python = str(ROOT / "tests" / "cluster" / "python")
+        return {"PYTHON": python, "KIT_PYTHON": self.python, "KIT_PACE_S": "0.1"}
 
     @property
     def data(self) -> Path:
@@ -97,21 +111,21 @@ class Kit:
         settings: Config | None = None,
         more: Sequence[str] = (),
         env: dict[str, str] | None = None,
-        template: Path = ROOT / "slurm" / "train_124m.sbatch",
+        template: Path | None = None,
     ) -> Job:
         """`sbatch slurm/train_124m.sbatch` as its header says: sizes by flags and variables, settings after the script."""
         run, log = RunDir(self.folder / "runs" / name), self.folder / f"{name}-%j.log"
         hidden = ("--train.total_steps", "--data.dir")
         words = [flag for flag in tiny.flags(settings or self.settings()) if not flag.startswith(hidden)]
         variables = {
-            "PYTHON": str(ROOT / "tests" / "cluster" / "python"),
+            **self.variables,
             "DATA": str(self.data),
             "RUN_DIR": str(run.path),
             "STEPS": str(STEPS),
-            **self._environment(env),
+            **(env or {}),
         }
         default = ["--nodes=2", "--gpus-per-node=0", "--ntasks-per-node=2", "--cpus-per-task=1", f"--output={log}"]
-        command = ["sbatch", "--parsable", *default, *flags, str(template), *words, *more]
+        command = ["sbatch", "--parsable", *default, *flags, str(template or self.template), *words, *more]
         number = self._run(command, variables).strip()
         return Job(number, run, Path(str(log).replace("%j", number)))
 
@@ -137,12 +151,9 @@ class Kit:
             *flags,
         ]
         words = tiny.flags(settings or self.settings())
-        told = self._run([sys.executable, "-m", "gpt2hpc.submit", *options, *words], self._environment(env))
+        told = self._run([self.python, "-m", "gpt2hpc.submit", *options, *words], {**self.variables, **(env or {})})
         number = told.split("job ")[1].split(":")[0]
         return Job(number, run, run.slurm / f"{number}_0_log.out")
-
-    def _environment(self, env: dict[str, str] | None) -> dict[str, str]:
-        return {"KIT_PYTHON": sys.executable, "KIT_PACE_S": "0.1", **(env or {})}
 
     def _run(self, command: Sequence[str], variables: dict[str, str]) -> str:
         environment = {**self.cluster.environment, **variables}
@@ -194,3 +205,38 @@ class Kit:
 
     def shown(self, job: Job) -> dict[str, str]:
         return self.cluster.job(job.number)
+
+
+@dataclass
+class Ended:
+    """A job after its end: Slurm's facts, and what the drive took down on the way."""
+
+    job: Job
+    slurm: dict[str, str]
+    at_step: int = 0
+
+
+def bytes_of(job: Job) -> dict[str, Any]:
+    return tiny.content(tiny.newest(job.run))
+
+
+def logged_once(job: Job) -> None:
+    steps = [json.loads(line)["step"] for line in job.run.metrics.read_text().splitlines() if '"loss"' in line]
+    assert steps == list(range(1, STEPS + 1))
+    assert sorted(tiny.losses(job.run)) == steps
+
+
+def finished_as(job: Ended, undisturbed: Ended, *, causes: list[str | None], restarts: int | None = None) -> None:
+    assert job.slurm["JobState"] == "COMPLETED", job.job.told()
+    assert job.slurm["ExitCode"] == "0:0"
+    assert int(job.slurm["Restarts"]) == (len(causes) - 1 if restarts is None else restarts)
+    assert job.job.causes == causes
+    assert bytes_of(job.job) == bytes_of(undisturbed.job)
+    logged_once(job.job)
+
+
+def resumed_exactly(job: Ended) -> None:
+    """Every attempt began where the one before had saved and stopped."""
+    attempts = job.job.attempts
+    for before, after in itertools.pairwise(attempts):
+        assert before["saved_step"] == before["last_step"] == after["first_step"] > 0

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-import json
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,45 +11,20 @@ import pytest
 
 from gpt2hpc import status
 from gpt2hpc.run_dir import RunDir
-from tests import tiny
-from tests.cluster.kit import ROOT, SAVE_EVERY, STEPS, Job, Kit, drives
+from tests.cluster.kit import (
+    ROOT,
+    SAVE_EVERY,
+    Ended,
+    Job,
+    Kit,
+    bytes_of,
+    drives,
+    finished_as,
+    logged_once,
+    resumed_exactly,
+)
 
 pytestmark = pytest.mark.timeout(1200)
-
-
-@dataclass
-class Ended:
-    """A job after its end: Slurm's facts, and what the drive took down on the way."""
-
-    job: Job
-    slurm: dict[str, str]
-    at_step: int = 0
-
-
-def bytes_of(job: Job) -> dict[str, Any]:
-    return tiny.content(tiny.newest(job.run))
-
-
-def logged_once(job: Job) -> None:
-    steps = [json.loads(line)["step"] for line in job.run.metrics.read_text().splitlines() if '"loss"' in line]
-    assert steps == list(range(1, STEPS + 1))
-    assert sorted(tiny.losses(job.run)) == steps
-
-
-def finished_as(job: Ended, undisturbed: Ended, *, causes: list[str | None], restarts: int | None = None) -> None:
-    assert job.slurm["JobState"] == "COMPLETED", job.job.told()
-    assert job.slurm["ExitCode"] == "0:0"
-    assert int(job.slurm["Restarts"]) == (len(causes) - 1 if restarts is None else restarts)
-    assert job.job.causes == causes
-    assert bytes_of(job.job) == bytes_of(undisturbed.job)
-    logged_once(job.job)
-
-
-def resumed_exactly(job: Ended) -> None:
-    """Every attempt began where the one before had saved and stopped."""
-    attempts = job.job.attempts
-    for before, after in itertools.pairwise(attempts):
-        assert before["saved_step"] == before["last_step"] == after["first_step"] > 0
 
 
 # Undisturbed --------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from tests.container import debian, machine
 ROOT = Path(__file__).parents[2]
 WHERE = Path("/var/cache/gpt2hpc-tests")
 INPUTS = ("apptainer.def", "pyproject.toml", "constraints.txt", "README.md", "LICENSE", "gpt2hpc")
-TOOLS = "ca-certificates fakeroot fuse3 iproute2 mmdebstrap patchelf squashfs-tools squashfuse tzdata uidmap util-linux"
+TOOLS = "ca-certificates fakeroot fuse3 iproute2 mmdebstrap patchelf python3-venv squashfs-tools squashfuse tzdata uidmap util-linux"
 BASE = "ca-certificates g++ gcc ibverbs-providers libc6-dev libibverbs1 libnuma1 librdmacm1 python3 python3-dev python3-venv"
 TORCH = os.environ.get("TORCH") or "torch==2.13.0"
 KEPT = 3
@@ -61,34 +61,70 @@ def base_rootfs(where: Path = WHERE) -> Path:
     return machine.once(where / f"rootfs-{_fingerprint()}", lambda root, final: debian.fill_rootfs(root, BASE))
 
 
+def wheels(where: Path = WHERE) -> Path:
+    """A folder with all that pip needs to install the project for the base system's Python."""
+    python = (base_rootfs(where) / "usr/bin/python3").readlink().name.removeprefix("python")
+    named = f"wheels-{python}-{_fingerprint('pyproject.toml', 'constraints.txt')}"
+    return machine.once(where / named, lambda folder, final: _fill_wheels(folder, python))
+
+
+def login_python(where: Path = WHERE) -> Path:
+    """A Python as a login node has it: Debian's, with the project but without torch."""
+
+    def fill(folder: Path, final: Path) -> None:
+        machine.run(["/usr/bin/python3", "-m", "venv", folder])
+        for each in INPUTS:
+            _copy(ROOT / each, folder / "source" / each)
+        pip = [
+            folder / "bin" / "python3",
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-index",
+        ]
+        machine.run([*pip, f"--find-links={wheels(where)}", folder / "source"])
+
+    with machine.step("a login node's Python"):
+        return machine.once(where / f"login-{_fingerprint(*INPUTS)}", fill) / "bin" / "python3"
+
+
 def build(where: Path = WHERE) -> Path:
     """The image of the project as it is now, built by the unprivileged user; an unchanged project is not built again."""
     image = where / f"gpt2hpc-{_fingerprint(*INPUTS)}.sif"
     if image.exists():
         return image
     apptainer, rootfs = install(where / "apptainer"), base_rootfs(where)
-    python = (rootfs / "usr/bin/python3").readlink().name.removeprefix("python")
-    named = f"wheels-{python}-{_fingerprint('pyproject.toml', 'constraints.txt')}"
-    wheels = machine.once(where / named, lambda folder, final: _fill_wheels(folder, python))
+    offline_wheels = wheels(where)
     with tempfile.TemporaryDirectory(dir=where, prefix="build-") as name, machine.step("build the image"):
         workshop = Path(name)
         for each in INPUTS:
-            copy = shutil.copytree if (ROOT / each).is_dir() else shutil.copy
-            copy(ROOT / each, workshop / each)
+            _copy(ROOT / each, workshop / each)
         owner = machine.user()
         machine.run(["chown", "-R", f"{owner.pw_uid}:{owner.pw_gid}", workshop])
         offline = "--no-cache-dir --no-index --find-links=/mnt"
         given = {"BOOTSTRAP": "localimage", "FROM": rootfs, "TORCH": shlex.split(TORCH)[-1], "PIP_OPTIONS": offline}
         options = [word for key, value in given.items() for word in ("--build-arg", f"{key}={value}")]
-        options += ["--bind", f"{wheels}:/mnt", "--mksquashfs-args", "-Xcompression-level 1"]  # quick, not small
+        options += [
+            "--bind",
+            f"{offline_wheels}:/mnt",
+            "--mksquashfs-args",
+            "-Xcompression-level 1",
+        ]  # quick, not small
         command = machine.as_user(apptainer / "apptainer", "build", *options, "new.sif", "apptainer.def")
         machine.run(command, cwd=workshop, env={**machine.user_environment(), "APPTAINER_TMPDIR": name})
         os.chown(workshop / "new.sif", 0, 0)
         (workshop / "new.sif").rename(image)
-    for pattern in ("gpt2hpc-*.sif", "wheels-*", "rootfs-*"):
+    for pattern in ("gpt2hpc-*.sif", "wheels-*", "rootfs-*", "login-*"):
         for old in sorted(where.glob(pattern), key=lambda path: path.stat().st_mtime)[:-KEPT]:
             machine.run(["rm", "-rf", old])
     return image
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(exist_ok=True)
+    (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
 
 
 def _fill_wheels(folder: Path, python: str) -> None:

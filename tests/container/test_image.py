@@ -120,36 +120,3 @@ def test_two_processes_are_preempted_and_go_on(image: Image, data: Path) -> None
     assert f"resuming at step {step}" in said
     assert outcome(run) == ("finished", STEPS)
     assert run.finished.exists()
-
-
-def test_ranks_of_a_slurm_step_each_in_a_container(image: Image, data: Path) -> None:
-    """As under srun: a container a rank, and the requeue decided in the image, where there is no Slurm."""
-    run = RunDir(image.home / "slurm")
-
-    def start(restart: int) -> list[Process]:
-        job = {"SLURM_JOB_ID": "71", "SLURM_RESTART_COUNT": str(restart), "SLURM_JOB_NODELIST": "n1"}
-        step = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "2"}
-        meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500", "GLOO_SOCKET_IFNAME": "lo"}
-        command: list[str | Path] = ["python3", "-m", "gpt2hpc.train", "--run-dir", run.path, "--data.dir", data, *TINY]
-        ranks = [{"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)} for rank in range(2)]
-        return [image.start("exec", *command, env={**job, **step, **meet, **rank}) for rank in ranks]
-
-    def decide(restart: int) -> str:
-        shown = f"JobId=71 JobName=x JobState=RUNNING Restarts={restart} Requeue=1 NodeList=n1 ExcNodeList=(null)"
-        command: list[str | Path] = ["python3", "-m", "gpt2hpc.cluster.requeue", "decide", run.path, "--exit-code", "0"]
-        code, said = image.run("exec", *command, env={"SLURM_RESTART_COUNT": str(restart)}, text=shown)
-        assert code == 0, said
-        return said
-
-    processes = start(0)
-    wait_for_step(run, 5, *processes)
-    processes[1].send_signal(signal.SIGTERM)
-    assert [finish(process)[0] for process in processes] == [0, 0]
-    cause, step = outcome(run)
-    assert cause == "preempted"
-    assert decide(0) == f"requeue job=71 delay_s=0 allow=0 exclude= reason=preempted at step {step}"
-
-    ended = [finish(process) for process in start(1)]
-    assert [code for code, _ in ended] == [0, 0], ended
-    assert outcome(run) == ("finished", STEPS)
-    assert decide(1) == "exit code=0 reason=finished"
