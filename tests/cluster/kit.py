@@ -134,24 +134,12 @@ class Kit:
     ) -> Job:
         """`python -m gpt2hpc.submit --nodes 2`, with a site profile that names the Python of the jobs."""
         run, site = RunDir(self.folder / "runs" / name), self.folder / f"{name}.yaml"
-        site.write_text(
-            f"python: {ROOT / 'tests' / 'cluster' / 'python'}\nsbatch: {{nodelist: '{nodes}'}}\ncpus_per_task: 1\n"
-        )
-        options = [
-            "--nodes",
-            "2",
-            "--nproc",
-            "2",
-            "--site",
-            str(site),
-            "--run-dir",
-            str(run.path),
-            "--time",
-            "10",
-            *flags,
-        ]
+        site.write_text(f"{self.site}\nsbatch: {{nodelist: '{nodes}'}}\ncpus_per_task: 1\n")
+        options = f"--nodes 2 --nproc 2 --time 10 --site {site} --run-dir {run.path}".split()
         words = tiny.flags(settings or self.settings())
-        told = self._run([self.python, "-m", "gpt2hpc.submit", *options, *words], {**self.variables, **(env or {})})
+        told = self._run(
+            [self.python, "-m", "gpt2hpc.submit", *options, *flags, *words], {**self.variables, **(env or {})}
+        )
         number = told.split("job ")[1].split(":")[0]
         return Job(number, run, run.slurm / f"{number}_0_log.out")
 
