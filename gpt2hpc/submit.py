@@ -24,7 +24,7 @@ from gpt2hpc.cluster.launch import LocalJob
 from gpt2hpc.cluster.ledger import Ledger
 from gpt2hpc.cluster.supervisor import supervise
 from gpt2hpc.config import Config, grad_accum_steps, warnings
-from gpt2hpc.errors import ConfigError, DataError, UsageError
+from gpt2hpc.errors import ConfigError, DataError, RunDirError, UsageError
 from gpt2hpc.run_dir import RunDir
 from gpt2hpc.train import RUN_DIR_HELP, describe, local_job
 
@@ -204,6 +204,10 @@ def _on_slurm(run: RunDir, config: Config, options: jsonargparse.Namespace) -> i
         cli.warn(line)
     if jobs.is_finished(job.run, config):
         return 0
+    if before := batch.queued(job.run):
+        raise RunDirError(
+            f"job {before} of --run-dir={options.run_dir} is in the queue already and goes on by itself; `scancel {before}` first to change it"
+        )
     Ledger(job.run).refuse_if_taken("", 0)
     job.run.create()
     jobs.settle(job.run, config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -137,6 +138,19 @@ class _Executor(SlurmExecutor):
     @classmethod
     def affinity(cls) -> int:
         return 2
+
+
+def queued(run: RunDir) -> str | None:
+    """The number of a job of this run that waits or runs, where squeue knows of one that `submit` has made."""
+    program, known = shutil.which("squeue"), {path.name.split("_")[0] for path in run.slurm.glob("*_submitted.pkl")}
+    if program is None or not known:
+        return None
+    try:
+        command = [program, "-h", "-u", str(os.getuid()), "-o", "%i"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    except subprocess.SubprocessError:
+        return None
+    return next((number for number in done.stdout.split() if number in known), None)
 
 
 def gpus_of(partition: str | None) -> int | None:

@@ -39,6 +39,8 @@ def drive_sbatch(kit: Kit) -> Ended:
 def drive_submit(kit: Kit) -> Ended:
     with kit.nodes() as nodes:
         job = kit.submit("submit", nodes=nodes)
+        with pytest.raises(AssertionError, match=f"job {job.number} of --run-dir=.* is in the queue already"):
+            kit.submit("submit", nodes=nodes)
         return Ended(job, kit.until_ended(job))
 
 
