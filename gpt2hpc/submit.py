@@ -206,7 +206,8 @@ def _on_slurm(run: RunDir, config: Config, options: jsonargparse.Namespace) -> i
         return 0
     if before := batch.queued(job.run):
         raise RunDirError(
-            f"job {before} of --run-dir={options.run_dir} is in the queue already and goes on by itself; `scancel {before}` first to change it"
+            f"job {before} of --run-dir={options.run_dir} is in the queue already and goes on by itself; "
+            f"`scancel {before}` first to change it"
         )
     Ledger(job.run).refuse_if_taken("", 0)
     job.run.create()

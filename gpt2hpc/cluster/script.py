@@ -32,7 +32,7 @@ RUN_DIR=$(realpath "$RUN_DIR")
 # How Python is run here: in the image, if there is one.
 if [ -n "${IMAGE:-}" ]; then
     unset PYTHONPATH PYTHONHOME # the host's would leak into the container
-    run=("${RUNTIME:-apptainer}" exec --no-eval --pwd "$PWD" --bind "$PWD" --bind "$RUN_DIR")
+    run=("${RUNTIME:-apptainer}" --quiet exec --no-eval --pwd "$PWD" --bind "$PWD" --bind "$RUN_DIR")
     [ -z "${BINDS:-}" ] || run+=(--bind "$BINDS")
     [ "${SLURM_GPUS_ON_NODE:-0}" = 0 ] || run+=(--nv)
     run+=("$IMAGE" python3)
