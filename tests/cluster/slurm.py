@@ -213,8 +213,10 @@ class Cluster:
 
 
 def best_proctrack() -> str:
-    """`cgroup` where this machine lets slurmd use cgroup v1, as production clusters do; else `linuxproc`."""
+    """`cgroup` where this machine lets slurmd use cgroup v1, as production clusters do; else `linuxproc`. KIT_PROCTRACK wins."""
     freezer = Path("/sys/fs/cgroup/freezer")
+    if chosen := os.environ.get("KIT_PROCTRACK"):
+        return chosen
     return "cgroup" if freezer.is_dir() and os.access(freezer, os.W_OK) else "linuxproc"
 
 
