@@ -22,7 +22,8 @@ SRUN_ARGS = ("--kill-on-bad-exit=1", "--wait=300", "--export=ALL", "--open-mode=
 without the last, a restart truncates the log. --wait ends ranks that hang after another has ended."""
 
 SET_UP = r"""
-trap : TERM USR1 USR2 # whatever ends the ranks, this shell must live to say what comes next
+set +e # whatever ends the ranks, this shell must live to say what comes next
+trap : TERM USR1 USR2
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID} # a bare id may mean the whole array
 job=${job:-$SLURM_JOB_ID}
 fact() { scontrol show job -o "$job" | sed -n "s/.* $1=\([^ ]*\).*/\1/p" | grep -vx '(null)'; }

@@ -135,7 +135,7 @@ class Kit:
         """`python -m gpt2hpc.submit --nodes 2`, with a site profile that names the Python of the jobs."""
         run, site = RunDir(self.folder / "runs" / name), self.folder / f"{name}.yaml"
         site.write_text(f"{self.site}\nsbatch: {{nodelist: '{nodes}'}}\ncpus_per_task: 1\n")
-        options = f"--nodes 2 --nproc 2 --time 10 --site {site} --run-dir {run.path}".split()
+        options = ["--nodes=2", "--nproc=2", "--time=10", f"--site={site}", f"--run-dir={run.path}"]
         words = tiny.flags(settings or self.settings())
         told = self._run(
             [self.python, "-m", "gpt2hpc.submit", *options, *flags, *words], {**self.variables, **(env or {})}

@@ -18,7 +18,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -199,6 +199,23 @@ class Cluster:
             _end(int(pid), started)
         (self.directory / "pids").unlink()
 
+    def lose(self, node: str) -> None:
+        """Kill a node's daemon and all that runs there, as when its power goes."""
+        lines = (self.directory / "pids").read_text().splitlines()
+        pid, started = next(line.split()[:2] for line in lines if line.endswith(f" slurmd.{node}"))
+        tasks = [pid for pid, env in _environments() if f"SLURMD_NODENAME={node}" in env and self._is_ours(env)]
+        parents = {parent for task in tasks if (parent := _parent(task)) and "slurmstepd" in _name(parent)}
+        _end(int(pid), started, signal.SIGKILL)
+        for process in [*parents, *tasks]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+
+    def bring_back(self, node: str) -> None:
+        self._daemon(f"slurmd.{node}", "slurmd", "-D", "-N", node)
+
+    def _is_ours(self, env: Sequence[str]) -> bool:
+        return f"SLURM_CONF={self.directory / 'slurm.conf'}" in env
+
     def run(self, *command: str, check: bool = True, **options: object) -> str:
         """Run a command as a user of this cluster; returns its standard output."""
         done = subprocess.run(
@@ -249,9 +266,29 @@ def _started(pid: int) -> str:
     return "gone"
 
 
-def _end(pid: int, started: str) -> None:
-    """TERM, then KILL; reap it if it is ours."""
-    for number, seconds in ((signal.SIGTERM, 10), (signal.SIGKILL, 5)):
+def _environments() -> Iterator[tuple[int, list[str]]]:
+    """Each process with its environment."""
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            yield int(path.name), (path / "environ").read_text(errors="replace").split("\0")
+
+
+def _parent(pid: int) -> int | None:
+    with contextlib.suppress(OSError):
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return None
+
+
+def _name(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text()
+    return ""
+
+
+def _end(pid: int, started: str, *signals: int) -> None:
+    """TERM, then KILL, or just these; reap it if it is ours."""
+    for number in signals or (signal.SIGTERM, signal.SIGKILL):
+        seconds = 10 if number == signal.SIGTERM else 5
         if _started(pid) != started:
             return
         os.kill(pid, number)

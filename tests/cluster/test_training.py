@@ -38,9 +38,9 @@ def drive_sbatch(kit: Kit) -> Ended:
 
 def drive_submit(kit: Kit) -> Ended:
     with kit.nodes() as nodes:
-        job = kit.submit("submit", nodes=nodes)
+        job = kit.submit("by submit", nodes=nodes)
         with pytest.raises(AssertionError, match=f"job {job.number} of --run-dir=.* is in the queue already"):
-            kit.submit("submit", nodes=nodes)
+            kit.submit("by submit", nodes=nodes)
         return Ended(job, kit.until_ended(job))
 
 
@@ -250,7 +250,7 @@ def test_preempted_after_the_last_step_is_finished(driven: list[Ended]) -> None:
 
 def drive_killed(kit: Kit) -> Ended:
     with kit.nodes() as nodes:
-        job = kit.sbatch("killed", "-w", nodes, env={"KIT_KILL": f"{SAVE_EVERY + 7} 3 once"})
+        job = kit.sbatch("killed rank", "-w", nodes, env={"KIT_KILL": f"{SAVE_EVERY + 7} 3 once"})
         return Ended(job, kit.until_ended(job))
 
 

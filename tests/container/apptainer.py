@@ -116,10 +116,21 @@ def build(where: Path = WHERE) -> Path:
         machine.run(command, cwd=workshop, env={**machine.user_environment(), "APPTAINER_TMPDIR": name})
         os.chown(workshop / "new.sif", 0, 0)
         (workshop / "new.sif").rename(image)
-    for pattern in ("gpt2hpc-*.sif", "wheels-*", "rootfs-*", "login-*"):
+    for pattern in ("gpt2hpc-*.sif", "wheels-*", "rootfs-*", "login-*", "gpt2hpc-*.d"):
         for old in sorted(where.glob(pattern), key=lambda path: path.stat().st_mtime)[:-KEPT]:
             machine.run(["rm", "-rf", old])
     return image
+
+
+def unpacked(image: Path) -> Path:
+    """The image as a directory: what runs where Slurm signals the process that serves an image's files."""
+
+    def fill(folder: Path, final: Path) -> None:
+        os.chown(folder, machine.user().pw_uid, machine.user().pw_gid)
+        command = machine.as_user(install() / "apptainer", "build", "--sandbox", folder / "root", image)
+        machine.run(command, cwd="/", env={**machine.user_environment(), "APPTAINER_TMPDIR": str(folder)})
+
+    return machine.once(image.with_suffix(".d"), fill) / "root"
 
 
 def _copy(source: Path, target: Path) -> None:

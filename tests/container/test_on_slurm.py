@@ -13,6 +13,7 @@ import pytest
 
 from gpt2hpc.config import Config
 from tests import tiny
+from tests.cluster import slurm
 from tests.cluster.kit import SAVE_EVERY, Ended, Kit, finished_as, resumed_exactly
 from tests.container import apptainer, machine
 from tests.container.image import Image
@@ -65,7 +66,8 @@ def ended(kit: Kit, image: Image) -> Iterator[dict[str, Ended]]:
     template.write_bytes(kit.template.read_bytes())
     tiny.make_data(folder / "data")
     login, programs = str(apptainer.login_python()), image.apptainer.parent
-    own = ImageKit(kit.cluster, folder, kit.pairs, login, template, image=image.file, programs=programs)
+    file = image.file if slurm.best_proctrack() == "cgroup" else apptainer.unpacked(image.file)
+    own = ImageKit(kit.cluster, folder, kit.pairs, login, template, image=file, programs=programs)
     assert subprocess.run([login, "-c", "import torch"], capture_output=True, check=False).returncode == 1
 
     def undisturbed() -> Ended:

@@ -1,0 +1,42 @@
+"""Nodes that go away under a job."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.cluster.kit import SAVE_EVERY, Ended, Kit, bytes_of, drives, logged_once
+from tests.cluster.test_training import drive_sbatch
+
+pytestmark = pytest.mark.timeout(1200)
+
+
+def lost(kit: Kit, name: str, which: int) -> Ended:
+    with kit.nodes() as nodes:
+        node = nodes.split(",")[which]
+        job = kit.sbatch(name, "-w", nodes)
+        kit.until_step(job, SAVE_EVERY + 5)
+        kit.cluster.lose(node)
+        kit.until(job, lambda: kit.shown(job)["Restarts"] == "1", f"the restart after {node} was lost", seconds=180)
+        kit.cluster.bring_back(node)
+        return Ended(job, kit.until_ended(job))
+
+
+def drive_first_node_lost(kit: Kit) -> Ended:
+    """With the batch shell: nobody is left to say what comes next."""
+    return lost(kit, "first-node-lost", 0)
+
+
+def drive_second_node_lost(kit: Kit) -> Ended:
+    return lost(kit, "second-node-lost", 1)
+
+
+@drives(drive_sbatch, drive_first_node_lost, drive_second_node_lost)
+def test_a_lost_node_costs_what_was_not_saved(driven: list[Ended]) -> None:
+    undisturbed, *both = driven
+    for job in both:
+        assert (job.slurm["JobState"], job.slurm["Restarts"]) == ("COMPLETED", "1"), job.job.told()
+        first, second = job.job.attempts
+        assert first["cause"] in (None, "crashed")
+        assert first["saved_step"] == second["first_step"] >= SAVE_EVERY
+        assert bytes_of(job.job) == bytes_of(undisturbed.job)
+        logged_once(job.job)
