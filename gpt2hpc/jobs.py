@@ -6,18 +6,19 @@ import contextlib
 import dataclasses
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpt2hpc import cli, config_io, durable
-from gpt2hpc.cluster.dist_env import DistEnv
+from gpt2hpc.cluster.dist_env import LOCAL, DistEnv
 from gpt2hpc.cluster.ledger import Attempt, Cause, Ledger, Outcome
 from gpt2hpc.cluster.signals import SignalFlag, Stop
 from gpt2hpc.config import Config, check, grad_accum_steps
 from gpt2hpc.data import loader
 from gpt2hpc.data import manifest as manifests
-from gpt2hpc.errors import ConfigError, DataError, Gpt2hpcError, MissingError, as_users
+from gpt2hpc.errors import USER_ERRORS, ConfigError, DataError, Gpt2hpcError, MissingError, as_users
 from gpt2hpc.run_dir import RunDir
 
 if TYPE_CHECKING:
@@ -51,26 +52,23 @@ class Train:
         if signals is None:
             signals = SignalFlag()
             signals.install()  # before the seconds that importing torch takes
-        require_torch()
-        from gpt2hpc.training.process_group import joined, make_deterministic, select_device
-
         env, run = DistEnv.from_env(os.environ), RunDir(Path(self.run_dir))
-        config = self.config or stored_config(run)
-        if config.train.deterministic:
-            make_deterministic()  # before NCCL reads its settings
-        try:
+        with refusal_noted(run, env):
+            require_torch()
+            from gpt2hpc.training.process_group import joined, make_deterministic, select_device
+
+            config = self.config or stored_config(run)
+            if config.train.deterministic:
+                make_deterministic()  # before NCCL reads its settings
             device = select_device(config.train.device, env)
-        except Gpt2hpcError as error:
-            Ledger(run).refuse(env.job, env.restart, error)
-            raise
-        with joined(env, device) as ranks:
-            opened = None
-            with ranks.first_decides():
-                if ranks.is_first:
-                    opened = open_run(run, config, env)
-            opened = ranks.from_first(opened)
-            if opened.attempt is not None:
-                _run_attempt(opened, run, ranks, signals)
+            with joined(env, device) as ranks:
+                opened = None
+                with ranks.first_decides():
+                    if ranks.is_first:
+                        opened = open_run(run, config, env)
+                opened = ranks.from_first(opened)
+                if opened.attempt is not None:
+                    _run_attempt(opened, run, ranks, signals)
         return 0
 
 
@@ -85,6 +83,19 @@ class Rank:
         if code:
             sys.exit(code)  # submitit turns an exception into exit code 1
         return code
+
+
+@contextlib.contextmanager
+def refusal_noted(run: RunDir, env: DistEnv) -> Iterator[None]:
+    """Keep an error of the user's where the decision will find it: the exit codes of ranks that are ended for it may hide its own."""
+    try:
+        yield
+    except Gpt2hpcError as error:
+        newest = Ledger(run).newest()
+        claimed = newest is not None and (newest.job, newest.restart) == (env.job, env.restart)
+        if isinstance(error, USER_ERRORS) and env.is_launched and not claimed:
+            Ledger(run).refuse(env.job, env.restart, error)
+        raise
 
 
 def require_torch() -> None:
@@ -152,10 +163,17 @@ def open_run(run: RunDir, config: Config, env: DistEnv) -> Opened:
     ledger.fence(attempt)
     settle(run, config)
     run.finished.unlink(missing_ok=True)
-    if env.restart == 0:  # a new start overrides an old wish to stop; a restart by Slurm obeys it
+    if _is_old(run.stop, run.outcome) or (env.job.startswith(LOCAL) and env.restart == 0):
         run.stop.unlink(missing_ok=True)
     first = ledger.attempts()[0].started
     return Opened(config, attempt, first.replace("-", "").replace(":", "").replace("T", "-").removesuffix("Z"))
+
+
+def _is_old(wish: Path, outcome: Path) -> bool:
+    """Whether a wish to stop was there when the last attempt ended, which so has obeyed it; one that came later counts."""
+    with contextlib.suppress(OSError):
+        return wish.stat().st_mtime <= outcome.stat().st_mtime
+    return False
 
 
 def _run_attempt(opened: Opened, run: RunDir, ranks: Ranks, signals: SignalFlag) -> None:

@@ -41,7 +41,7 @@ def new_parser() -> jsonargparse.ArgumentParser:
         default="auto",
         help="Where: slurm; local, in the foreground here; debug, one rank in this very process. auto is slurm if sbatch is here.",
     )
-    parser.add_argument("--nodes", type=int, default=1, help="Nodes; more than one needs Slurm.")
+    parser.add_argument("--nodes", type=int, help="Nodes (default: 1); more than one needs Slurm.")
     parser.add_argument(
         "--gpus-per-node", type=int, help="GPUs on each node (default: the site's, or all that its nodes have)."
     )
@@ -80,12 +80,9 @@ def main(argv: Sequence[str]) -> int:
     if cluster == "slurm":
         return _on_slurm(run, config, options)
     wanted = [name for name in ForSlurm if options[name] is not None]
-    if options.nodes != 1 or wanted:
-        what = (
-            f"--nodes={options.nodes}"
-            if options.nodes != 1
-            else f"--{wanted[0].replace('_', '-')}={options[wanted[0]]}"
-        )
+    several = options.nodes not in (None, 1)
+    if several or wanted:
+        what = f"--nodes={options.nodes}" if several else f"--{wanted[0].replace('_', '-')}={options[wanted[0]]}"
         raise UsageError(
             f"{what} needs a Slurm cluster; --cluster {cluster} is one machine, so use --nodes 1 and --nproc"
         )
@@ -106,7 +103,7 @@ def _cluster(options: jsonargparse.Namespace) -> str:
     """`auto` by what is there; what only Slurm can do, and what is only shown, does not need it here."""
     if options.cluster != "auto":
         return str(options.cluster)
-    asks_for_slurm = options.nodes > 1 or any(options[name] is not None for name in ForSlurm)
+    asks_for_slurm = (options.nodes or 1) > 1 or any(options[name] is not None for name in ForSlurm)
     return "slurm" if asks_for_slurm or shutil.which("sbatch") else "local"
 
 
@@ -118,6 +115,8 @@ def _time_limit_min(text: str | None, config: Config) -> float | None:
         minutes: float = float(text)
     except ValueError:
         minutes = slurm.minutes(text)
+    if not math.isfinite(minutes):
+        raise UsageError(f"--time={text} is not a time; write minutes, HH:MM:SS or DAYS-HH:MM:SS")
     margin_s = config.checkpoint.stop_margin_s
     if not minutes * 60 > margin_s:
         raise UsageError(
@@ -212,6 +211,7 @@ def _on_slurm(run: RunDir, config: Config, options: jsonargparse.Namespace) -> i
     Ledger(job.run).refuse_if_taken("", 0)
     job.run.create()
     jobs.settle(job.run, config)
+    job.run.stop.unlink(missing_ok=True)  # an old wish; one that comes while the job waits counts
     number = job.submit(jobs.Rank(str(job.run.path)))
     ranks = f"{cli.plural(job.nodes, 'node')} × {cli.plural(job.ranks_per_node, 'rank')}"
     cli.say(f"job {number}: {ranks}, run directory {job.run.path}")
@@ -238,15 +238,15 @@ def _batch_job(run: RunDir, config: Config, options: jsonargparse.Namespace) -> 
         return value
 
     run = RunDir(Path(os.path.abspath(run.path)))  # noqa: PTH100 -- links stay as they are
-    nodes, minutes = chosen("nodes"), _time_limit_min(chosen("time"), config)
+    nodes, minutes = chosen("nodes", 1), _time_limit_min(chosen("time"), config)
     partition = chosen("partition")
-    if config.train.device == "cpu":
-        gpus: int | None = 0
-        origins["gpus-per-node"] = (0, "train.device=cpu")
-    else:
-        gpus = chosen("gpus_per_node")
-        if gpus is None and (gpus := batch.gpus_of(partition)) is not None:
-            origins["gpus-per-node"] = (gpus, "what sinfo tells")
+    gpus = chosen("gpus_per_node")
+    if gpus is None or (config.train.device == "cpu" and options.gpus_per_node is None):
+        gpus, origin = (
+            (0, "train.device=cpu") if config.train.device == "cpu" else (batch.gpus_of(partition), "what sinfo tells")
+        )
+        if gpus is not None:
+            origins["gpus-per-node"] = (gpus, origin)
     ranks = chosen("nproc", gpus or 1)
     if gpus and ranks > gpus:
         raise UsageError(f"--nproc={ranks} is more than --gpus-per-node={gpus}; one process uses one GPU")
@@ -258,6 +258,11 @@ def _batch_job(run: RunDir, config: Config, options: jsonargparse.Namespace) -> 
         if not Path(image).exists():
             raise ConfigError(f"container image {image} does not exist; build it, or give another with --container")
         origins["container"] = (image, "flag" if options.container else "site")
+        for path in (str(run.path), os.path.abspath(config.data.dir), image):  # noqa: PTH100
+            if set(path) & set(",:"):
+                raise ConfigError(
+                    f"{path} has a comma or a colon, which a container's --bind cannot; choose another path"
+                )
     given = {"partition": partition} | {
         name: chosen(name) for name in ("account", "qos", "constraint", "exclude", "mem")
     }

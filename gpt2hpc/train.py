@@ -6,6 +6,7 @@ srun) it is one of them. It resumes by itself from the newest whole checkpoint o
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from collections.abc import Sequence
@@ -34,23 +35,36 @@ def new_parser() -> jsonargparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    env, signals = DistEnv.from_env(os.environ), SignalFlag()
+    env = DistEnv.from_env(os.environ)
     if env.is_launched:
-        signals.install()  # whatever starts ranks may signal them at any moment
+        return _one_rank(argv, env)
     options, config = config_io.parse(new_parser(), argv)
     run = RunDir(Path(options.run_dir))
-    if env.is_launched:
-        if options.nproc is not None:
-            raise UsageError(
-                f"--nproc={options.nproc}, but RANK and WORLD_SIZE are set: this is one rank already; drop --nproc"
-            )
-        return jobs.Train(options.run_dir, config)(signals)
     job = local_job(run, config, nproc=options.nproc, job=env.job)
     if job is None:
         return 0
     with SignalRelay().installed() as relay:
         code = run_attempt(job, restart=env.restart, relay=relay)
     return _exit_code(code, job, env.restart, stopped=relay.last_attempt)
+
+
+def _one_rank(argv: Sequence[str], env: DistEnv) -> int:
+    signals = SignalFlag()
+    signals.install()  # whatever starts ranks may signal them at any moment
+    with jobs.refusal_noted(RunDir(_named_run_dir(argv)), env):
+        options, config = config_io.parse(new_parser(), argv)
+        if options.nproc is not None:
+            raise UsageError(
+                f"--nproc={options.nproc}, but RANK and WORLD_SIZE are set: this is one rank already; drop --nproc"
+            )
+    return jobs.Train(options.run_dir, config)(signals)
+
+
+def _named_run_dir(argv: Sequence[str]) -> Path:
+    """`--run-dir` of a command that may not parse."""
+    named = [following for word, following in itertools.pairwise([*argv, ""]) if word == "--run-dir"]
+    named += [word.partition("=")[2] for word in argv if word.startswith("--run-dir=")]
+    return Path(named[0] if named and named[0] else "runs/train")
 
 
 def local_job(

@@ -8,7 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,10 +63,12 @@ class BatchJob:
     def variables(self) -> dict[str, str]:
         """What the script's blocks read."""
         site = self.site
-        binds = ",".join([*site.binds, *([self.data_dir] if self.data_dir else [])])
-        container = {"IMAGE": self.image, "RUNTIME": site.runtime, "BINDS": binds} if self.image else {"IMAGE": ""}
+        container = {"IMAGE": ""}
+        if self.image:
+            container = {"IMAGE": self.image, "RUNTIME": site.runtime, "BINDS": ",".join(site.binds)}
         return {
             "RUN_DIR": str(self.run.path),
+            "DATA": self.data_dir,
             "PICKLES": str(self.run.slurm),
             **container,
             "PYTHON": site.python or sys.executable,
@@ -83,7 +85,8 @@ class BatchJob:
         ]
         given = [f"{name}={shlex.quote(value)}" for name, value in self.variables().items()]
         stale = 'rm -f "$PICKLES/${job}"_*.save_tmp # of an attempt that was killed; submitit would stumble over it'
-        return [*given, *exports, *self.site.setup, *script.lines("set-up"), stale]
+        first = "trap : TERM USR1 USR2 # from the beginning"
+        return [first, *given, *exports, *self.site.setup, *script.lines("set-up"), stale]
 
     def parameters(self) -> dict[str, Any]:
         """What submitit makes the script from."""
@@ -100,7 +103,7 @@ class BatchJob:
             "signal_delay_s": self.stop_margin_s,
             "wckey": None,
             "stderr_to_stdout": True,
-            "additional_parameters": {"requeue": True, **self.options},
+            "additional_parameters": {"requeue": True, **_switches(self.options)},
             "srun_args": list(script.SRUN_ARGS),
             "setup": self.set_up(),
             "teardown": script.lines("tear-down"),
@@ -140,6 +143,13 @@ class _Executor(SlurmExecutor):
         return 2
 
 
+def _switches(options: Mapping[str, Any]) -> dict[str, Any]:
+    """`hold: true` is `--hold`, and `hold: false` is nothing."""
+    words = {"true": True, "false": False}
+    given = {name: words.get(value, value) if isinstance(value, str) else value for name, value in options.items()}
+    return {name: value for name, value in given.items() if value is not False}
+
+
 def queued(run: RunDir) -> str | None:
     """The number of a job of this run that waits or runs, where squeue knows of one that `submit` has made."""
     program, known = shutil.which("squeue"), {path.name.split("_")[0] for path in run.slurm.glob("*_submitted.pkl")}
@@ -154,16 +164,17 @@ def queued(run: RunDir) -> str | None:
 
 
 def gpus_of(partition: str | None) -> int | None:
-    """GPUs on each node of the partition that has most, as sinfo tells; None where there is no Slurm."""
+    """GPUs on the nodes that have most, of this partition or the default one, as sinfo tells; None where there is no Slurm."""
     program = shutil.which("sinfo")
     if program is None:
         return None
-    command = [program, "-h", "-o", "%G", *(["-p", partition] if partition else [])]
+    command = [program, "-h", "-o", "%P %G", *(["-p", partition] if partition else [])]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     except subprocess.SubprocessError:
         return None
-    counts = re.findall(r"\bgpu:(?:[^:,()\s]+:)?(\d+)", done.stdout)
+    rows = [row for row in done.stdout.splitlines() if partition or row.partition(" ")[0].endswith("*")]
+    counts = re.findall(r"\bgpu:(?:[^:,()\s]+:)?(\d+)", "\n".join(rows))
     return max(map(int, counts), default=0) if done.returncode == 0 else None
 
 

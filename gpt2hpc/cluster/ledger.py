@@ -131,6 +131,7 @@ class Ledger:
             raise RunDirError(
                 f"--run-dir={self._run.path} was taken by another start a moment ago; choose another --run-dir"
             )
+        self._refusal_path(env.job, env.restart).unlink(missing_ok=True)  # of an earlier start by the same name
         return attempt
 
     def refuse_if_taken(self, job: str, restart: int) -> None:
@@ -221,11 +222,25 @@ class Ledger:
                 return decision
         return None
 
-    def close_for(self, job: str, restart: int, cause: Cause, exit_code: int | None) -> None:
-        """Write the end of that restart's attempt for it, if it has left none: somebody saw its processes end."""
-        newest = self.newest()
-        if newest and (newest.job, newest.restart, newest.cause) == (job, restart, None):
-            self.update(dataclasses.replace(newest, cause=str(cause), exit_code=exit_code, ended=utc_now()))
+    def close_for(self, job: str, restart: int, nodes: str, cause: Cause, exit_code: int | None) -> None:
+        """Write the end of that restart for it, if it has left none: somebody saw its processes end.
+
+        One that ended before it could claim an attempt gets number 0, and a file that fences nobody.
+        """
+        newest, end = self.newest(), {"cause": str(cause), "exit_code": exit_code, "ended": utc_now()}
+        if newest and (newest.job, newest.restart) == (job, restart):
+            if newest.cause is None:
+                self.update(dataclasses.replace(newest, **end))  # type: ignore[arg-type]
+            return
+        unclaimed = Attempt(0, job, restart, "", 0, utc_now(), "", nodes, 0, **end)  # type: ignore[arg-type]
+        with contextlib.suppress(OSError):
+            self._run.attempts.mkdir(parents=True, exist_ok=True)
+            path = self._run.attempts / f"unclaimed-{job}-{restart}.json"
+            durable.create_text(path, durable.to_json(dataclasses.asdict(unclaimed)))
+
+    def unclaimed(self) -> list[Attempt]:
+        """Starts that ended before they could claim an attempt, as far as somebody saw it."""
+        return list(self._read("unclaimed-*.json"))
 
     def newest(self) -> Attempt | None:
         return max(self._read(), key=lambda attempt: attempt.number, default=None)
@@ -266,8 +281,8 @@ class Ledger:
             thread.join()
             path.unlink(missing_ok=True)
 
-    def _read(self) -> Iterator[Attempt]:
-        for path in sorted(self._run.attempts.glob("[0-9]*.json")):
+    def _read(self, pattern: str = "[0-9]*.json") -> Iterator[Attempt]:
+        for path in sorted(self._run.attempts.glob(pattern)):
             with contextlib.suppress(TypeError):
                 if facts := durable.read_json(path):
                     yield Attempt(**facts)

@@ -20,7 +20,7 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -66,7 +66,7 @@ def decide(
     An outcome of another attempt is ignored: this attempt then ended without a word, which is a crash.
     """
     mine = outcome_of(job.job, job.restart, outcome, attempts)
-    if finished:
+    if finished and _has_ended_well(job, attempts):
         return Action("exit", "finished")
     if mine and mine.cause == Cause.DIVERGED:
         return Action(
@@ -120,8 +120,8 @@ def _excluded(job: Job, crashed_on: Sequence[str]) -> str:
     if len(crashed_on) < 2:
         return ""
     common = set.intersection(*(set(expand_nodes(nodes)) for nodes in crashed_on))
-    known = expand_nodes(job.excluded)
-    return ",".join([*known, *common]) if len(common) == 1 and not common & set(known) else ""
+    known, kept = expand_nodes(job.excluded), expand_nodes(job.required)
+    return ",".join([*known, *common]) if len(common) == 1 and not common & {*known, *kept} else ""
 
 
 def _mendable() -> set[int]:
@@ -132,21 +132,36 @@ def _mendable() -> set[int]:
 def _since_progress(job: Job, attempts: Sequence[Attempt]) -> tuple[list[str], int]:
     """The nodes of each crash, and how many restarts saved nothing, since the last one that did (its own crash counts).
 
-    Only this job's count: a new submission gets a new budget. A restart that the ledger does not know died before it
-    could claim an attempt. An earlier one without a cause was ended from outside, with its node, and is no crash.
+    Only this job's count, and those of the jobs that it continues: a new submission gets a new budget. An earlier start that
+    nobody has seen the end of was ended from outside, with its node, and is no crash.
     """
-    known = {attempt.restart: attempt for attempt in attempts if attempt.job == job.job}
     crashed_on: list[str] = []
     fruitless = 0
-    for restart in range(job.restart, -1, -1):
-        attempt = known.get(restart)
-        ends_now = restart == job.restart and not _signalled(job)
-        if attempt is None or attempt.cause == Cause.CRASHED or (attempt.cause is None and ends_now):
-            crashed_on.append(attempt.nodes if attempt else job.nodes if restart == job.restart else "")
+    for name, restart, attempt in _starts(job, attempts):
+        now = (name, restart) == (job.job, job.restart)
+        unseen = attempt is None or attempt.cause is None
+        if (unseen and now and not _signalled(job)) or (attempt is not None and attempt.cause == Cause.CRASHED):
+            crashed_on.append(attempt.nodes if attempt else job.nodes)
         fruitless += attempt is None or not attempt.progressed
         if attempt is not None and attempt.progressed:
             break
     return crashed_on, fruitless
+
+
+def _starts(job: Job, attempts: Sequence[Attempt]) -> Iterator[tuple[str, int, Attempt | None]]:
+    """Every start of this job and of those that it continues, the newest first; None for one that the ledger does not know."""
+    for name in (job.job, *job.succeeds):
+        known = {attempt.restart: attempt for attempt in attempts if attempt.job == name}
+        last = job.restart if name == job.job else max(known, default=-1)
+        for restart in range(last, -1, -1):
+            yield name, restart, known.get(restart)
+
+
+def _has_ended_well(job: Job, attempts: Sequence[Attempt]) -> bool:
+    """Whether a finished run is this job's doing, or what it found; a later start that failed is neither."""
+    newest = attempts[-1] if attempts else None
+    mine = newest is not None and (newest.job, newest.restart) == (job.job, job.restart)
+    return job.exit_code in (0, None) or (mine and newest is not None and newest.cause == Cause.FINISHED)
 
 
 def _last_saved(attempts: Sequence[Attempt]) -> int:
@@ -168,10 +183,11 @@ def read_and_decide(run: RunDir, job: Job) -> Action:
     finished = ledger.is_finished(config.train.steps)
     mine = ledger.own_outcome(job.job, job.restart)
     ours = not job.cancelled and job.state == "RUNNING" and job.restarts == job.restart
-    if mine is None and ours and not finished:
+    user_error = job.exit_code in _mendable()
+    if mine is None and ours and not user_error and not (finished and _has_ended_well(job, ledger.attempts())):
         cause = Cause.PREEMPTED if _signalled(job) else Cause.CRASHED
-        ledger.close_for(job.job, job.restart, cause, job.exit_code)
-    action = decide(job, mine, ledger.attempts(), config.requeue, finished=finished)
+        ledger.close_for(job.job, job.restart, job.nodes, cause, job.exit_code)
+    action = decide(job, mine, [*ledger.unclaimed(), *ledger.attempts()], config.requeue, finished=finished)
     ledger.remember(Decision(job.job, job.restart, action.kind, action.reason))
     return action
 
@@ -184,12 +200,20 @@ def main(argv: Sequence[str]) -> int:
     command = commands.add_parser("decide", help="read `scontrol show job -o` from standard input, print one action")
     command.add_argument("run_dir", type=Path)
     command.add_argument("--exit-code", type=int, help="what srun returned")
+    command.add_argument("--restart", type=int, help="how often the job was restarted (default: $SLURM_RESTART_COUNT)")
+    command.add_argument("--succeeds", default="", help="jobs that this one continues, the newest first: 12,10")
     command.add_argument("--refused", action="store_true", help="`scontrol requeue` was tried and refused")
     arguments = parser.parse_args(argv)
     if not arguments.run_dir.is_dir():
         raise RunDirError(f"{arguments.run_dir} is not a run directory; check the path")
-    restart = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
-    job = parse_show_job(sys.stdin.read(), restart=restart, exit_code=arguments.exit_code, refused=arguments.refused)
+    restart = arguments.restart
+    job = parse_show_job(
+        sys.stdin.read(),
+        restart=int(os.environ.get("SLURM_RESTART_COUNT") or 0) if restart is None else restart,
+        exit_code=arguments.exit_code,
+        refused=arguments.refused,
+        succeeds=[each for each in arguments.succeeds.split(",") if each],
+    )
     action = read_and_decide(RunDir(arguments.run_dir), job)
     allow = int(action.kind == "requeue" and not job.may_requeue)
     exclude, reason = action.exclude_nodes or "-", " ".join(action.reason.split())

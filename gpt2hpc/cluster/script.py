@@ -1,10 +1,10 @@
 """The shell around the ranks: what a batch script does before srun and after it.
 
 The blocks below are in every script that gpt2hpc submits and, word for word, in each template of `slurm/`;
-`python -m gpt2hpc.cluster.script slurm/*.sbatch` puts them there after a change here. They need bash, coreutils and
-Slurm's own commands on the host, and nothing else: Python may live in a container image.
+`python -m gpt2hpc.cluster.script slurm/*.sbatch` puts them there after a change here. On the host they need bash, the usual
+small programs (sed, grep, awk, getent, date) and Slurm's own, but no Python: that may live in a container image.
 
-A block reads these variables: RUN_DIR; IMAGE, RUNTIME, BINDS, PYTHON (how Python is run); MASTER_ADDR_SUFFIX.
+They read these variables: RUN_DIR, DATA; IMAGE, RUNTIME, BINDS, PYTHON (how Python is run); MASTER_ADDR_SUFFIX; PICKLES (submitit's).
 """
 
 from __future__ import annotations
@@ -24,16 +24,35 @@ without the last, a restart truncates the log. --wait ends ranks that hang after
 SET_UP = r"""
 set +e # whatever ends the ranks, this shell must live to say what comes next
 trap : TERM USR1 USR2
-job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID} # a bare id may mean the whole array
-job=${job:-$SLURM_JOB_ID}
-fact() { scontrol show job -o "$job" | sed -n "s/.* $1=\([^ ]*\).*/\1/p" | grep -vx '(null)'; }
+unset RANK LOCAL_RANK WORLD_SIZE # the ranks' own come from srun
+
+# This job, as Slurm knows it; a controller that is busy is asked again. What follows Command= is the user's words.
+show() { for _ in 1 2 3 4 5 6; do SLURM_TIME_FORMAT=standard scontrol show job -o "$1" && return; sleep 5; done; }
+fact() { show "$job" | sed -n "s/ Command=.*//; s/.* $1=\([^ ]*\).*/\1/p" | grep -vx '(null)'; }
+job=$SLURM_JOB_ID
+if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then # of this job, or left over from the one that it was submitted in?
+    if show "$SLURM_JOB_ID" | grep -q ' ArrayTaskId='; then
+        job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID # the bare number may mean the whole array
+        RUN_DIR=$RUN_DIR/$SLURM_ARRAY_TASK_ID
+    else
+        unset SLURM_ARRAY_JOB_ID SLURM_ARRAY_TASK_ID
+    fi
+fi
+restarts=$(fact Restarts)
+export SLURM_RESTART_COUNT=${restarts:-${SLURM_RESTART_COUNT:-0}}
 mkdir -p "$RUN_DIR" || exit 9
-RUN_DIR=$(realpath "$RUN_DIR")
+RUN_DIR=$(realpath -s "$RUN_DIR")
 
 # How Python is run here: in the image, if there is one.
+scratch=${SLURM_TMPDIR:-${TMPDIR:-/tmp}}
 if [ -n "${IMAGE:-}" ]; then
-    unset PYTHONPATH PYTHONHOME # the host's would leak into the container
-    run=("${RUNTIME:-apptainer}" --quiet exec --no-eval --pwd "$PWD" --bind "$PWD" --bind "$RUN_DIR")
+    unset PYTHONPATH PYTHONHOME APPTAINER_CLEANENV SINGULARITY_CLEANENV # the host's would leak in, the ranks' be kept out
+    scratch=/tmp # what else a host has may be missing inside
+    run=("${RUNTIME:-apptainer}" --quiet exec --pwd "$PWD")
+    if "${run[0]}" exec --help | grep -q -e --no-eval; then run+=(--no-eval); fi
+    for path in "$PWD" "$RUN_DIR" ${DATA:+"$DATA"}; do # by its name, and by what that leads to
+        [ "$path" = / ] || run+=(--bind "$(realpath -s "$path")" --bind "$(realpath "$path")")
+    done
     [ -z "${BINDS:-}" ] || run+=(--bind "$BINDS")
     [ "${SLURM_GPUS_ON_NODE:-0}" = 0 ] || run+=(--nv)
     run+=("$IMAGE" python3)
@@ -42,39 +61,52 @@ else
 fi
 
 # When the job will be killed: the ranks save before, with or without a signal.
-if end=$(date -d "$(fact EndTime)" +%s 2>/dev/null); then export GPT2HPC_JOB_END=$end; else unset GPT2HPC_JOB_END; fi
+unset GPT2HPC_JOB_END
+end=$(fact EndTime)
+if [ -n "$end" ] && end=$(date -d "$end" +%s 2>/dev/null); then export GPT2HPC_JOB_END=$end; fi
 
-# Where the ranks meet: rank 0's node, at a port below those that the kernel hands out and that nothing there uses.
+# Where the ranks meet: rank 0's node, by an address that is not its name for itself, at a port that nothing there uses.
 MASTER_ADDR=127.0.0.1
 if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then
     head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-    MASTER_ADDR=$(getent ahostsv4 "$head${MASTER_ADDR_SUFFIX:-}" | awk 'NR == 1 { print $1 }')
-    case $MASTER_ADDR in
-    127.*) MASTER_ADDR=$(hostname -I | awk '{ print $1 }') ;; # a node's name for itself, no use to the others
-    '') MASTER_ADDR=$(scontrol show node "$head" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p') ;; # only Slurm knows the name
-    esac
-    MASTER_ADDR=${MASTER_ADDR:-$head}
+    known=$(scontrol show node -o "$head" | sed -n 's/.* NodeAddr=\([^ ]*\).*/\1/p')
+    for name in "$head${MASTER_ADDR_SUFFIX:-}" "$known" "$(hostname -I | awk '{ print $1 }')"; do
+        MASTER_ADDR=$(getent ahostsv4 "$name" | awk 'NR == 1 { print $1 }')
+        case $MASTER_ADDR in '' | 127.*) MASTER_ADDR=${known:-$head} ;; *) break ;; esac
+    done
 fi
-MASTER_PORT=$((10000 + (SLURM_JOB_ID + 997 * ${SLURM_RESTART_COUNT:-0}) % 20000))
+MASTER_PORT=$((10000 + (SLURM_JOB_ID + 997 * SLURM_RESTART_COUNT) % 20000)) # below those that the kernel hands out
 while (exec 3<>"/dev/tcp/127.0.0.1/$MASTER_PORT") 2>/dev/null; do MASTER_PORT=$((MASTER_PORT + 1)); done
 export MASTER_ADDR MASTER_PORT
 
-export GPT2HPC_SRUN=1                                          # a task of srun is a rank
+export GPT2HPC_SRUN=1 # a task of srun is a rank
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}} # another number would change the last bits
 if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi # srun does not inherit it
 export MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=2147483648 # keep the memory of the logits between steps
-scratch=${SLURM_TMPDIR:-${TMPDIR:-/tmp}}/gpt2hpc-${USER:-user}-$SLURM_JOB_ID # compilers' caches break on a shared disk
+scratch=$scratch/gpt2hpc-${USER:-user}-$SLURM_JOB_ID # compilers' caches break on a shared disk
 export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$scratch/triton}
 export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$scratch/inductor}
 """
 
 TEAR_DOWN = r"""
 rc=$?
-decide() { scontrol show job -o "$job" | "${run[@]}" -m gpt2hpc.cluster.requeue decide "$RUN_DIR" --exit-code "$rc" "$@"; }
+decide() {
+    show "$job" | "${run[@]}" -m gpt2hpc.cluster.requeue decide "$RUN_DIR" --restart "$SLURM_RESTART_COUNT" \
+        --succeeds "${GPT2HPC_SUCCEEDS:-}" --exit-code "$rc" "$@" | tail -n 1
+}
 read -r action code delay_s allow exclude reason < <(decide)
 echo "gpt2hpc: job $job: ${action:-cannot decide what comes next}: ${reason:-see above; the ranks ended with code $rc}"
-if [ "$action" = requeue ] && [ "$(fact JobState)" = RUNNING ]; then # still: it may have been cancelled meanwhile
+if [ "$action" = requeue ]; then
+    state=$(fact JobState)
+    if [ "${state:-RUNNING}" != RUNNING ]; then # cancelled while that was thought over
+        echo "gpt2hpc: job $job is $state by now, and so not requeued"
+        exit "$code"
+    fi
     [ "$allow" = 0 ] || scontrol update "JobId=$job" Requeue=1
+    if [ "$exclude" != - ]; then # not if too few nodes would be left
+        left=$(sinfo -h -N -p "$SLURM_JOB_PARTITION" -o %N | sort -u | grep -vxFc -f <(scontrol show hostnames "$exclude"))
+        [ "${left:-0}" -ge "$SLURM_JOB_NUM_NODES" ] || exclude=-
+    fi
     if scontrol requeue "$job"; then # what follows works only after it, and it ends this shell soon
         [ "$exclude" = - ] || scontrol update "JobId=$job" "ExcNodeList=$exclude"
         [ "$delay_s" = 0 ] || scontrol update "JobId=$job" "StartTime=now+$delay_s"
@@ -91,10 +123,12 @@ if [ "$action" = resubmit ]; then # the same job under another number
         "cpus-per-task=${SLURM_CPUS_PER_TASK:-}" "gpus-per-node=${SLURM_GPUS_PER_NODE:-}"; do
         [ -z "${option#*=}" ] || options+=("--$option")
     done
+    export RUN_DIR GPT2HPC_SUCCEEDS="$job${GPT2HPC_SUCCEEDS:+,$GPT2HPC_SUCCEEDS}"
     if mkdir -p "${script%/*}" && scontrol write batch_script "$SLURM_JOB_ID" "$script" &&
-        successor=$(sbatch --parsable "${options[@]}" "$script" "$@"); then
-        echo "gpt2hpc: job $job goes on as job $successor"
-        [ -z "${PICKLES:-}" ] || cp "$PICKLES/${job}_submitted.pkl" "$PICKLES/${successor}_submitted.pkl"
+        successor=$(env -u SLURM_RESTART_COUNT -u SLURM_ARRAY_JOB_ID -u SLURM_ARRAY_TASK_ID \
+            sbatch --parsable "${options[@]}" "$script" "$@"); then
+        echo "gpt2hpc: job $job goes on as job ${successor%%;*}"
+        [ -z "${PICKLES:-}" ] || cp "$PICKLES/${job}_submitted.pkl" "$PICKLES/${successor%%;*}_submitted.pkl"
     fi
 fi
 if [ -z "$action" ]; then code=$((rc == 0 ? 1 : rc)); fi

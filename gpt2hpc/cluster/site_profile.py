@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,6 +28,11 @@ from gpt2hpc.errors import ConfigError
 Runtime = Literal["apptainer", "singularity", "none"]
 RUNTIMES: tuple[str, ...] = typing.get_args(Runtime)
 VARIABLE = "GPT2HPC_SITE"
+OWNED = (
+    *("array", "chdir", "error", "job-name", "no-requeue", "nodes", "ntasks", "ntasks-per-node"),
+    *("open-mode", "output", "requeue", "signal", "time", "wrap"),
+)
+"""Options of sbatch that the job's workings rest on, or that have a flag of their own."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,8 @@ def find(option: str | None, env: Mapping[str, str]) -> Site:
 def load(path: Path) -> Site:
     """Raises ConfigError naming file, key, value and mend."""
     try:
-        facts = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        # Every value as it is written: YAML's own reading makes 12:30:00 a number and NO a boolean.
+        facts = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader) or {}
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"site profile {path} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(facts, dict):
@@ -96,7 +103,7 @@ def load(path: Path) -> Site:
             near = difflib.get_close_matches(str(key), kinds, n=1)
             hint = f"did you mean {near[0]}? " if near else ""
             raise ConfigError(f"site profile {path}: unknown key {key}; {hint}the keys are {', '.join(kinds)}")
-        if value is not None:
+        if value not in ("", "null", "~"):
             values[key] = _checked(path, key, value)
     return Site(**values, path=path)
 
@@ -118,15 +125,18 @@ def _checked(path: Path, key: str, value: Any) -> Any:
             raise wrong("a list of texts")
         return tuple(os.path.expandvars(each) if key == "binds" else each for each in listed)
     if key in ("environment", "sbatch"):
-        if not isinstance(value, dict) or not all(isinstance(each, str | int | float) for each in value.values()):
+        if not isinstance(value, dict) or not all(isinstance(each, str) for each in value.values()):
             raise wrong("names with values, as `NAME: value`")
-        return {str(name): each if isinstance(each, bool) else str(each) for name, each in value.items()}
-    if key in ("gpus_per_node", "cpus_per_task"):
-        if isinstance(value, bool) or not isinstance(value, int) or value < (key == "cpus_per_task"):
-            raise wrong("a whole number")
+        for name in value:
+            if key == "environment" and not re.fullmatch(r"[A-Za-z_]\w*", name):
+                raise wrong(f"names of variables; {name!r} is none")
+            if name.replace("_", "-") in OWNED and key == "sbatch":
+                raise wrong(f"options that gpt2hpc does not set itself; drop {name}")
         return value
-    if isinstance(value, bool | list | dict):
+    if isinstance(value, list | dict):
         raise wrong("a text")
-    if key == "time" and isinstance(value, int) and value > 24 * 60:
-        raise wrong("a time in quotes, as '24:00:00'; YAML reads it as a number without them")
-    return os.path.expandvars(str(value)) if key in ("image", "python") else str(value)
+    if key in ("gpus_per_node", "cpus_per_task"):
+        if not value.isdecimal() or int(value) < (key == "cpus_per_task"):
+            raise wrong("a whole number")
+        return int(value)
+    return os.path.expandvars(value) if key in ("image", "python") else value

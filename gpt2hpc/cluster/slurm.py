@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gpt2hpc.errors import UsageError
@@ -24,6 +25,8 @@ class Job:
         preempted: A job of higher priority has asked for its nodes; the grace runs.
         refused: `scontrol requeue` was tried and refused.
         excluded: Nodes that the user, or an earlier decision, has excluded.
+        required: Nodes that the user insists on.
+        succeeds: Jobs that this one continues since their requeue was refused, the newest first.
     """
 
     job: str
@@ -37,11 +40,16 @@ class Job:
     preempted: bool = False
     refused: bool = False
     excluded: str = ""
+    required: str = ""
+    succeeds: tuple[str, ...] = ()
 
 
-def parse_show_job(text: str, *, restart: int, exit_code: int | None, refused: bool = False) -> Job:
+def parse_show_job(
+    text: str, *, restart: int, exit_code: int | None, refused: bool = False, succeeds: Sequence[str] = ()
+) -> Job:
     """The first job in the output of `scontrol show job -o`; UsageError where it is not that."""
-    facts = dict(re.findall(r"(\w+)=(\S*)", text.splitlines()[0] if text.strip() else ""))
+    line = text.splitlines()[0] if text.strip() else ""
+    facts = dict(re.findall(r"(\w+)=(\S*)", line.partition(" Command=")[0]))  # then come the user's own words
     if "JobId" not in facts or "JobState" not in facts:
         raise UsageError("standard input is not the output of `scontrol show job -o`; pipe that into this command")
     array, task = facts.get("ArrayJobId"), facts.get("ArrayTaskId")
@@ -56,6 +64,8 @@ def parse_show_job(text: str, *, restart: int, exit_code: int | None, refused: b
         preempted=_none_as_empty(facts.get("PreemptTime", "")) not in ("", "Unknown"),
         refused=refused,
         excluded=_none_as_empty(facts.get("ExcNodeList", "")),
+        required=_none_as_empty(facts.get("ReqNodeList", "")),
+        succeeds=tuple(succeeds),
     )
 
 

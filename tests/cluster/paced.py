@@ -2,7 +2,7 @@
 
 KIT_PACE_S=0.1          each optimizer step takes that much longer, without using the CPU
 KIT_KILL="STEP RANK"    that rank kills itself with SIGKILL before it takes that step; `once` after it: only if no attempt did
-KIT_LINGER_S=20         ranks stay that long after their last step, with everything written
+KIT_LINGER_S=20         ranks stay that long after their last step, or until a signal, with everything written
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def patch_jobs() -> None:
 
         Trainer.optimizer_step = optimizer_step  # type: ignore[method-assign]
         run_attempt(opened, run, ranks, signals)
-        until = time.monotonic() + LINGER_S  # a signal cuts a sleep short
-        while time.monotonic() < until:
+        until = time.monotonic() + LINGER_S
+        while time.monotonic() < until and not signals.stop:
             time.sleep(0.1)
 
     jobs._run_attempt = paced

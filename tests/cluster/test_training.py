@@ -70,9 +70,9 @@ def drive_time_limit_clock(kit: Kit) -> Ended:
     lines = (ROOT / "slurm" / "train_124m.sbatch").read_text().splitlines(keepends=True)
     template.write_text("".join(line for line in lines if "--signal" not in line))
     with kit.nodes() as nodes:
-        settings = kit.settings(stop_margin_s=20.0)
+        settings = kit.settings(stop_margin_s=60.0)
         job = kit.sbatch(
-            "limit-clock", "-w", nodes, "--time=1", settings=settings, template=template, env={"KIT_PACE_S": "0.4"}
+            "limit-clock", "-w", nodes, "--time=2", settings=settings, template=template, env={"KIT_PACE_S": "0.6"}
         )
         return Ended(job, kit.until_ended(job, seconds=500))
 
@@ -200,7 +200,7 @@ def drive_preempted_without_grace(kit: Kit) -> Ended:
 
 def drive_preempted_after_the_last_step(kit: Kit) -> Ended:
     with kit.nodes() as nodes:
-        job = kit.sbatch("preempted-late", "-p", "low", "-w", nodes, env={"KIT_PACE_S": "0", "KIT_LINGER_S": "12"})
+        job = kit.sbatch("preempted-late", "-p", "low", "-w", nodes, env={"KIT_PACE_S": "0", "KIT_LINGER_S": "90"})
         kit.until(job, job.run.finished.exists, "the last step")
         kit.preempt(nodes.split(",")[0])
         return Ended(job, kit.until_ended(job))

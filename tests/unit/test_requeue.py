@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
+from gpt2hpc import config_io
 from gpt2hpc.cluster import requeue
-from gpt2hpc.cluster.ledger import Attempt, Cause, Outcome
+from gpt2hpc.cluster.ledger import Attempt, Cause, Ledger, Outcome
 from gpt2hpc.cluster.requeue import Action, decide
 from gpt2hpc.cluster.slurm import Job, expand_nodes, parse_show_job
-from gpt2hpc.config import RequeueConfig
+from gpt2hpc.config import Config, RequeueConfig
 from gpt2hpc.errors import UsageError
+from gpt2hpc.run_dir import RunDir
 
 LIMITS = RequeueConfig(crash_budget=2, max_without_progress=4, backoff_s=30.0)
 
@@ -54,8 +56,19 @@ def ask(job: Job, found: Outcome | None, attempts: list[Attempt] | None = None, 
 
 def test_finished() -> None:
     for state in ("RUNNING", "COMPLETING"):
-        action = ask(Job("7", 0, state=state, exit_code=1), outcome(Cause.PREEMPTED), finished=True)
+        action = ask(Job("7", 0, state=state, exit_code=0), outcome(Cause.PREEMPTED), finished=True)
         assert (action.kind, action.exit_code) == ("exit", 0)
+        mine = [attempt(0, cause=Cause.FINISHED)]  # and killed on its way out
+        action = ask(Job("7", 0, state=state, exit_code=137), None, mine, finished=True)
+        assert (action.kind, action.exit_code) == ("exit", 0)
+
+
+def test_a_finished_run_does_not_hide_the_failure_of_a_later_start() -> None:
+    """Which was to make it longer, but did not get as far as saying so."""
+    before = [attempt(0, job="6", cause=Cause.FINISHED)]
+    assert ask(Job("7", 0, exit_code=3), None, before, finished=True).exit_code == 3
+    assert ask(Job("7", 0, exit_code=143, preempted=True), None, before, finished=True).kind == "requeue"
+    assert ask(Job("7", 0, exit_code=1), None, before, finished=True).kind == "requeue"
 
 
 @pytest.mark.parametrize(("cause", "code"), [(Cause.DIVERGED, 5), (Cause.STOPPED, 6)])
@@ -130,16 +143,32 @@ def test_a_preemption_between_crashes_renews_nothing() -> None:
     assert ask(Job("7", 3, restarts=3), None, attempts).exit_code == 7
 
 
-def test_a_crash_before_the_ledger_counts_too() -> None:
-    attempts = [attempt(0), attempt(1)]
-    assert ask(Job("7", 2, restarts=2, exit_code=1), None, attempts).exit_code == 7
-    for restart, kind in enumerate(
-        ["requeue", "requeue", "exit", "exit"]
-    ):  # an import that fails leaves no trace at all
-        action = ask(Job("7", restart, restarts=restart, exit_code=1), None, [])
-        assert action.kind == kind, restart
-    later = [attempt(0, saved=50), attempt(3, first=50)]
-    assert "crashed 4 times" in ask(Job("7", 3, restarts=3), None, later).reason
+def test_the_jobs_that_a_successor_continues_count_too() -> None:
+    """Else a crash that repeats where requeuing is refused would be resubmitted for ever."""
+    older = [attempt(0, job="5"), attempt(0, job="6")]
+    successor = Job("7", 0, exit_code=137, refused=True, succeeds=("6", "5"))
+    assert ask(successor, None, [*older, attempt(0)]).exit_code == 7
+    assert ask(Job("7", 0, exit_code=137, refused=True), None, [*older, attempt(0)]).kind == "resubmit"
+
+
+def test_a_crash_before_the_claim_counts_too(tmp_path: Path) -> None:
+    """An import that fails leaves no attempt; whoever sees it end writes that down."""
+    run = RunDir(tmp_path)
+    run.create()
+    config_io.store(Config(requeue=LIMITS), run.config)
+    kinds = [
+        requeue.read_and_decide(run, Job("7", restart, restarts=restart, exit_code=1, nodes="n1")).kind
+        for restart in range(3)
+    ]
+    assert kinds == ["requeue", "requeue", "exit"]
+    assert "crashed 3 times" in Ledger(run).decision().reason  # type: ignore[union-attr]
+
+
+def test_starts_that_nobody_saw_end_are_no_crashes() -> None:
+    """Preempted without grace before they could claim an attempt, say."""
+    later = [attempt(0, saved=50), attempt(4, first=50)]
+    action = ask(Job("7", 4, restarts=4, exit_code=137), None, later)
+    assert (action.kind, action.delay_s) == ("requeue", 60)  # two crashes, the one after progress included
 
 
 def test_an_attempt_that_was_ended_from_outside_is_no_crash() -> None:
@@ -199,6 +228,12 @@ def test_a_bad_node_is_excluded(nodes: list[str], excluded: str, expected: str) 
     assert (action.kind, action.exclude_nodes) == ("requeue", expected)
 
 
+def test_a_node_that_the_user_insists_on_is_not_excluded() -> None:
+    attempts = [attempt(0), attempt(1)]
+    assert ask(Job("7", 1, restarts=1, exit_code=137), None, attempts).exclude_nodes == "n1"
+    assert ask(Job("7", 1, restarts=1, exit_code=137, required="n[1-2]"), None, attempts).exclude_nodes == ""
+
+
 def test_a_preemption_excludes_no_node() -> None:
     attempts = [attempt(0), attempt(1), attempt(2, cause=Cause.PREEMPTED)]
     assert ask(Job("7", 2, restarts=2), outcome(Cause.PREEMPTED, restart=2), attempts).exclude_nodes == ""
@@ -230,7 +265,7 @@ def test_backoff_is_bounded() -> None:
 
 SHOWN = (
     "JobId=123 ArrayJobId=120 ArrayTaskId=3 JobName=train UserId=me(1000) JobState=RUNNING Reason=None Requeue=1 "
-    "Restarts=1 BatchFlag=1 PreemptTime=None ExitCode=0:0 NodeList=n[1-2] Command=/home/me/a b.sh\n"
+    "Restarts=1 BatchFlag=1 PreemptTime=None ExitCode=0:0 NodeList=n[1-2] Command=/home/me/a b.sh JobState=FAILED Restarts=9\n"
 )
 
 
@@ -257,7 +292,7 @@ def test_the_command_prints_one_action(
     monkeypatch.setattr(sys, "stdin", io.StringIO(SHOWN))
     (tmp_path / "attempts").mkdir()
     assert requeue.main(["decide", str(tmp_path), "--exit-code", "137"]) == 0
-    assert capsys.readouterr().out == "requeue 6 20 0 - crash 2 of 3 allowed (exit code 137)\n"
+    assert capsys.readouterr().out == "requeue 6 10 0 - crash 1 of 3 allowed (exit code 137)\n"
     (tmp_path / "FINISHED").write_text('{"step": 19073}')
     monkeypatch.setattr(sys, "stdin", io.StringIO(SHOWN))
     assert requeue.main(["decide", str(tmp_path)]) == 0

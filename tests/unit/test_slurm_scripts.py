@@ -112,7 +112,8 @@ def test_the_dry_run_is_a_script_that_passes_shellcheck(tmp_path: Path) -> None:
         assert f"# {line}\n" in done.stdout
     assert "export APPTAINERENV_A='it'\"'\"'s'" in done.stdout
     assert "MASTER_ADDR_SUFFIX=i" in done.stdout
-    assert f"BINDS=/scratch,{tmp_path}/data/demo" in done.stdout
+    assert "BINDS=/scratch\n" in done.stdout
+    assert f"DATA={tmp_path}/data/demo\n" in done.stdout
     assert done.stdout.index("module load") < done.stdout.index(">>> gpt2hpc set-up")
     assert not (tmp_path / "runs").exists()
     for block in ("set-up", "tear-down"):
@@ -135,6 +136,7 @@ def test_the_script_and_the_templates_share_blocks_and_srun_arguments(tmp_path: 
     [
         (["--nodes", "0"], 2, "--nodes=0 must be 1 or more"),
         (["--nodes", "2", "--gpus-per-node", "2", "--nproc", "3"], 2, "--nproc=3 is more than --gpus-per-node=2"),
+        (["--cluster", "slurm", "--time", "inf"], 2, "--time=inf is not a time"),
         (["--cluster", "slurm", "--time", "soon"], 2, "--time=soon is not a time"),
         (
             ["--cluster", "slurm", "--time", "1"],
@@ -203,9 +205,11 @@ def test_times_that_are_none(text: str) -> None:
         ("gpu_directive: gpus", "it takes one of gpus-per-node, gres"),
         ("runtime: docker", "it takes one of apptainer, singularity, none"),
         ("environment: [A]", "it takes names with values"),
-        ("binds: [1]", "it takes a list of texts"),
+        ("binds: [{a: b}]", "it takes a list of texts"),
         ("partition: [a, b]", "it takes a text"),
-        ("time: 24:00:00", "a time in quotes"),
+        ("sbatch: {open-mode: truncate}", "drop open-mode"),
+        ("sbatch: {no_requeue: true}", "drop no_requeue"),
+        ("environment: {BAR BAZ: 1}", "'BAR BAZ' is none"),
         ("- partition", "holds no settings"),
         ("a: [", "cannot be read"),
     ],
@@ -236,9 +240,13 @@ def test_which_site_profile_is_taken(tmp_path: Path) -> None:
 def test_a_path_in_a_profile_may_name_a_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCRATCH", "/scratch/me")
     path = tmp_path / "site.yaml"
-    path.write_text("image: $SCRATCH/kit.sif\nbinds: $SCRATCH\ngpus_per_node: 4\n")
+    path.write_text(
+        "image: $SCRATCH/kit.sif\nbinds: $SCRATCH\ngpus_per_node: 4\ntime: 24:00:00\nenvironment: {A: true, B: 1:30:00}\n"
+    )
     loaded = site_profile.load(path)
     assert (loaded.image, loaded.binds, loaded.gpus_per_node) == ("/scratch/me/kit.sif", ("/scratch/me",), 4)
+    assert loaded.time == "24:00:00"
+    assert loaded.environment == {"A": "true", "B": "1:30:00"}  # as they are written
 
 
 def test_words_of_sbatch_are_passed_on() -> None:
