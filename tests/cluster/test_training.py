@@ -245,6 +245,29 @@ def test_preempted_after_the_last_step_is_finished(driven: list[Ended]) -> None:
     assert job.slurm["PreemptTime"] != "None"
 
 
+def drive_stopped(kit: Kit) -> list[Ended]:
+    """By the user's STOP; then the same command again, and once more with a STOP while it waits."""
+    with kit.nodes() as nodes:
+        first = kit.sbatch("stopped", "-w", nodes)
+        kit.until_step(first, 5)
+        first.run.stop.touch()
+        ended = [Ended(first, kit.until_ended(first))]
+        waiting = kit.sbatch("stopped", "-w", nodes, "--begin=now+3")
+        time.sleep(1)  # a later time stamp than the outcome's, whatever the file system's clock
+        first.run.stop.touch()
+        ended.append(Ended(waiting, kit.until_ended(waiting)))
+        last = kit.sbatch("stopped", "-w", nodes)
+        return [*ended, Ended(last, kit.until_ended(last))]
+
+
+@drives(drive_sbatch, drive_stopped)
+def test_a_wish_to_stop_is_obeyed_once(driven: list[Any]) -> None:
+    undisturbed, (first, waiting, last) = driven
+    for job in (first, waiting):
+        assert (job.slurm["JobState"], job.slurm["ExitCode"], job.slurm["Restarts"]) == ("FAILED", "6:0", "0")
+    finished_as(last, undisturbed, causes=["stopped", "stopped", "finished"], restarts=0)
+
+
 # Crashed ------------------------------------------------------------------------------------------------------------
 
 
@@ -308,6 +331,18 @@ def assert_no_cuda(driven: Ended) -> None:
     assert "--device cpu" in driven.job.told()
     assert not driven.job.attempts
     assert "CUDA is not available" in status.read_status(driven.job.run).detail
+
+
+def drive_wrong_setting(kit: Kit) -> Ended:
+    with kit.nodes() as nodes:
+        job = kit.sbatch("wrong-setting", "-w", nodes, more=["--optimizer.learning_rat=1"])
+        return Ended(job, kit.until_ended(job))
+
+
+@drives(drive_wrong_setting)
+def test_a_wrong_setting_is_not_tried_again(driven: Ended) -> None:
+    assert (driven.slurm["ExitCode"], driven.slurm["Restarts"]) == ("3:0", "0")
+    assert "did you mean optimizer.learning_rate?" in driven.job.told()
 
 
 # Arrays -------------------------------------------------------------------------------------------------------------
