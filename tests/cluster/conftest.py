@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.kit import PAIRS, Kit
+from tests.cluster.kit import LONG, PAIRS, Kit
 
 
 @pytest.fixture(scope="session")
 def futures(kit: Kit, request: pytest.FixtureRequest) -> Iterator[dict[Callable[[Kit], Any], Future[Any]]]:
     marks = [mark for item in request.session.items for mark in item.iter_markers("drives")]
-    wanted = dict.fromkeys(drive for mark in marks for drive in mark.args)
-    pool = ThreadPoolExecutor(2 * PAIRS)  # some only wait; those that act wait for nodes
+    wanted = sorted(dict.fromkeys(drive for mark in marks for drive in mark.args), key=lambda drive: drive not in LONG)
+    pool = ThreadPoolExecutor(PAIRS)
     try:
         yield {drive: pool.submit(drive, kit) for drive in wanted}
     finally:

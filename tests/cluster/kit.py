@@ -34,6 +34,15 @@ def drives(*functions: Callable[[Kit], Any]) -> pytest.MarkDecorator:
     return pytest.mark.drives.with_args(*functions)
 
 
+LONG: list[Callable[[Kit], Any]] = []
+
+
+def long(drive: Callable[[Kit], Any]) -> Callable[[Kit], Any]:
+    """Marks a drive that takes minutes, and so begins before the others."""
+    LONG.append(drive)
+    return drive
+
+
 @dataclass
 class Job:
     """A submitted job and its run."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.cluster.kit import SAVE_EVERY, Ended, Kit, bytes_of, drives, logged_once
+from tests.cluster.kit import SAVE_EVERY, Ended, Kit, bytes_of, drives, logged_once, long
 from tests.cluster.test_training import drive_sbatch
 
 pytestmark = pytest.mark.timeout(1200)
@@ -21,11 +21,13 @@ def lost(kit: Kit, name: str, which: int) -> Ended:
         return Ended(job, kit.until_ended(job))
 
 
+@long
 def drive_first_node_lost(kit: Kit) -> Ended:
     """With the batch shell: nobody is left to say what comes next."""
     return lost(kit, "first-node-lost", 0)
 
 
+@long
 def drive_second_node_lost(kit: Kit) -> Ended:
     return lost(kit, "second-node-lost", 1)
 

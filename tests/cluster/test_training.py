@@ -21,6 +21,7 @@ from tests.cluster.kit import (
     drives,
     finished_as,
     logged_once,
+    long,
     resumed_exactly,
 )
 
@@ -58,12 +59,14 @@ def test_both_ways_train_on_two_nodes(driven: list[Ended]) -> None:
 # Time limits --------------------------------------------------------------------------------------------------------
 
 
+@long
 def drive_time_limit_signal(kit: Kit) -> Ended:
     with kit.nodes() as nodes:
-        job = kit.sbatch("limit-signal", "-w", nodes, "--time=1", "--signal=USR2@10", env={"KIT_PACE_S": "0.4"})
+        job = kit.sbatch("limit-signal", "-w", nodes, "--time=1", "--signal=USR2@10", env={"KIT_PACE_S": "1.2"})
         return Ended(job, kit.until_ended(job, seconds=500))
 
 
+@long
 def drive_time_limit_clock(kit: Kit) -> Ended:
     """As a user whose cluster sends no signal: the line is deleted from the script."""
     template = kit.folder / "unsignalled.sbatch"
@@ -98,6 +101,7 @@ def test_a_time_limit_without_any_signal(driven: list[Ended]) -> None:
 # Cancelled ----------------------------------------------------------------------------------------------------------
 
 
+@long
 def drive_cancelled_in_the_grace(kit: Kit) -> Ended:
     """Steps of six seconds keep it from saving at once, so that the cancel falls between the signal and the requeue."""
     with kit.nodes() as nodes:
