@@ -12,7 +12,6 @@ import dataclasses
 import enum
 import os
 import socket
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,12 +19,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from gpt2hpc import durable
+from gpt2hpc.cluster import liveness
 from gpt2hpc.cluster.dist_env import DistEnv
 from gpt2hpc.errors import Gpt2hpcError, RunDirError
 from gpt2hpc.run_dir import RunDir
-
-BEAT_S = 10.0
-"""Seconds between signs of life."""
 
 
 class Cause(enum.StrEnum):
@@ -123,7 +120,7 @@ class Ledger:
             host=socket.gethostname(),
             pid=os.getpid(),
             started=utc_now(),
-            process=process_identity(os.getpid()),
+            process=liveness.process_identity(os.getpid()),
             nodes=env.nodes,
             world_size=env.world_size,
         )
@@ -246,15 +243,19 @@ class Ledger:
         return max(self._read(), key=lambda attempt: attempt.number, default=None)
 
     def alive(self, attempt: Attempt) -> bool:
-        """Whether the attempt runs still; takes up to 2.5 beats if it was on another machine."""
-        return is_alive(attempt, self._beat_path(attempt.number))
+        """Whether the attempt runs still: by its process where that can be seen, elsewhere by 2.5 beats' watching."""
+        if attempt.cause is not None:
+            return False
+        if liveness.is_here(attempt.process):
+            return liveness.process_identity(attempt.pid) == attempt.process
+        return liveness.is_beating(self._beat_path(attempt.number))
 
     def seems_alive(self, attempt: Attempt) -> bool:
         """The same at a glance, for a table: on another machine by the age of its heartbeat."""
-        if attempt.cause is not None or is_here(attempt):
+        if attempt.cause is not None or liveness.is_here(attempt.process):
             return self.alive(attempt)
         with contextlib.suppress(OSError):
-            return time.time() - self._beat_path(attempt.number).stat().st_mtime < 6 * BEAT_S
+            return time.time() - self._beat_path(attempt.number).stat().st_mtime < 6 * liveness.BEAT_S
         return False
 
     @contextlib.contextmanager
@@ -263,23 +264,8 @@ class Ledger:
         if not writes:
             yield
             return
-        stop, path = threading.Event(), self._beat_path(attempt.number)
-
-        def beat() -> None:
-            count = 0
-            while not stop.is_set():
-                with contextlib.suppress(OSError):  # a full disk must not end the run from here
-                    durable.publish_text(path, str(count := count + 1))
-                stop.wait(BEAT_S)
-
-        thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
-        thread.start()
-        try:
+        with liveness.heartbeat(self._beat_path(attempt.number)):
             yield
-        finally:
-            stop.set()
-            thread.join()
-            path.unlink(missing_ok=True)
 
     def _read(self, pattern: str = "[0-9]*.json") -> Iterator[Attempt]:
         for path in sorted(self._run.attempts.glob(pattern)):
@@ -312,58 +298,5 @@ def outcome_of(job: str, restart: int, outcome: Outcome | None, attempts: Sequen
     return outcome if whose == (newest.number, newest.job, newest.restart) == (newest.number, job, restart) else None
 
 
-def is_alive(attempt: Attempt, beat: Path) -> bool:
-    """By its process where that can be seen; elsewhere by whether its heartbeat moves (clocks of two nodes may differ)."""
-    if attempt.cause is not None:
-        return False
-    if is_here(attempt):
-        return process_identity(attempt.pid) == attempt.process
-    before, deadline = _text(beat), time.monotonic() + 2.5 * BEAT_S
-    while time.monotonic() < deadline:
-        time.sleep(BEAT_S / 10)
-        if _text(beat) != before:
-            return True
-    return False
-
-
-def is_here(attempt: Attempt) -> bool:
-    """Whether its process would be seen from here: the same machine, booted once, and the same PID namespace.
-
-    A host name does not tell: containers and cloned images share theirs.
-    """
-    return attempt.process.rpartition("/")[0] == machine_identity()
-
-
-def machine_identity() -> str:
-    """This machine since its boot, and this PID namespace; the host name where there is no /proc."""
-    try:
-        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}/{Path('/proc/self/ns/pid').readlink()}"
-    except OSError:
-        return socket.gethostname()
-
-
-def process_identity(pid: int) -> str:
-    """Tells a process on this machine from a later one with its pid; empty if there is none. A zombie is none."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return "" if fields[0] in "ZX" else f"{machine_identity()}/{fields[19]}"
-    except OSError:
-        if Path("/proc/self").exists():
-            return ""
-    try:  # no /proc, as on macOS
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return ""
-    except PermissionError:
-        pass
-    return f"{machine_identity()}/exists"
-
-
 def utc_now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _text(path: Path) -> str:
-    with contextlib.suppress(OSError):
-        return path.read_text()
-    return ""

@@ -272,6 +272,40 @@ def test_a_wish_to_stop_is_obeyed_once(driven: list[Any]) -> None:
     finished_as(last, undisturbed, causes=["stopped", "stopped", "finished"], restarts=0)
 
 
+BUSY = """#!/bin/sh
+# Slurm's own scontrol, but for the times when its controller is too busy to answer.
+if [ -e {busy} ]; then
+    echo "slurm_load_jobs error: Unable to contact slurm controller (connect failure)" >&2
+    exit 1
+fi
+exec {scontrol} "$@"
+"""
+
+
+def drive_busy_controller(kit: Kit) -> Ended:
+    """It does not answer while the job comes to its end."""
+    programs, busy = kit.folder / "busy-bin", kit.folder / "busy"
+    programs.mkdir()
+    (programs / "scontrol").write_text(BUSY.format(busy=busy, scontrol=shutil.which("scontrol")))
+    (programs / "scontrol").chmod(0o755)
+    with kit.nodes() as nodes:
+        job = kit.sbatch("busy-controller", "-w", nodes, env={"PATH": f"{programs}:{os.environ['PATH']}"})
+        kit.until_step(job, SAVE_EVERY + 5)
+        busy.touch()
+        kit.signal(job, "--signal=USR2")
+        kit.until(job, lambda: "Unable to contact" in job.told(), "the controller's silence")
+        time.sleep(3)
+        busy.unlink()
+        return Ended(job, kit.until_ended(job))
+
+
+@drives(drive_sbatch, drive_busy_controller)
+def test_a_controller_that_does_not_answer_at_once(driven: list[Ended]) -> None:
+    undisturbed, job = driven
+    finished_as(job, undisturbed, causes=["preempted", "finished"])
+    resumed_exactly(job)
+
+
 # Crashed ------------------------------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from gpt2hpc.cluster import ledger as ledgers
+from gpt2hpc import durable
+from gpt2hpc.cluster import liveness
 from gpt2hpc.cluster.dist_env import DistEnv, job_name
 from gpt2hpc.cluster.ledger import Attempt, Cause, Fenced, Ledger, Outcome
 from gpt2hpc.errors import RunDirError, UsageError
@@ -32,7 +33,7 @@ def requeued(restart: int) -> DistEnv:
 
 
 def rewrite(run: RunDir, attempt: Attempt) -> None:
-    ledgers.durable.publish_json(run.attempts / f"{attempt.number:04d}.json", dataclasses.asdict(attempt))
+    durable.publish_json(run.attempts / f"{attempt.number:04d}.json", dataclasses.asdict(attempt))
 
 
 def test_a_second_start_is_refused_while_the_first_lives(run: RunDir) -> None:
@@ -46,11 +47,11 @@ def test_a_second_start_is_refused_while_the_first_lives(run: RunDir) -> None:
 def test_a_dead_attempt_is_followed(run: RunDir) -> None:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     first = Ledger(run).claim(ALONE)
-    rewrite(run, dataclasses.replace(first, pid=child.pid, process=ledgers.process_identity(child.pid)))
+    rewrite(run, dataclasses.replace(first, pid=child.pid, process=liveness.process_identity(child.pid)))
     with pytest.raises(RunDirError):
         Ledger(run).claim(dataclasses.replace(ALONE, job="2"))
     child.kill()
-    while ledgers.process_identity(child.pid):
+    while liveness.process_identity(child.pid):
         time.sleep(0.01)  # a zombie, which nobody has waited for, is not alive
     assert Ledger(run).claim(dataclasses.replace(ALONE, job="2")).number == 2
     child.wait()
@@ -58,7 +59,7 @@ def test_a_dead_attempt_is_followed(run: RunDir) -> None:
 
 def test_another_process_with_the_same_pid_is_not_it(run: RunDir) -> None:
     first = Ledger(run).claim(ALONE)
-    rewrite(run, dataclasses.replace(first, process=f"{ledgers.machine_identity()}/1"))
+    rewrite(run, dataclasses.replace(first, process=f"{liveness.machine_identity()}/1"))
     assert Ledger(run).claim(dataclasses.replace(ALONE, job="2")).number == 2
 
 
@@ -107,7 +108,7 @@ def test_of_many_claims_at_once_one_wins(run: RunDir) -> None:
 
 
 def test_on_another_host_the_heartbeat_counts(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledgers, "BEAT_S", 0.2)
+    monkeypatch.setattr(liveness, "BEAT_S", 0.2)
     ledger = Ledger(run)
     first = ledger.claim(ALONE)
     elsewhere = dataclasses.replace(first, process="another boot/another namespace/1")
@@ -122,7 +123,7 @@ def test_on_another_host_the_heartbeat_counts(run: RunDir, monkeypatch: pytest.M
 
 def test_who_claims_while_another_looks_wins(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two starts after a dead node both wait for its heartbeat; only one may go on."""
-    monkeypatch.setattr(ledgers, "BEAT_S", 0.2)
+    monkeypatch.setattr(liveness, "BEAT_S", 0.2)
     dead = dataclasses.replace(Ledger(run).claim(ALONE), process="another boot/another namespace/1")
     rewrite(run, dead)
     results: list[object] = []
@@ -153,13 +154,13 @@ def test_damaged_records_lock_nobody_out(run: RunDir) -> None:
 
 def test_finished_means_as_far_as_asked(run: RunDir) -> None:
     assert not Ledger(run).is_finished(12)
-    ledgers.durable.publish_json(run.finished, {"step": 12})
+    durable.publish_json(run.finished, {"step": 12})
     assert Ledger(run).is_finished(12)
     assert not Ledger(run).is_finished(30), "extended, and not there yet"
 
 
 def test_a_silent_heartbeat_file_is_no_life(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledgers, "BEAT_S", 0.1)
+    monkeypatch.setattr(liveness, "BEAT_S", 0.1)
     ledger = Ledger(run)
     elsewhere = dataclasses.replace(ledger.claim(ALONE), process="another boot/another namespace/1")
     (run.attempts / "0001.beat").write_text("17")
@@ -232,5 +233,27 @@ def test_a_bad_variable_is_named() -> None:
 
 
 def test_this_process_is_alive() -> None:
-    assert ledgers.process_identity(os.getpid())
-    assert not ledgers.process_identity(2**22 + 1)
+    assert liveness.process_identity(os.getpid())
+    assert not liveness.process_identity(2**22 + 1)
+
+
+def test_a_start_that_ended_before_its_claim_is_remembered_once(run: RunDir) -> None:
+    ledger = Ledger(run)
+    for _ in range(2):
+        ledger.close_for("7", 0, "n[1-2]", Cause.CRASHED, 1)
+    (unclaimed,) = ledger.unclaimed()
+    assert (unclaimed.number, unclaimed.job, unclaimed.restart, unclaimed.nodes) == (0, "7", 0, "n[1-2]")
+    assert ledger.attempts() == []
+    assert ledger.newest() is None
+
+
+def test_a_refusal_holds_until_the_same_start_gets_further(run: RunDir) -> None:
+    """As when a command is run twice by hand in one allocation."""
+    ledger, env = Ledger(run), DistEnv.from_env({"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1"})
+    ledger.refuse("7", 0, UsageError("unknown option --x"))
+    ledger.refuse("7", 0, UsageError("another rank's words"))
+    refused = ledger.own_outcome("7", 0)
+    assert refused is not None
+    assert (refused.cause, refused.exit_code, refused.message) == (Cause.ERROR, 2, "unknown option --x")
+    ledger.claim(env)
+    assert ledger.own_outcome("7", 0) is None
