@@ -31,7 +31,7 @@ show() { for _ in 1 2 3 4 5 6; do SLURM_TIME_FORMAT=standard scontrol show job -
 fact() { show "$job" | sed -n "s/ Command=.*//; s/.* $1=\([^ ]*\).*/\1/p" | grep -vx '(null)'; }
 job=$SLURM_JOB_ID
 if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then # of this job, or left over from the one that it was submitted in?
-    if show "$SLURM_JOB_ID" | grep -q ' ArrayTaskId='; then
+    if [ "$(show "$SLURM_JOB_ID" | grep -c ' ArrayTaskId=')" != 0 ]; then
         job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID # the bare number may mean the whole array
         RUN_DIR=$RUN_DIR/$SLURM_ARRAY_TASK_ID
     else
