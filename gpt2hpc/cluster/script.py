@@ -31,12 +31,13 @@ show() { for _ in 1 2 3 4 5 6; do SLURM_TIME_FORMAT=standard scontrol show job -
 fact() { show "$job" | sed -n "s/ Command=.*//; s/.* $1=\([^ ]*\).*/\1/p" | grep -vx '(null)'; }
 job=$SLURM_JOB_ID
 if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then # of this job, or left over from the one that it was submitted in?
-    if [ "$(show "$SLURM_JOB_ID" | grep -c ' ArrayTaskId=')" != 0 ]; then
+    case $(show "$SLURM_JOB_ID") in
+    '' | *' ArrayTaskId='*)
         job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID # the bare number may mean the whole array
         RUN_DIR=$RUN_DIR/$SLURM_ARRAY_TASK_ID
-    else
-        unset SLURM_ARRAY_JOB_ID SLURM_ARRAY_TASK_ID
-    fi
+        ;;
+    *) unset SLURM_ARRAY_JOB_ID SLURM_ARRAY_TASK_ID ;;
+    esac
 fi
 restarts=$(fact Restarts)
 export SLURM_RESTART_COUNT=${restarts:-${SLURM_RESTART_COUNT:-0}}
@@ -51,7 +52,7 @@ if [ -n "${IMAGE:-}" ]; then
     run=("${RUNTIME:-apptainer}" --quiet exec --pwd "$PWD")
     if "${run[0]}" exec --help | grep -q -e --no-eval; then run+=(--no-eval); fi
     for path in "$PWD" "$RUN_DIR" ${DATA:+"$DATA"}; do # by its name, and by what that leads to
-        [ "$path" = / ] || run+=(--bind "$(realpath -s "$path")" --bind "$(realpath "$path")")
+        if [ "$path" != / ] && [ -e "$path" ]; then run+=(--bind "$(realpath -s "$path")" --bind "$(realpath "$path")"); fi
     done
     [ -z "${BINDS:-}" ] || run+=(--bind "$BINDS")
     [ "${SLURM_GPUS_ON_NODE:-0}" = 0 ] || run+=(--nv)
