@@ -47,6 +47,8 @@ def read_status(run: RunDir) -> RunStatus:
     ledger = Ledger(run)
     attempts = ledger.attempts()
     step, loss, val_loss = _last_metrics(run.metrics)
+    if attempts:
+        step = max(step, attempts[-1].saved_step)  # what is logged lags behind
     state, detail = _state(run, ledger, attempts)
     running = attempts[-1].pid if attempts and state == "running" else None
     return RunStatus(run.name, state, step, _steps(run), loss, val_loss, len(attempts), running, detail)
@@ -56,12 +58,14 @@ def _state(run: RunDir, ledger: Ledger, attempts: Sequence[Attempt]) -> tuple[st
     if ledger.is_finished(_steps(run) or 0):
         return "finished", ""
     decision = ledger.decision()
-    gave_up = decision.reason if decision and decision.action == "exit" else ""
+    gave_up = decision.reason if decision and decision.action in ("exit", "cancelled") else ""
     if not attempts:
         return "new", gave_up or "no attempt yet"
     newest = attempts[-1]
     if newest.cause == Cause.FINISHED:
         return "extended", f"was finished at step {newest.last_step}; submit the same command to go on"
+    if decision and decision.action == "cancelled":
+        return "cancelled", gave_up
     if newest.cause is not None:
         return newest.cause, gave_up or _queued(decision) or _explained(newest, ledger.outcome())
     if ledger.seems_alive(newest):
@@ -77,7 +81,7 @@ def _queued(decision: Decision | None) -> str:
     """Of a batch job that has requeued itself; a local one is seen running, or has ended with its terminal."""
     if decision is None or decision.job.startswith(LOCAL):
         return ""
-    how = "is in the queue again" if decision.action == "requeue" else "has a successor in the queue"
+    how = "requeued itself" if decision.action == "requeue" else "was submitted again as another job"
     return f"{decision.reason}; job {decision.job} {how}"
 
 
@@ -119,9 +123,13 @@ def _runs(paths: Sequence[Path]) -> list[RunDir]:
     for path in paths:
         if not path.is_dir():
             raise RunDirError(f"{path} is not a directory; give a run directory, or a directory of them")
-        inside = [path] if RunDir(path).config.exists() else sorted(path.iterdir())
-        found += [RunDir(each) for each in inside if RunDir(each).config.exists()]
+        inside = [path] if _is_run(RunDir(path)) else sorted(path.iterdir())
+        found += [RunDir(each) for each in inside if _is_run(RunDir(each))]
     return found
+
+
+def _is_run(run: RunDir) -> bool:
+    return run.config.exists() or run.decision.exists() or run.attempts.is_dir()
 
 
 def main(argv: Sequence[str]) -> int:

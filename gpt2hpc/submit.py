@@ -6,18 +6,19 @@ ranks end it asks the same `decide()` that a Slurm job asks, and starts them aga
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import jsonargparse
 
-from gpt2hpc import cli, config_io, jobs
+from gpt2hpc import cli, config_io, durable, jobs
 from gpt2hpc.cluster import batch, site_profile, slurm
 from gpt2hpc.cluster.batch import BatchJob
 from gpt2hpc.cluster.launch import LocalJob
@@ -39,7 +40,8 @@ def new_parser() -> jsonargparse.ArgumentParser:
         "--cluster",
         type=Literal["auto", "slurm", "local", "debug"],
         default="auto",
-        help="Where: slurm; local, in the foreground here; debug, one rank in this very process. auto is slurm if sbatch is here.",
+        help="Where: slurm; local, in the foreground here; debug, one rank in this very process. "
+        "auto is slurm if sbatch is here or what is asked for needs it.",
     )
     parser.add_argument("--nodes", type=int, help="Nodes (default: 1); more than one needs Slurm.")
     parser.add_argument(
@@ -120,7 +122,7 @@ def _time_limit_min(text: str | None, config: Config) -> float | None:
     margin_s = config.checkpoint.stop_margin_s
     if not minutes * 60 > margin_s:
         raise UsageError(
-            f"--time={text} is {minutes:g} minutes and must be above checkpoint.stop_margin_s={margin_s} seconds, "
+            f"--time={text} is {minutes:g} min and must be above checkpoint.stop_margin_s={margin_s} seconds, "
             "in which a run stops to save"
         )
     return minutes
@@ -196,7 +198,9 @@ def _on_slurm(run: RunDir, config: Config, options: jsonargparse.Namespace) -> i
         chosen = "".join(f"# {name} = {value} ({origin})\n" for name, (value, origin) in origins.items())
         shebang, _, rest = job.text().partition("\n")
         cli.say(f"{shebang}\n# What was chosen, and whence:\n{chosen}#\n# {job.run.config}:\n{settings}{rest}")
-        cli.say(f"# {_foretold(job.run, config, job.world_size)}")
+        before = batch.queued(job.run)
+        refused = f"a start would be refused: job {before} of this run is in the queue already"
+        cli.say(f"# {refused if before else _foretold(job.run, config, job.world_size)}")
         return 0
     config = jobs.check_start(job.run, config, world_size=job.world_size)
     for line in warnings(config):
@@ -209,15 +213,42 @@ def _on_slurm(run: RunDir, config: Config, options: jsonargparse.Namespace) -> i
             f"`scancel {before}` first to change it"
         )
     Ledger(job.run).refuse_if_taken("", 0)
-    job.run.create()
-    jobs.settle(job.run, config)
-    job.run.stop.unlink(missing_ok=True)  # an old wish; one that comes while the job waits counts
-    number = job.submit(jobs.Rank(str(job.run.path)))
+    newest = Ledger(job.run).newest()
+    if newest is not None and newest.world_size != job.world_size:
+        cli.warn(
+            f"the run goes on with {job.world_size} ranks instead of {newest.world_size}: the same data, other last bits"
+        )
+    with _as_before_if_refused(job.run):
+        job.run.create()
+        jobs.settle(job.run, config)
+        number = job.submit(jobs.Rank(str(job.run.path)))
+    job.run.stop.unlink(missing_ok=True)  # an old wish
     ranks = f"{cli.plural(job.nodes, 'node')} × {cli.plural(job.ranks_per_node, 'rank')}"
     cli.say(f"job {number}: {ranks}, run directory {job.run.path}")
     cli.say(f"log: {job.log.replace('%j', number)}")
     cli.say(f"watch it with `gpt2hpc status {shlex.quote(options.run_dir)}`, cancel it with `scancel {number}`")
     return 0
+
+
+@contextlib.contextmanager
+def _as_before_if_refused(run: RunDir) -> Iterator[None]:
+    """A job that Slurm does not take leaves nothing behind: neither its settings nor its files."""
+    folders = [run.path, run.attempts, run.checkpoints, run.slurm]
+    fresh = [folder for folder in folders if not folder.exists()]
+    known, settings = set(run.slurm.glob("*")), run.config.read_bytes() if run.config.exists() else None
+    try:
+        yield
+    except BaseException:
+        for path in set(run.slurm.glob("*")) - known:
+            path.unlink()
+        if settings is None:
+            run.config.unlink(missing_ok=True)
+        else:
+            durable.publish_bytes(run.config, settings)
+        for folder in reversed(fresh):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 Origins = dict[str, tuple[Any, str]]
@@ -263,6 +294,10 @@ def _batch_job(run: RunDir, config: Config, options: jsonargparse.Namespace) -> 
                 raise ConfigError(
                     f"{path} has a comma or a colon, which a container's --bind cannot; choose another path"
                 )
+    if image is None and profile.python and not Path(profile.python).exists():
+        raise ConfigError(
+            f"site profile {profile.path}: python={profile.python} does not exist; give the one of an environment with gpt2hpc"
+        )
     given = {"partition": partition} | {
         name: chosen(name) for name in ("account", "qos", "constraint", "exclude", "mem")
     }

@@ -16,6 +16,7 @@ from submitit import SlurmExecutor
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from gpt2hpc.cluster import script
+from gpt2hpc.cluster.ledger import Ledger
 from gpt2hpc.cluster.site_profile import Site
 from gpt2hpc.errors import MissingError, UsageError
 from gpt2hpc.run_dir import RunDir
@@ -123,9 +124,12 @@ class BatchJob:
         try:
             return self._executor().submit(task).job_id
         except (FailedJobError, FailedSubmissionError, subprocess.SubprocessError) as error:
-            raise UsageError(
-                f"sbatch refused the job: {_words(str(error))} (--cluster local trains on this machine)"
-            ) from error
+            said = _words(str(error))
+            if "contact" in said or "configuration" in said:
+                raise MissingError(
+                    f"Slurm does not answer: {said}; is SLURM_CONF right, and its controller up? --cluster local trains on this machine"
+                ) from error
+            raise UsageError(f"sbatch refused the job: {said}") from error
 
     def _executor(self) -> SlurmExecutor:
         executor = _Executor(folder=self.run.slurm, python='"${run[@]}"')
@@ -151,8 +155,10 @@ def _switches(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def queued(run: RunDir) -> str | None:
-    """The number of a job of this run that waits or runs, where squeue knows of one that `submit` has made."""
-    program, known = shutil.which("squeue"), {path.name.split("_")[0] for path in run.slurm.glob("*_submitted.pkl")}
+    """The number of a job of this run that waits or runs, where squeue knows of one that `submit` or an attempt has named."""
+    program, ledger = shutil.which("squeue"), Ledger(run)
+    known = {path.name.split("_")[0] for path in run.slurm.glob("*_submitted.pkl")}
+    known |= {each.job for each in (ledger.newest(), ledger.decision()) if each is not None}
     if program is None or not known:
         return None
     try:
@@ -180,5 +186,5 @@ def gpus_of(partition: str | None) -> int | None:
 
 def _words(text: str) -> str:
     """sbatch's own words out of submitit's report."""
-    said = re.findall(r"sbatch: (?:error: )?(.+)", text)
+    said = dict.fromkeys(re.findall(r"sbatch: (?:error: |fatal: )?(.+)", text))
     return "; ".join(said) if said else " ".join(text.split())

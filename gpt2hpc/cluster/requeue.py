@@ -173,7 +173,7 @@ def _not_ours(job: Job) -> str:
         return TOLD_TO_END
     if job.restarts != job.restart:
         return "requeued by somebody else already"
-    return f"the job is {job.state}: cancelled, or ended from outside"
+    return f"cancelled, or ended from outside (the job is {job.state})"
 
 
 def read_and_decide(run: RunDir, job: Job) -> Action:
@@ -188,7 +188,9 @@ def read_and_decide(run: RunDir, job: Job) -> Action:
         cause = Cause.PREEMPTED if _signalled(job) else Cause.CRASHED
         ledger.close_for(job.job, job.restart, job.nodes, cause, job.exit_code)
     action = decide(job, mine, [*ledger.unclaimed(), *ledger.attempts()], config.requeue, finished=finished)
-    ledger.remember(Decision(job.job, job.restart, action.kind, action.reason))
+    stays_away = action.kind == "exit" and action.exit_code == StoppedError.exit_code and not ours
+    kind = "cancelled" if stays_away and job.restarts == job.restart else action.kind
+    ledger.remember(Decision(job.job, job.restart, kind, action.reason))
     return action
 
 

@@ -61,6 +61,11 @@ else
     run=("${PYTHON:-python3}")
 fi
 
+if [ "$SLURM_RESTART_COUNT" = 0 ] && ! "${run[@]}" -c 'import gpt2hpc.cluster.requeue'; then
+    echo "gpt2hpc: not installed for ${run[*]}; activate its environment before sbatch, or set PYTHON or IMAGE" >&2
+    exit 8
+fi
+
 # When the job will be killed: the ranks save before, with or without a signal.
 unset GPT2HPC_JOB_END
 end=$(fact EndTime)

@@ -59,8 +59,9 @@ def load(directory: Path) -> Manifest:
     """Raises DataError where there is no manifest, or one that contradicts itself."""
     path = directory / NAME
     if not path.is_file():
+        where = "" if directory.is_absolute() else f" ({directory.absolute()})"
         raise DataError(
-            f"data.dir={directory} holds no {NAME}; make it with `gpt2hpc prepare --source … --out {directory}`"
+            f"data.dir={directory} holds no {NAME}{where}; make it with `gpt2hpc prepare --source … --out {directory}`"
         )
     facts: Any = durable.read_json(path)
     if not isinstance(facts, dict):
