@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
-KILL_WAIT_S = 10
+KILL_WAIT_S = 20
 CONF = """
 ClusterName=kit
 SlurmctldHost=localhost
