@@ -159,7 +159,7 @@ def test_a_crash_is_restarted_by_the_supervisor(
     output, _ = children[0].communicate(timeout=120)
     assert children[0].returncode == 0, output
     assert "restarts in 0 s: crash 1 of 3 allowed (exit code 137)" in output
-    assert [attempt.cause for attempt in Ledger(run).attempts()] == [None, "finished"]
+    assert [attempt.cause for attempt in Ledger(run).attempts()] == ["crashed", "finished"]
     assert list(tiny.losses(run)) == list(range(1, 151))
 
 
@@ -176,7 +176,7 @@ def test_the_crash_budget_ends_it(shared_data: Manifest, run: RunDir) -> None:
         f"    command = (sys.executable, {str(tiny.RANK_PROGRAM)!r}, str(run.path), '--kill', '2', '0')\n"
         "    return LocalJob(command, run, job.nproc, job.job)\n"
         "train.describe = describe\n"
-        f"sys.exit(submit.cli.run(submit.main, {['--run-dir', str(run.path), *tiny.flags(settings)]!r}))\n"
+        f"sys.exit(submit.cli.run(submit.main, {['--cluster=local', '--run-dir', str(run.path), *tiny.flags(settings)]!r}))\n"
     )
     done = _python(program)
     assert done.returncode == 7, done.stdout + done.stderr
@@ -296,7 +296,7 @@ def test_a_signal_during_the_launch_is_not_lost(shared_data: Manifest, run: RunD
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    return process\n"
         "launch._start = start\n"
-        f"sys.exit(cli.run(submit.main, {['--run-dir', str(run.path), *tiny.flags(settings)]!r}))\n"
+        f"sys.exit(cli.run(submit.main, {['--cluster=local', '--run-dir', str(run.path), *tiny.flags(settings)]!r}))\n"
     )
     done = _python(program)
     assert done.returncode == 6, done.stdout + done.stderr

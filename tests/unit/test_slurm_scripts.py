@@ -141,7 +141,7 @@ def test_the_script_and_the_templates_share_blocks_and_srun_arguments(tmp_path: 
         (
             ["--cluster", "slurm", "--time", "1"],
             2,
-            "--time=1 is 1 minutes and must be above checkpoint.stop_margin_s=60",
+            "--time=1 is 1 min and must be above checkpoint.stop_margin_s=60",
         ),
         (["--site", "gone.yaml"], 3, "--site=gone.yaml is not a file"),
         (["--nodes", "2", "--container", "gone.sif"], 3, "gone.sif does not exist"),
