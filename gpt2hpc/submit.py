@@ -23,6 +23,7 @@ from gpt2hpc.cluster import batch, site_profile, slurm
 from gpt2hpc.cluster.batch import BatchJob
 from gpt2hpc.cluster.launch import LocalJob
 from gpt2hpc.cluster.ledger import Ledger
+from gpt2hpc.cluster.site_profile import Site
 from gpt2hpc.cluster.supervisor import supervise
 from gpt2hpc.config import Config, grad_accum_steps, warnings
 from gpt2hpc.errors import ConfigError, DataError, RunDirError, UsageError
@@ -272,32 +273,17 @@ def _batch_job(run: RunDir, config: Config, options: jsonargparse.Namespace) -> 
     nodes, minutes = chosen("nodes", 1), _time_limit_min(chosen("time"), config)
     partition = chosen("partition")
     gpus = chosen("gpus_per_node")
-    if gpus is None or (config.train.device == "cpu" and options.gpus_per_node is None):
-        gpus, origin = (
-            (0, "train.device=cpu") if config.train.device == "cpu" else (batch.gpus_of(partition), "what sinfo tells")
-        )
-        if gpus is not None:
-            origins["gpus-per-node"] = (gpus, origin)
+    if config.train.device == "cpu" and options.gpus_per_node is None:
+        gpus = 0
+        origins["gpus-per-node"] = (gpus, "train.device=cpu")
+    elif gpus is None and (gpus := batch.gpus_of(partition)) is not None:
+        origins["gpus-per-node"] = (gpus, "what sinfo tells")
     ranks = chosen("nproc", gpus or 1)
     if gpus and ranks > gpus:
         raise UsageError(f"--nproc={ranks} is more than --gpus-per-node={gpus}; one process uses one GPU")
-    image = options.container or profile.image
-    if options.container == "none" or profile.runtime == "none":
-        image = None
+    image = _image(options.container, profile, binds=(run.path, Path(config.data.dir)))
     if image is not None:
-        image = os.path.abspath(Path(image).expanduser())  # noqa: PTH100
-        if not Path(image).exists():
-            raise ConfigError(f"container image {image} does not exist; build it, or give another with --container")
         origins["container"] = (image, "flag" if options.container else "site")
-        for path in (str(run.path), os.path.abspath(config.data.dir), image):  # noqa: PTH100
-            if set(path) & set(",:"):
-                raise ConfigError(
-                    f"{path} has a comma or a colon, which a container's --bind cannot; choose another path"
-                )
-    if image is None and profile.python and not Path(profile.python).exists():
-        raise ConfigError(
-            f"site profile {profile.path}: python={profile.python} does not exist; give the one of an environment with gpt2hpc"
-        )
     given = {"partition": partition} | {
         name: chosen(name) for name in ("account", "qos", "constraint", "exclude", "mem")
     }
@@ -318,6 +304,24 @@ def _batch_job(run: RunDir, config: Config, options: jsonargparse.Namespace) -> 
         ),
         origins,
     )
+
+
+def _image(option: str | None, profile: Site, *, binds: Sequence[Path]) -> str | None:
+    """The container image to run in; ConfigError for one that is missing, or without which the site's Python is."""
+    named = None if option == "none" or profile.runtime == "none" else option or profile.image
+    if named is None:
+        if profile.python and not Path(profile.python).exists():
+            raise ConfigError(
+                f"site profile {profile.path}: python={profile.python} does not exist; name one that has gpt2hpc"
+            )
+        return None
+    image = os.path.abspath(Path(named).expanduser())  # noqa: PTH100 -- links stay as they are
+    if not Path(image).exists():
+        raise ConfigError(f"container image {image} does not exist; build it, or give another with --container")
+    for path in (image, *(os.path.abspath(bind) for bind in binds)):  # noqa: PTH100
+        if set(path) & set(",:"):
+            raise ConfigError(f"{path} has a comma or a colon, which a container's --bind cannot; choose another path")
+    return image
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ class Action:
 
     `exclude_nodes` is the whole list of nodes to keep away from, the user's own included; empty to leave it as it is.
     `exit_code` is the batch script's; a job that goes on has not finished, so nothing may start after it as if it had.
+    `cancelled`: somebody outside ended the job, and it stays away.
     """
 
     kind: Literal["exit", "requeue", "resubmit"]
@@ -56,6 +57,7 @@ class Action:
     exit_code: int = 0
     delay_s: float = 0.0
     exclude_nodes: str = ""
+    cancelled: bool = False
 
 
 def decide(
@@ -77,7 +79,7 @@ def decide(
     if mine and mine.cause == Cause.ERROR:
         return Action("exit", mine.message, mine.exit_code or INTERNAL_ERROR)
     if job.cancelled or job.state != "RUNNING" or job.restarts != job.restart:
-        return Action("exit", _not_ours(job), StoppedError.exit_code)
+        return Action("exit", _not_ours(job), StoppedError.exit_code, cancelled=job.restarts == job.restart)
     if not mine and job.exit_code in _mendable():
         return Action("exit", "an error that a restart cannot mend; see above", job.exit_code or INTERNAL_ERROR)
     again = _again(job)
@@ -188,9 +190,7 @@ def read_and_decide(run: RunDir, job: Job) -> Action:
         cause = Cause.PREEMPTED if _signalled(job) else Cause.CRASHED
         ledger.close_for(job.job, job.restart, job.nodes, cause, job.exit_code)
     action = decide(job, mine, [*ledger.unclaimed(), *ledger.attempts()], config.requeue, finished=finished)
-    stays_away = action.kind == "exit" and action.exit_code == StoppedError.exit_code and not ours
-    kind = "cancelled" if stays_away and job.restarts == job.restart else action.kind
-    ledger.remember(Decision(job.job, job.restart, kind, action.reason))
+    ledger.remember(Decision(job.job, job.restart, "cancelled" if action.cancelled else action.kind, action.reason))
     return action
 
 

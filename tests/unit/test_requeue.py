@@ -96,6 +96,7 @@ def test_a_cancelled_job_is_not_resurrected(job: Job) -> None:
     for found in (outcome(Cause.PREEMPTED), None):
         action = ask(job, found)
         assert (action.kind, action.exit_code) == ("exit", 6)
+        assert action.cancelled == (job.restarts == job.restart)
 
 
 @pytest.mark.parametrize("cause", [Cause.PREEMPTED, Cause.TIME_LIMIT])
