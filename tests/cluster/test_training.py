@@ -17,6 +17,7 @@ from gpt2hpc.run_dir import RunDir
 from tests.cluster.kit import (
     ROOT,
     SAVE_EVERY,
+    STEPS,
     Ended,
     Job,
     Kit,
@@ -57,6 +58,33 @@ def test_both_ways_train_on_two_nodes(driven: list[Ended]) -> None:
     assert attempt["world_size"] == 4
     assert attempt["nodes"] == by_submit.slurm["NodeList"]
     assert by_submit.slurm["NumNodes"] == "2"
+
+
+def test_a_job_that_slurm_refuses_leaves_nothing(kit: Kit) -> None:
+    with pytest.raises(AssertionError, match="sbatch refused the job: invalid partition specified: nowhere"):
+        kit.submit("refused-at-once", "--partition", "nowhere", nodes="n1,n2")
+    assert not (kit.folder / "runs" / "refused-at-once").exists()
+
+
+@drives(drive_submit)
+def test_a_job_that_slurm_refuses_changes_nothing(driven: Ended, kit: Kit) -> None:
+    run = driven.job.run
+    before = {path: path.read_bytes() for path in (run.config, *run.slurm.iterdir())}
+    with pytest.raises(AssertionError, match="sbatch refused the job"):
+        kit.submit("by submit", "--steps", str(2 * STEPS), "--partition", "nowhere", nodes="n1,n2")
+    assert {path: path.read_bytes() for path in (run.config, *run.slurm.iterdir())} == before
+
+
+def drive_without_gpt2hpc(kit: Kit) -> Ended:
+    with kit.nodes() as nodes:
+        job = kit.sbatch("without-gpt2hpc", "-w", nodes, env={"PYTHON": "/usr/bin/python3", "PYTHONPATH": ""})
+        return Ended(job, kit.until_ended(job))
+
+
+@drives(drive_without_gpt2hpc)
+def test_a_python_without_gpt2hpc_says_so(driven: Ended) -> None:
+    assert (driven.slurm["ExitCode"], driven.slurm["Restarts"]) == ("8:0", "0")
+    assert "gpt2hpc: not installed for /usr/bin/python3; activate its environment" in driven.job.told()
 
 
 # Time limits --------------------------------------------------------------------------------------------------------
