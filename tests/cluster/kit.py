@@ -193,7 +193,11 @@ class Kit:
             time.sleep(0.2)
 
     def until_step(self, job: Job, step: int) -> None:
-        self.until(job, lambda: job.step() >= step, f"step {step} of {job.run.name}")
+        def there_or_over() -> bool:
+            return job.step() >= step or self.shown(job)["JobState"] in ENDED
+
+        self.until(job, there_or_over, f"step {step} of {job.run.name}")
+        assert job.step() >= step, f"{job.run.name} ended at step {job.step()}:\n{job.told()[-5000:]}"
 
     def until_ended(self, job: Job, *, seconds: float = 240) -> dict[str, str]:
         """Wait until Slurm has done with the job; returns its facts."""
