@@ -70,8 +70,9 @@ def test_a_job_that_slurm_refuses_leaves_nothing(kit: Kit) -> None:
 def test_a_job_that_slurm_refuses_changes_nothing(driven: Ended, kit: Kit) -> None:
     run = driven.job.run
     before = {path: path.read_bytes() for path in (run.config, *run.slurm.iterdir())}
+    longer = replace(kit.settings(), train=replace(kit.settings().train, total_steps=2 * STEPS))
     with pytest.raises(AssertionError, match="sbatch refused the job"):
-        kit.submit("by submit", "--steps", str(2 * STEPS), "--partition", "nowhere", nodes="n1,n2")
+        kit.submit("by submit", "--partition", "nowhere", settings=longer, nodes="n1,n2")
     assert {path: path.read_bytes() for path in (run.config, *run.slurm.iterdir())} == before
 
 
