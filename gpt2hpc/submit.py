@@ -6,27 +6,25 @@ ranks end it asks the same `decide()` that a Slurm job asks, and starts them aga
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import jsonargparse
 
-from gpt2hpc import cli, config_io, durable, jobs
+from gpt2hpc import cli, config_io, jobs
 from gpt2hpc.cluster import batch, site_profile, slurm
 from gpt2hpc.cluster.batch import BatchJob
 from gpt2hpc.cluster.launch import LocalJob
 from gpt2hpc.cluster.ledger import Ledger
-from gpt2hpc.cluster.site_profile import Site
 from gpt2hpc.cluster.supervisor import supervise
 from gpt2hpc.config import Config, grad_accum_steps, warnings
-from gpt2hpc.errors import ConfigError, DataError, RunDirError, UsageError
+from gpt2hpc.errors import DataError, RunDirError, UsageError
 from gpt2hpc.run_dir import RunDir
 from gpt2hpc.train import RUN_DIR_HELP, describe, local_job
 
@@ -89,7 +87,7 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError(
             f"{what} needs a Slurm cluster; --cluster {cluster} is one machine, so use --nodes 1 and --nproc"
         )
-    return _here(run, config, options) if cluster == "local" else _debug(run, config)
+    return _debug(run, config) if cluster == "debug" and not options.dry_run else _here(run, config, options)
 
 
 def _without_job(argv: Sequence[str]) -> Sequence[str]:
@@ -219,7 +217,7 @@ def _on_slurm(run: RunDir, config: Config, options: jsonargparse.Namespace) -> i
         cli.warn(
             f"the run goes on with {job.world_size} ranks instead of {newest.world_size}: the same data, other last bits"
         )
-    with _as_before_if_refused(job.run):
+    with batch.as_before_if_refused(job.run):
         job.run.create()
         jobs.settle(job.run, config)
         number = job.submit(jobs.Rank(str(job.run.path)))
@@ -229,27 +227,6 @@ def _on_slurm(run: RunDir, config: Config, options: jsonargparse.Namespace) -> i
     cli.say(f"log: {job.log.replace('%j', number)}")
     cli.say(f"watch it with `gpt2hpc status {shlex.quote(options.run_dir)}`, cancel it with `scancel {number}`")
     return 0
-
-
-@contextlib.contextmanager
-def _as_before_if_refused(run: RunDir) -> Iterator[None]:
-    """A job that Slurm does not take leaves nothing behind: neither its settings nor its files."""
-    folders = [run.path, run.attempts, run.checkpoints, run.slurm]
-    fresh = [folder for folder in folders if not folder.exists()]
-    known, settings = set(run.slurm.glob("*")), run.config.read_bytes() if run.config.exists() else None
-    try:
-        yield
-    except BaseException:
-        for path in set(run.slurm.glob("*")) - known:
-            path.unlink()
-        if settings is None:
-            run.config.unlink(missing_ok=True)
-        else:
-            durable.publish_bytes(run.config, settings)
-        for folder in reversed(fresh):
-            with contextlib.suppress(OSError):
-                folder.rmdir()
-        raise
 
 
 Origins = dict[str, tuple[Any, str]]
@@ -281,7 +258,7 @@ def _batch_job(run: RunDir, config: Config, options: jsonargparse.Namespace) -> 
     ranks = chosen("nproc", gpus or 1)
     if gpus and ranks > gpus:
         raise UsageError(f"--nproc={ranks} is more than --gpus-per-node={gpus}; one process uses one GPU")
-    image = _image(options.container, profile, binds=(run.path, Path(config.data.dir)))
+    image = profile.image_to_use(options.container, binds=(run.path, Path(config.data.dir)))
     if image is not None:
         origins["container"] = (image, "flag" if options.container else "site")
     given = {"partition": partition} | {
@@ -304,24 +281,6 @@ def _batch_job(run: RunDir, config: Config, options: jsonargparse.Namespace) -> 
         ),
         origins,
     )
-
-
-def _image(option: str | None, profile: Site, *, binds: Sequence[Path]) -> str | None:
-    """The container image to run in; ConfigError for one that is missing, or without which the site's Python is."""
-    named = None if option == "none" or profile.runtime == "none" else option or profile.image
-    if named is None:
-        if profile.python and not Path(profile.python).exists():
-            raise ConfigError(
-                f"site profile {profile.path}: python={profile.python} does not exist; name one that has gpt2hpc"
-            )
-        return None
-    image = os.path.abspath(Path(named).expanduser())  # noqa: PTH100 -- links stay as they are
-    if not Path(image).exists():
-        raise ConfigError(f"container image {image} does not exist; build it, or give another with --container")
-    for path in (image, *(os.path.abspath(bind) for bind in binds)):  # noqa: PTH100
-        if set(path) & set(",:"):
-            raise ConfigError(f"{path} has a comma or a colon, which a container's --bind cannot; choose another path")
-    return image
 
 
 if __name__ == "__main__":

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from submitit import SlurmExecutor
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
+from gpt2hpc import durable
 from gpt2hpc.cluster import script
 from gpt2hpc.cluster.ledger import Ledger
 from gpt2hpc.cluster.site_profile import Site
@@ -78,7 +80,8 @@ class BatchJob:
 
     def set_up(self) -> list[str]:
         """The lines before srun."""
-        prefixes = ("", "APPTAINERENV_") if self.image else ("",)  # an image's own variables beat the host's
+        # An image's own variables beat the host's, but not these.
+        prefixes = ("", f"{self.site.runtime.upper()}ENV_") if self.image else ("",)
         exports = [
             f"export {prefix}{name}={shlex.quote(value)}"
             for name, value in self.site.environment.items()
@@ -152,6 +155,27 @@ def _switches(options: Mapping[str, Any]) -> dict[str, Any]:
     words = {"true": True, "false": False}
     given = {name: words.get(value, value) if isinstance(value, str) else value for name, value in options.items()}
     return {name: value for name, value in given.items() if value is not False}
+
+
+@contextlib.contextmanager
+def as_before_if_refused(run: RunDir) -> Iterator[None]:
+    """A job that Slurm does not take leaves nothing behind: neither its settings nor its files."""
+    folders = [run.path, run.attempts, run.checkpoints, run.slurm]
+    fresh = [folder for folder in folders if not folder.exists()]
+    known, settings = set(run.slurm.glob("*")), run.config.read_bytes() if run.config.exists() else None
+    try:
+        yield
+    except BaseException:
+        for path in set(run.slurm.glob("*")) - known:
+            path.unlink()
+        if settings is None:
+            run.config.unlink(missing_ok=True)
+        else:
+            durable.publish_bytes(run.config, settings)
+        for folder in reversed(fresh):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def queued(run: RunDir) -> str | None:

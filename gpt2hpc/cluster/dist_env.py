@@ -84,7 +84,7 @@ class DistEnv:
             gpus_allotted=bool(
                 env.get("SLURM_STEP_GPUS")  # a list: "0" is a GPU
                 or env.get("SLURM_JOB_GPUS")
-                or any(env.get(name, "0") != "0" for name in (GPUS_ALLOTTED, "SLURM_GPUS_ON_NODE"))
+                or any(env.get(name, "") not in ("", "0") for name in (GPUS_ALLOTTED, "SLURM_GPUS_ON_NODE"))
             ),
         )
 

@@ -16,7 +16,7 @@ import difflib
 import os
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +26,6 @@ import yaml
 from gpt2hpc.errors import ConfigError
 
 Runtime = Literal["apptainer", "singularity", "none"]
-RUNTIMES: tuple[str, ...] = typing.get_args(Runtime)
 VARIABLE = "GPT2HPC_SITE"
 OWNED = (
     *("array", "chdir", "error", "job-name", "no-requeue", "nodes", "ntasks", "ntasks-per-node"),
@@ -72,6 +71,25 @@ class Site:
     setup: tuple[str, ...] = ()
     master_addr_suffix: str = ""
     path: Path | None = None
+
+    def image_to_use(self, option: str | None, *, binds: Sequence[Path]) -> str | None:
+        """The container image to run in; ConfigError for one that is missing, or without which the site's Python is."""
+        named = None if option == "none" or self.runtime == "none" else option or self.image
+        if named is None:
+            if self.python and not Path(self.python).exists():
+                raise ConfigError(
+                    f"site profile {self.path}: python={self.python} does not exist; name one that has gpt2hpc"
+                )
+            return None
+        image = os.path.abspath(Path(named).expanduser())  # noqa: PTH100 -- links stay as they are
+        if not Path(image).exists():
+            raise ConfigError(f"container image {image} does not exist; build it, or give another with --container")
+        for path in (image, *(os.path.abspath(bind) for bind in binds)):  # noqa: PTH100
+            if set(path) & set(",:"):
+                raise ConfigError(
+                    f"{path} has a comma or a colon, which a container's --bind cannot; choose another path"
+                )
+        return image
 
 
 def find(option: str | None, env: Mapping[str, str]) -> Site:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from gpt2hpc.cluster import batch, script, site_profile
+from gpt2hpc.cluster.dist_env import DistEnv
 from gpt2hpc.cluster.slurm import minutes
 from gpt2hpc.errors import ConfigError, UsageError
 from tests.tiny import gpt2hpc
@@ -118,6 +119,19 @@ def test_the_dry_run_is_a_script_that_passes_shellcheck(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
     for block in ("set-up", "tear-down"):
         assert "\n".join(script.lines(block)) in done.stdout
+
+
+@pytest.mark.parametrize("cluster", ["local", "debug"])
+def test_a_dry_run_here_starts_nothing(cluster: str, tmp_path: Path) -> None:
+    done = dry_run("--cluster", cluster, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "# a start would be refused: data.dir=data/demo holds no manifest.json" in done.stdout
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(("count", "allotted"), [("", False), ("0", False), ("2", True)])
+def test_gpus_allotted(count: str, allotted: bool) -> None:
+    assert DistEnv.from_env({"SLURM_JOB_ID": "7", "SLURM_GPUS_ON_NODE": count}).gpus_allotted is allotted
 
 
 def test_the_script_and_the_templates_share_blocks_and_srun_arguments(tmp_path: Path) -> None:
