@@ -14,8 +14,11 @@ from gpt2hpc import __version__, cli
 from gpt2hpc.errors import UsageError
 
 VERBS = {
+    "stage": "fetch what compute nodes without internet will need",
     "prepare": "tokenize text into shards",
-    "submit": "train as a job: restarted, resumed, supervised",
+    "verify": "hash shards or staged files and compare",
+    "push-data": "upload prepared data to the Hub",
+    "submit": "train or prepare as jobs: restarted, resumed, supervised",
     "train": "train here and now, one process per GPU",
     "status": "what the runs are doing",
     "sample": "write text with a trained model",
@@ -34,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
         near = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise UsageError(f"unknown command {verb}; {hint}the commands are {', '.join(VERBS)}")
-    module = importlib.import_module(f"gpt2hpc.{verb}")
+    module = importlib.import_module(f"gpt2hpc.{verb.replace('-', '_')}")
     code: int = module.main(rest)
     return code
 

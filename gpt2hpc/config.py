@@ -131,13 +131,24 @@ class DataConfig:
     """Prepared data.
 
     Args:
-        dir: Directory that `gpt2hpc prepare --out` made.
+        dir: Directory that `gpt2hpc prepare --out` made, or of shards of others (`*_train_*.npy`, llm.c's `.bin`); or
+            `hf://datasets/USER/NAME[@REVISION]`, to be streamed.
         shuffle_shards: Shards that are shuffled together; few are kind to Lustre.
+        stage: Copy shards to cache_dir before they are read, for slow shared file systems; streaming does so anyway.
+        cache_dir: Directory on each node's own disk (default: below $SLURM_TMPDIR, $TMPDIR or /tmp).
+        cache_gib: Most that shards may take there.
+        patience_s: Seconds to wait for a shard to come.
+        verify: Hash the shards in dir before the first step; a start after that hashes only what changed since.
         manifest_sha256: Identity of the data; the first start fills it in, later ones refuse other data.
     """
 
     dir: str = "data/demo"
     shuffle_shards: int = 4
+    stage: bool = False
+    cache_dir: str | None = None
+    cache_gib: float = 10.0
+    patience_s: float = 600.0
+    verify: bool = True
     manifest_sha256: str | None = None
 
 
@@ -240,6 +251,8 @@ def _check_ranges(config: Config) -> None:
         "train.eval_every": train.eval_every,
         "train.eval_tokens": train.eval_tokens,
         "data.shuffle_shards": config.data.shuffle_shards,
+        "data.cache_gib": config.data.cache_gib,
+        "data.patience_s": config.data.patience_s,
         "checkpoint.every_minutes": config.checkpoint.every_minutes,
         "checkpoint.every_steps": config.checkpoint.every_steps,
     }

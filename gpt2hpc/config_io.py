@@ -46,6 +46,11 @@ MAY_CHANGE = (
     "train.eval_every",
     "train.trace_data",
     "data.dir",
+    "data.stage",
+    "data.cache_dir",
+    "data.cache_gib",
+    "data.patience_s",
+    "data.verify",
     "checkpoint.",
     "requeue.",
 )

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import socket
-import threading
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
 def fsync_dir(path: Path) -> None:
@@ -21,20 +22,35 @@ def fsync_dir(path: Path) -> None:
 
 
 def temporary_name(path: Path) -> Path:
-    """A name beside `path` that no other process, on any node, uses."""
-    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}.tmp")
+    """A name beside `path` that no other process, on any node or in any container, uses."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
 
 
-def publish_bytes(path: Path, contents: bytes | memoryview) -> None:
-    """Replace `path` by `contents` in one step; a reader sees the old or the new, never a part."""
+@contextlib.contextmanager
+def publishing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that replaces `path` in one step at the end of the block; an exception leaves `path` as it was."""
     temporary = temporary_name(path)
     try:
-        write_bytes(temporary, contents)
+        with temporary.open("w+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     fsync_dir(path.parent)
+
+
+def publish_bytes(path: Path, contents: bytes | memoryview) -> None:
+    """Replace `path` by `contents` in one step; a reader sees the old or the new, never a part."""
+    with publishing(path) as file:
+        file.write(contents)
+
+
+def leftovers(directory: Path) -> Iterator[Path]:
+    """Temporary files in `directory` of writers that were killed, or that write at this moment."""
+    yield from directory.glob(".*.tmp")
 
 
 def publish_text(path: Path, text: str) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,8 @@ from gpt2hpc.cluster.dist_env import LOCAL, DistEnv
 from gpt2hpc.cluster.ledger import Attempt, Cause, Ledger, Outcome
 from gpt2hpc.cluster.signals import SignalFlag, Stop
 from gpt2hpc.config import Config, check, grad_accum_steps
-from gpt2hpc.data import loader
-from gpt2hpc.data import manifest as manifests
+from gpt2hpc.data import catalog, hub, loader, shards, verify
+from gpt2hpc.data.manifest import Manifest
 from gpt2hpc.errors import USER_ERRORS, ConfigError, DataError, Gpt2hpcError, MissingError, as_users
 from gpt2hpc.run_dir import RunDir
 
@@ -30,6 +31,7 @@ class Opened:
     """A run that an attempt may work on; None of an attempt means that it is finished already."""
 
     config: Config
+    manifest: Manifest
     attempt: Attempt | None
     run_started: str = ""
 
@@ -112,11 +114,14 @@ def stored_config(run: RunDir) -> Config:
     return config_io.load(run.config)
 
 
-def check_start(run: RunDir, config: Config, *, world_size: int) -> Config:
-    """Refuse what can be refused before anything is written: settings, batch, data; returns the settings with the data's identity."""
+def check_start(run: RunDir, config: Config, *, world_size: int) -> tuple[Config, Manifest]:
+    """Refuse what can be refused before anything is written: settings, batch, data.
+
+    Returns the settings with the data's place and identity, and the data.
+    """
     check(config)
     grad_accum_steps(config, world_size=world_size)
-    manifest = manifests.load(Path(config.data.dir))
+    manifest = catalog.load(_same_commit(run, config.data.dir))
     if manifest.vocab_size > config.model.vocab_size:
         raise ConfigError(
             f"model.vocab_size={config.model.vocab_size} is below the {manifest.vocab_size} tokens of data.dir="
@@ -128,12 +133,39 @@ def check_start(run: RunDir, config: Config, *, world_size: int) -> Config:
             f"data.dir={config.data.dir} changed under the run: its manifest is {manifest.sha256[:12]}…, the run began with "
             f"{known[:12]}…; restore the data, or choose another --run-dir"
         )
-    loader.check_data(manifest, config.model.block_size)
-    where = os.path.abspath(config.data.dir)  # noqa: PTH100 -- a restart may begin elsewhere; links stay as they are
-    data = dataclasses.replace(config.data, dir=where, manifest_sha256=manifest.sha256)
+    loader.check_windows(manifest, config.model.block_size)
+    if not hub.is_remote(manifest.where):
+        for shard in manifest.shards:
+            shards.check_size(Path(manifest.where) / shard.file, shard)
+        where = os.path.abspath(manifest.where)  # noqa: PTH100 -- a restart may begin elsewhere; links stay as they are
+        manifest = dataclasses.replace(manifest, where=where)
+    data = dataclasses.replace(config.data, dir=manifest.where, manifest_sha256=manifest.sha256)
     config = dataclasses.replace(config, data=data)
     config_io.changes(run, config)
-    return config
+    return config, manifest
+
+
+def _same_commit(run: RunDir, where: str) -> str:
+    """A Hub dataset that is named without a revision stays, for a run that has begun, at the commit that it began with."""
+    if hub.is_remote(where) and run.has_checkpoints and (wanted := hub.parse(where)).revision is None:
+        before = stored_config(run).data.dir
+        if hub.is_remote(before) and hub.parse(before).repo == wanted.repo:
+            return before
+    return where
+
+
+def check_shards(run: RunDir, config: Config, manifest: Manifest) -> None:
+    """Hash the shards that this run has not hashed yet; those that are copied or streamed are hashed when they come."""
+    if hub.is_remote(manifest.where) or config.data.stage or not config.data.verify:
+        return
+    if any(shard.sha256 is None for shard in manifest.shards):
+        cli.warn(
+            f"data.dir={manifest.where} has no hashes to compare its shards with; `gpt2hpc verify --adopt` notes them"
+        )
+    began = time.monotonic()
+    hashed = verify.check_once(manifest, run.verified)
+    if hashed:
+        cli.say(f"hashed {hashed / 1e6:,.1f} MB of shards in {time.monotonic() - began:.1f} s: as the manifest says")
 
 
 def is_finished(run: RunDir, config: Config) -> bool:
@@ -154,10 +186,11 @@ def settle(run: RunDir, config: Config) -> None:
 
 def open_run(run: RunDir, config: Config, env: DistEnv) -> Opened:
     """Check, claim an attempt, settle the settings: rank 0's part before anything is computed."""
-    config = check_start(run, config, world_size=env.world_size)
+    config, manifest = check_start(run, config, world_size=env.world_size)
     run.create()
     if is_finished(run, config):
-        return Opened(config, None)
+        return Opened(config, manifest, None)
+    check_shards(run, config, manifest)
     ledger = Ledger(run)
     attempt = ledger.claim(env)
     ledger.fence(attempt)
@@ -166,7 +199,9 @@ def open_run(run: RunDir, config: Config, env: DistEnv) -> Opened:
     if _is_old(run.stop, run.outcome) or (env.job.startswith(LOCAL) and env.restart == 0):
         run.stop.unlink(missing_ok=True)
     first = ledger.attempts()[0].started
-    return Opened(config, attempt, first.replace("-", "").replace(":", "").replace("T", "-").removesuffix("Z"))
+    return Opened(
+        config, manifest, attempt, first.replace("-", "").replace(":", "").replace("T", "-").removesuffix("Z")
+    )
 
 
 def _is_old(wish: Path, outcome: Path) -> bool:
@@ -188,7 +223,7 @@ def _run_attempt(opened: Opened, run: RunDir, ranks: Ranks, signals: SignalFlag)
         with ledger.heartbeat(attempt, writes=ranks.is_first):
             trainer = Trainer(
                 opened.config,
-                manifests.load(Path(opened.config.data.dir)),
+                opened.manifest,
                 run,
                 ranks=ranks,
                 ledger=ledger,
@@ -199,7 +234,7 @@ def _run_attempt(opened: Opened, run: RunDir, ranks: Ranks, signals: SignalFlag)
             )
             trainer.start()
             stop = trainer.train()
-            trainer.log.close()
+            trainer.close()
     except (Gpt2hpcError, OSError) as caught:
         error = caught if isinstance(caught, Gpt2hpcError) else as_users(caught)
         if ranks.is_first and not ledger.superseded(attempt):

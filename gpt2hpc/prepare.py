@@ -1,48 +1,120 @@
-"""`gpt2hpc prepare`: text in, uint16 shards with sidecars and a manifest out."""
+"""`gpt2hpc prepare`: text in, uint16 shards and a manifest out; alone, or as one of many tasks that share the units.
+
+Three steps: `plan` cuts the sources into units, `encode` does those of the task that nobody has done, `finalize` writes the
+manifest. Without --step all three, here. Any step may be repeated, killed or run twice at once: what is done stays done.
+"""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, get_args
 
 from gpt2hpc import cli
-from gpt2hpc.data import encode, sources
+from gpt2hpc.cluster.dist_env import job_name
+from gpt2hpc.cluster.signals import SignalFlag
+from gpt2hpc.data import encode, plan, sources
+from gpt2hpc.data.backends import Wanted
+from gpt2hpc.data.manifest import Manifest
+from gpt2hpc.data.meter import Meter
+from gpt2hpc.data.plan import Plan, Reading, Separator
 from gpt2hpc.data.shards import SPLITS
-from gpt2hpc.errors import DataError, UsageError
+from gpt2hpc.data.sources import Selection, SourceFile
+from gpt2hpc.data.workers import Task, Work, allowed_cores
+from gpt2hpc.errors import CrashBudgetError, DataError, StoppedError, UsageError
+
+STEPS = ("all", "plan", "encode", "finalize")
+FREE = ("downloads", "sources", "nothing")
+MOST_RESTARTS = 20
+"""Of a task that is stopped each time before it has done a unit."""
+
+
+def add_plan_options(parser: argparse.ArgumentParser) -> None:
+    """What decides the tokens; `gpt2hpc submit prepare` has the same options."""
+    parser.add_argument(
+        "--source",
+        action="append",
+        metavar="S",
+        help="a file (.txt .md .rst .jsonl .parquet .csv .tsv .json .arrow, also .gz and .zst), a directory of them, a dataset on the "
+        "Hugging Face Hub as USER/NAME, or `demo`; may be given more than once; not needed where --out has a plan",
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory for shards and manifest.json")
+    of_hub = "of a Hub dataset"
+    parser.add_argument(
+        "--config", metavar="NAME", help=f"configuration {of_hub} (default: its own; sample-10BT of fineweb-edu)"
+    )
+    parser.add_argument("--split", default="train", metavar="NAME", help=f"split {of_hub} (default: train)")
+    parser.add_argument(
+        "--revision",
+        metavar="REV",
+        help=f"branch, tag or commit {of_hub} (default: today's commit, pinned in the plan)",
+    )
+    parser.add_argument(
+        "--document-separator",
+        choices=get_args(Separator),
+        default="file",
+        help="what ends a document of a text file (default: the file's end)",
+    )
+    parser.add_argument(
+        "--text-key", default="text", metavar="KEY", help="key or column of a record's text (default: text)"
+    )
+    parser.add_argument(
+        "--val-fraction",
+        type=float,
+        metavar="F",
+        help="share of the documents for validation, chosen by a hash of their text (default: the first unit, or 0.1 where there "
+        "is only one)",
+    )
+    parser.add_argument(
+        "--unit-tokens",
+        type=int,
+        default=plan.UNIT_TOKENS,
+        metavar="N",
+        help="tokens of a unit, roughly: a shard, and the work that a kill may cost (default: 100 million)",
+    )
+
+
+def add_task_options(parser: argparse.ArgumentParser) -> None:
+    """What decides how the work is done, and no token."""
+    parser.add_argument(
+        "--tokenizer",
+        choices=get_args(Wanted),
+        default="auto",
+        help="tiktoken is the reference; gigatoken is faster and is checked against it in each unit (default: gigatoken if installed)",
+    )
+    parser.add_argument(
+        "--max-bad-documents",
+        type=int,
+        default=0,
+        metavar="N",
+        help="documents that may be unreadable; they are left out, and named in the manifest (default: 0)",
+    )
+    parser.add_argument(
+        "--free",
+        choices=FREE,
+        default="downloads",
+        help="delete what, once its units are done: what was downloaded, or the source files themselves too (default: downloads)",
+    )
+    parser.add_argument(
+        "--processes", type=int, metavar="N", help="processes (default: one for each core that is allowed)"
+    )
 
 
 def new_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="gpt2hpc prepare", description="Tokenize text with GPT-2's encoding into shards to train on."
     )
+    add_plan_options(parser)
+    add_task_options(parser)
+    parser.add_argument("--step", choices=STEPS, default="all", help="do only this step (default: all)")
     parser.add_argument(
-        "--source",
-        action="append",
-        required=True,
-        metavar="S",
-        help="a text file (.txt .text .md .rst), a .jsonl file, a directory of them, or `demo`; may be given more than once",
-    )
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="directory for the shards and manifest.json"
-    )
-    parser.add_argument(
-        "--document-separator",
-        choices=("file", "blank-line"),
-        default="file",
-        help="what ends a document of a text file (default: the file's end)",
-    )
-    parser.add_argument(
-        "--text-key", default="text", metavar="KEY", help="key of a JSONL record's text (default: text)"
-    )
-    parser.add_argument(
-        "--val-fraction",
-        type=float,
-        metavar="F",
-        help="share of the documents for validation, chosen by a hash of their text "
-        "(default: the first unit of about 100M tokens, or 0.1 where there is only one)",
+        "--task",
+        default="0/1",
+        metavar="K/N",
+        help="this is task K of N, numbered from 0, with --step encode (default: 0/1)",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
     return parser
@@ -50,45 +122,165 @@ def new_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str]) -> int:
     arguments = new_parser().parse_args(argv)
-    if arguments.val_fraction is not None and not 0 < arguments.val_fraction < 1:
-        raise UsageError(f"--val-fraction={arguments.val_fraction} must be above 0 and below 1; try 0.1")
-    units = sources.find_units(arguments.source)
-    plan = encode.make_plan(
-        units, sources.Reading(arguments.document_separator, arguments.text_key), arguments.val_fraction
-    )
-    files, size = sum(len(unit.files) for unit in units), sum(file.bytes for unit in units for file in unit.files)
-    groups = cli.plural(len(units), "group")
-    cli.say(f"{cli.plural(files, 'file')}, {size / 1e6:.2f} MB of text in {groups}, to {arguments.out}")
+    check_options(arguments)
+    task, tasks = _task(arguments.task)
     if arguments.dry_run:
-        for unit in units:
-            cli.say(f"group {unit.index}: {' and '.join(plan.splits(unit))} from {cli.plural(len(unit.files), 'file')}")
-            for file in unit.files:
-                cli.say(f"  {file.path}  {file.bytes:,} bytes")
+        describe(new_plan(arguments), arguments.out)
         return 0
-    encode.check_target(arguments.out, plan)
+    the_plan = settled_plan(arguments, look_again=arguments.step in ("all", "plan"))
+    if arguments.step == "plan":
+        describe(the_plan, arguments.out, units=False)
     try:
-        _encode(arguments.out, plan)
+        if arguments.step in ("all", "encode"):
+            encode_share(the_plan, arguments, task=task, tasks=tasks)
+        last = arguments.step == "encode" and not encode.missing(arguments.out, the_plan, the_plan.units)
+        if last or arguments.step in ("all", "finalize"):
+            say_totals(encode.finalize(arguments.out, the_plan, arguments.max_bad_documents))
     except OSError as error:
+        where = error.filename or arguments.out
         raise DataError(
-            f"--out={arguments.out}: {error.strerror}; what is done is kept, so mend it and run the same command again"
+            f"{where}: {error.strerror or error}; what is done is kept, so mend it and run the same command again"
         ) from error
     return 0
 
 
-def _encode(directory: Path, plan: encode.Plan) -> None:
-    started, tokens = time.monotonic(), 0
-    missing = [unit for unit in plan.units if encode.done_unit(directory, plan, unit) is None]
-    if len(missing) < len(plan.units):
-        cli.say(f"{cli.plural(len(plan.units) - len(missing), 'group')} done already")
-    for number, unit in enumerate(missing, start=1):
-        tokens += sum(shard.tokens for shard in encode.encode_unit(directory, plan, unit))
-        seconds = max(time.monotonic() - started, 1e-9)
-        left_s = seconds * (len(missing) - number) / number
-        share = number / len(missing)
-        cli.say(f"{share:4.0%}  {tokens:,} tokens  {tokens / seconds / 1e6:.2f} Mtok/s  ETA {left_s:.0f} s")
-    manifest = encode.finalize(directory, plan)
+def check_options(arguments: argparse.Namespace) -> None:
+    """Raise UsageError for a number that cannot be."""
+    if arguments.val_fraction is not None and not 0 < arguments.val_fraction < 1:
+        raise UsageError(f"--val-fraction={arguments.val_fraction} must be above 0 and below 1; try 0.1")
+    for name, least in (("unit_tokens", 1), ("processes", 1), ("max_bad_documents", 0)):
+        value = getattr(arguments, name, None)
+        if value is not None and value < least:
+            raise UsageError(f"--{name.replace('_', '-')}={value} must be {least} or more")
+
+
+def _task(text: str) -> tuple[int, int]:
+    task, _, tasks = text.partition("/")
+    if not (task.isdecimal() and tasks.isdecimal() and int(task) < int(tasks)):
+        raise UsageError(f"--task={text} must be K/N with K from 0 to N - 1, as 0/8")
+    return int(task), int(tasks)
+
+
+# The plan -----------------------------------------------------------------------------------------------------------
+
+
+def asked(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options that decide the plan, for comparison with those of a plan that is there."""
+    keys = ("config", "split", "revision", "document_separator", "text_key", "val_fraction", "unit_tokens")
+    words = [os.path.abspath(each) if Path(each).exists() else each for each in arguments.source or ()]  # noqa: PTH100
+    return {"source": words, **{key: getattr(arguments, key) for key in keys}}
+
+
+def new_plan(arguments: argparse.Namespace) -> Plan:
+    """Look at the sources; those on the Hub stay at the commits of a plan that is there."""
+    if not arguments.source:
+        return plan.load(arguments.out)
+    commits = plan.load(arguments.out).commits if plan.asked_before(arguments.out) is not None else {}
+    selection = Selection(arguments.config, arguments.split, arguments.revision, commits)
+    files = sources.find_files(arguments.source, selection)
+    reading = Reading(arguments.document_separator, arguments.text_key)
+    return plan.make(files, reading, arguments.val_fraction, unit_tokens=arguments.unit_tokens)
+
+
+def settled_plan(arguments: argparse.Namespace, *, look_again: bool) -> Plan:
+    """The plan in --out, made first if there is none; DataError where that one was asked to be another.
+
+    `look_again` compares it with the sources as they are now; a task of many does not, which may have no network.
+    """
+    before = plan.asked_before(arguments.out)
+    if before is None:
+        if not arguments.source:
+            raise UsageError(
+                f"--out={arguments.out} holds no plan yet; give a --source, as a directory of texts or `demo`"
+            )
+        return plan.publish(arguments.out, new_plan(arguments), asked(arguments))
+    if not arguments.source:
+        return plan.load(arguments.out)
+    differing = [key for key, value in asked(arguments).items() if before.get(key) != value]
+    if differing:
+        listed = ", ".join(f"{key.replace('_', '-')} was {before.get(key)}" for key in differing)
+        raise DataError(
+            f"--out={arguments.out} holds data of another source or rule ({listed}); choose another --out, or delete it first"
+        )
+    if look_again:
+        return plan.publish(arguments.out, new_plan(arguments), asked(arguments))
+    return plan.load(arguments.out)
+
+
+def describe(the_plan: Plan, out: Path, *, units: bool = True) -> None:
+    """What would be done."""
+    size = sum(unit.bytes for unit in the_plan.units)
+    cli.say(
+        f"{cli.plural(len(the_plan.files), 'file')}, {size / 1e6:,.2f} MB of text (about "
+        f"{size / plan.BYTES_PER_TOKEN / 1e6:,.1f} Mtok) in {cli.plural(len(the_plan.units), 'unit')}, to {out}"
+    )
+    for unit in the_plan.units if units else ():
+        cli.say(f"unit {unit.index}: {' and '.join(the_plan.splits(unit))}, {unit.bytes:,} bytes of text")
+        for piece in unit.pieces:
+            file = the_plan.files[piece.file]
+            part = "" if (piece.start, piece.stop) == (0, file.bytes) else f"  {piece.start} to {piece.stop}"
+            cli.say(f"  {file.path}{part}")
+
+
+# The work -----------------------------------------------------------------------------------------------------------
+
+
+def encode_share(the_plan: Plan, arguments: argparse.Namespace, *, task: int, tasks: int) -> None:
+    """Do those units of task `task` of `tasks` that are not done; StoppedError if a signal came before the last."""
+    share = the_plan.share(task, tasks)
+    lacking = encode.missing(arguments.out, the_plan, share)
+    whose = f"of task {task} of {tasks} " if tasks > 1 else ""
+    if len(lacking) < len(share):
+        cli.say(f"{cli.plural(len(share) - len(lacking), 'unit')} {whose}done already")
+    if not lacking:
+        return
+    processes = min(arguments.processes or allowed_cores(), len(lacking))
+    cli.say(f"{cli.plural(len(lacking), 'unit')} {whose}to do; processes: {processes}")
+    signals = SignalFlag()
+    signals.install()
+    work = Work(
+        arguments.out, the_plan, arguments.tokenizer, arguments.max_bad_documents, {"job": job_name(os.environ)}
+    )
+    runner = Task(work, processes=processes, free=_freed(arguments.free), stop=lambda: bool(signals.stop))
+    meter = Meter(lacking)
+    try:
+        for unit, record in runner.run(lacking, meter.show):
+            if record is None:
+                cli.say(f"unit {unit.index} was done by another task meanwhile")
+            elif record.bad:
+                cli.warn(
+                    f"unit {unit.index}: {cli.plural(len(record.bad), 'document')} left out, the first: {record.bad[0].where}"
+                )
+    finally:
+        meter.close(runner.counts)
+    if signals.stop:
+        _stopped(runner.counts.units, len(lacking))
+
+
+def _freed(what: str) -> Any:
+    """Which files to delete once their units are done."""
+
+    def free(file: SourceFile) -> bool:
+        return what != "nothing" and (file.is_remote or (what == "sources" and file.format != "demo"))
+
+    return free
+
+
+def _stopped(done: int, lacking: int) -> None:
+    restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+    if done == 0 and restarts >= MOST_RESTARTS:
+        raise CrashBudgetError(
+            f"stopped {restarts + 1} times, and this time again before a unit was done; give it more time, or plan anew with a "
+            "smaller --unit-tokens"
+        )
+    raise StoppedError(
+        f"stopped with {done} of {lacking} units done; run the same command again: it does the others alone"
+    )
+
+
+def say_totals(manifest: Manifest) -> None:
     for split in SPLITS:
-        documents = sum(shard.documents for shard in manifest.split(split))
+        documents = manifest.documents(split) or 0
         cli.say(f"{split:5} {manifest.tokens(split):,} tokens of {cli.plural(documents, 'document')}")
 
 

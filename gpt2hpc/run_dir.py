@@ -53,6 +53,11 @@ class RunDir:
         return self.path / "decision.json"
 
     @property
+    def verified(self) -> Path:
+        """Size and time of the shards whose hash was found right."""
+        return self.path / "verified.json"
+
+    @property
     def slurm(self) -> Path:
         """Scripts, logs and pickles of Slurm jobs."""
         return self.path / "slurm"

@@ -1,4 +1,4 @@
-"""`gpt2hpc submit`: train as a job that is restarted and resumed until it is finished.
+"""`gpt2hpc submit [train]`: train as a job that is restarted and resumed until it is finished; `submit prepare` is next door.
 
 On Slurm it is a batch job that requeues itself. `--cluster local` stays in the foreground on this machine: each time the
 ranks end it asks the same `decide()` that a Slurm job asks, and starts them again.
@@ -13,23 +13,26 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jsonargparse
 
-from gpt2hpc import cli, config_io, jobs
-from gpt2hpc.cluster import batch, site_profile, slurm
+from gpt2hpc import cli, config_io, jobs, prepare_array
+from gpt2hpc.cluster import batch, choices, slurm
 from gpt2hpc.cluster.batch import BatchJob
+from gpt2hpc.cluster.choices import Choices
 from gpt2hpc.cluster.launch import LocalJob
 from gpt2hpc.cluster.ledger import Ledger
 from gpt2hpc.cluster.supervisor import supervise
 from gpt2hpc.config import Config, grad_accum_steps, warnings
+from gpt2hpc.data import hub
 from gpt2hpc.errors import DataError, RunDirError, UsageError
 from gpt2hpc.run_dir import RunDir
 from gpt2hpc.train import RUN_DIR_HELP, describe, local_job
 
-JOBS = ("train",)
+JOBS = ("train", "prepare")
 ForSlurm = ("partition", "account", "qos", "constraint", "exclude", "cpus_per_task", "mem", "container")
+SLURM_OPTIONS = (*ForSlurm, "nodes", "gpus_per_node", "nproc", "time", "job_name", "site")
 
 
 def new_parser() -> jsonargparse.ArgumentParser:
@@ -54,23 +57,13 @@ def new_parser() -> jsonargparse.ArgumentParser:
         help="Time limit of each attempt, which saves before and is restarted: minutes, HH:MM:SS or DAYS-HH:MM:SS.",
     )
     parser.add_argument("--dry-run", action="store_true", help="Print what would be submitted, and submit nothing.")
-    parser.add_argument("--job-name", type=str, help="Name of the Slurm job (default: the run directory's).")
-    for name in ("partition", "account", "qos", "constraint", "exclude", "mem"):
-        parser.add_argument(f"--{name}", type=str, help=f"As sbatch --{name}.")
-    parser.add_argument("--cpus-per-task", type=int, help="CPU cores for each process, as sbatch --cpus-per-task.")
-    parser.add_argument(
-        "--container", type=str, metavar="IMAGE", help="Run inside this image; `none` overrides the site's."
-    )
-    parser.add_argument(
-        "--site",
-        type=str,
-        metavar="FILE",
-        help=f"Site profile (default: ${site_profile.VARIABLE}, ~/.config/gpt2hpc/site.yaml).",
-    )
+    choices.add_options(parser)
     return parser
 
 
 def main(argv: Sequence[str]) -> int:
+    if argv and argv[0] == "prepare":
+        return prepare_array.main(argv[1:])
     options, config = config_io.parse(new_parser(), _without_job(argv))
     for name in ("nodes", "nproc", "cpus_per_task", "gpus_per_node"):
         value, least = options[name], int(name != "gpus_per_node")
@@ -191,17 +184,18 @@ def _rendered(job: LocalJob, settings: str) -> str:
 
 
 def _on_slurm(run: RunDir, config: Config, options: jsonargparse.Namespace) -> int:
-    job, origins = _batch_job(run, config, options)
+    job, chosen = _batch_job(run, config, options)
     if options.dry_run:
         settings = "".join(f"# {line}\n" for line in config_io.dump(config).splitlines())
-        chosen = "".join(f"# {name} = {value} ({origin})\n" for name, (value, origin) in origins.items())
         shebang, _, rest = job.text().partition("\n")
-        cli.say(f"{shebang}\n# What was chosen, and whence:\n{chosen}#\n# {job.run.config}:\n{settings}{rest}")
+        cli.say(
+            f"{shebang}\n# What was chosen, and whence:\n{chosen.comments()}#\n# {job.run.config}:\n{settings}{rest}"
+        )
         before = batch.queued(job.run)
         refused = f"a start would be refused: job {before} of this run is in the queue already"
         cli.say(f"# {refused if before else _foretold(job.run, config, job.world_size)}")
         return 0
-    config = jobs.check_start(job.run, config, world_size=job.world_size)
+    config, _ = jobs.check_start(job.run, config, world_size=job.world_size)
     for line in warnings(config):
         cli.warn(line)
     if jobs.is_finished(job.run, config):
@@ -229,57 +223,42 @@ def _on_slurm(run: RunDir, config: Config, options: jsonargparse.Namespace) -> i
     return 0
 
 
-Origins = dict[str, tuple[Any, str]]
-
-
-def _batch_job(run: RunDir, config: Config, options: jsonargparse.Namespace) -> tuple[BatchJob, Origins]:
+def _batch_job(run: RunDir, config: Config, options: jsonargparse.Namespace) -> tuple[BatchJob, Choices]:
     """The job that options, site and defaults make, and where each part of it comes from."""
-    profile = site_profile.find(options.site, os.environ)
-    origins: Origins = {"site": (profile.path or "none", "--site, $GPT2HPC_SITE or ~/.config/gpt2hpc/site.yaml")}
-
-    def chosen(name: str, default: Any = None) -> Any:
-        flag, of_site = options.get(name), getattr(profile, name, None)
-        value, origin = (
-            (flag, "flag") if flag is not None else (of_site, "site") if of_site is not None else (default, "default")
-        )
-        if value is not None:
-            origins[name.replace("_", "-")] = (value, origin)
-        return value
-
+    chosen = Choices({name: options[name] for name in SLURM_OPTIONS}, os.environ)
     run = RunDir(Path(os.path.abspath(run.path)))  # noqa: PTH100 -- links stay as they are
-    nodes, minutes = chosen("nodes", 1), _time_limit_min(chosen("time"), config)
-    partition = chosen("partition")
-    gpus = chosen("gpus_per_node")
+    nodes, minutes = chosen.of("nodes", 1), _time_limit_min(chosen.of("time"), config)
+    gpus = chosen.of("gpus_per_node")
     if config.train.device == "cpu" and options.gpus_per_node is None:
         gpus = 0
-        origins["gpus-per-node"] = (gpus, "train.device=cpu")
-    elif gpus is None and (gpus := batch.gpus_of(partition)) is not None:
-        origins["gpus-per-node"] = (gpus, "what sinfo tells")
-    ranks = chosen("nproc", gpus or 1)
+        chosen.note("gpus-per-node", gpus, "train.device=cpu")
+    elif gpus is None and (gpus := batch.gpus_of(chosen.of("partition"))) is not None:
+        chosen.note("gpus-per-node", gpus, "what sinfo tells")
+    ranks = chosen.of("nproc", gpus or 1)
     if gpus and ranks > gpus:
         raise UsageError(f"--nproc={ranks} is more than --gpus-per-node={gpus}; one process uses one GPU")
-    image = profile.image_to_use(options.container, binds=(run.path, Path(config.data.dir)))
+    data = None if hub.is_remote(config.data.dir) else Path(os.path.abspath(config.data.dir))  # noqa: PTH100
+    image = chosen.site.image_to_use(options.container, binds=(run.path, *([data] if data else [])))
     if image is not None:
-        origins["container"] = (image, "flag" if options.container else "site")
-    given = {"partition": partition} | {
-        name: chosen(name) for name in ("account", "qos", "constraint", "exclude", "mem")
-    }
-    given["cpus_per_task"] = chosen("cpus_per_task")
+        chosen.note("container", image, "flag" if options.container else "site")
+    given = chosen.sbatch_options()
+    if (cores := chosen.of("cpus_per_task")) is not None:
+        given["cpus_per_task"] = cores
     return (
         BatchJob(
             run=run,
-            name=chosen("job_name", run.name),
+            name=chosen.of("job_name", run.name),
             nodes=nodes,
             ranks_per_node=ranks,
             gpus_per_node=gpus or 0,
             minutes=None if minutes is None else math.ceil(minutes),
             stop_margin_s=math.ceil(config.checkpoint.stop_margin_s),
-            options={**profile.sbatch, **{name: value for name, value in given.items() if value is not None}},
-            site=profile,
+            options=given,
+            site=chosen.site,
             image=image,
-            data_dir=os.path.abspath(config.data.dir) if image else "",  # noqa: PTH100
+            data_dir=str(data) if image and data else "",
         ),
-        origins,
+        chosen,
     )
 
 

@@ -73,7 +73,7 @@ def local_job(
     """Check all that can be checked without torch and write the settings; None if the run is finished."""
     jobs.require_torch()
     local = describe(run, config, nproc=nproc, job=job, time_limit_s=time_limit_s)
-    config = jobs.check_start(run, config, world_size=local.nproc)
+    config, _ = jobs.check_start(run, config, world_size=local.nproc)
     for line in warnings(config):
         cli.warn(line)
     if jobs.is_finished(run, config):

@@ -42,9 +42,7 @@ def make_data(directory: Path, *, shard_tokens: Sequence[int] = (5000, 3000, 410
             directory,
             split="val" if unit == 0 else "train",
             unit=unit,
-            tokens=source.integers(0, VOCAB, size=count, dtype=np.uint16),
-            documents=1,
-            plan_sha256="tiny",
+            documents=[source.integers(0, VOCAB, size=count, dtype=np.uint16)],
         )
         for unit, count in enumerate([1000, *shard_tokens])
     ]
@@ -79,7 +77,7 @@ def run_ranks(
 ) -> int:
     """One attempt with real processes; `options` are those of rank.py. Returns the launcher's exit code."""
     run.create()
-    config_io.store(jobs.check_start(run, settings, world_size=nproc), run.config)
+    config_io.store(jobs.check_start(run, settings, world_size=nproc)[0], run.config)
     command = (sys.executable, str(RANK_PROGRAM), str(run.path), *options)
     os.environ["OMP_NUM_THREADS"] = "1"
     with SignalRelay().installed() as relay:

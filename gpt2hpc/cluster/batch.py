@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from submitit import SlurmExecutor
@@ -63,34 +64,15 @@ class BatchJob:
         """Where rank 0 and the batch script write; `%j` is the job's number."""
         return str(self.run.slurm / "%j_0_log.out")
 
-    def variables(self) -> dict[str, str]:
-        """What the script's blocks read."""
-        site = self.site
-        container = {"IMAGE": ""}
-        if self.image:
-            container = {"IMAGE": self.image, "RUNTIME": site.runtime, "BINDS": ",".join(site.binds)}
-        return {
+    def set_up(self) -> list[str]:
+        """The lines before srun."""
+        variables = {
             "RUN_DIR": str(self.run.path),
             "DATA": self.data_dir,
             "PICKLES": str(self.run.slurm),
-            **container,
-            "PYTHON": site.python or sys.executable,
-            "MASTER_ADDR_SUFFIX": site.master_addr_suffix,
+            "MASTER_ADDR_SUFFIX": self.site.master_addr_suffix,
         }
-
-    def set_up(self) -> list[str]:
-        """The lines before srun."""
-        # An image's own variables beat the host's, but not these.
-        prefixes = ("", f"{self.site.runtime.upper()}ENV_") if self.image else ("",)
-        exports = [
-            f"export {prefix}{name}={shlex.quote(value)}"
-            for name, value in self.site.environment.items()
-            for prefix in prefixes
-        ]
-        given = [f"{name}={shlex.quote(value)}" for name, value in self.variables().items()]
-        stale = 'rm -f "$PICKLES/${job}"_*.save_tmp # of an attempt that was killed; submitit would stumble over it'
-        first = "trap : TERM USR1 USR2 # from the beginning"
-        return [first, *given, *exports, *self.site.setup, *script.lines("set-up"), stale]
+        return set_up_lines("set-up", variables, self.site, self.image)
 
     def parameters(self) -> dict[str, Any]:
         """What submitit makes the script from."""
@@ -107,7 +89,7 @@ class BatchJob:
             "signal_delay_s": self.stop_margin_s,
             "wckey": None,
             "stderr_to_stdout": True,
-            "additional_parameters": {"requeue": True, **_switches(self.options)},
+            "additional_parameters": {"requeue": True, **switches(self.options)},
             "srun_args": list(script.SRUN_ARGS),
             "setup": self.set_up(),
             "teardown": script.lines("tear-down"),
@@ -120,26 +102,54 @@ class BatchJob:
 
     def submit(self, task: Callable[[], int]) -> str:
         """Hand the job to Slurm, each rank to run `task`; returns its number."""
-        if shutil.which("sbatch") is None:
-            raise MissingError(
-                "sbatch is not on PATH, so this machine cannot submit to Slurm; use a login node, or --cluster local"
-            )
-        try:
+        with refusals_explained():
             return self._executor().submit(task).job_id
-        except (FailedJobError, FailedSubmissionError, subprocess.SubprocessError) as error:
-            said = _words(str(error))
-            if "contact" in said or "configuration" in said:
-                raise MissingError(
-                    f"Slurm does not answer: {said}; is SLURM_CONF right, and its controller up? --cluster local trains on this machine"
-                ) from error
-            raise UsageError(f"sbatch refused the job: {said}") from error
 
     def _executor(self) -> SlurmExecutor:
-        executor = _Executor(folder=self.run.slurm, python='"${run[@]}"')
-        executor.update_parameters(
-            **{k: v for k, v in self.parameters().items() if v is not None or k in ("time", "wckey")}
+        return new_executor(self.run.slurm, self.parameters())
+
+
+def set_up_lines(block: str, variables: Mapping[str, str], site: Site, image: str | None) -> list[str]:
+    """The lines before srun: `variables` and how Python is run, the site's ways, then the block that reads them."""
+    container = {"IMAGE": ""}
+    if image:
+        container = {"IMAGE": image, "RUNTIME": site.runtime, "BINDS": ",".join(site.binds)}
+    # An image's own variables beat the host's, but not these.
+    prefixes = ("", f"{site.runtime.upper()}ENV_") if image else ("",)
+    exports = [
+        f"export {prefix}{name}={shlex.quote(value)}" for name, value in site.environment.items() for prefix in prefixes
+    ]
+    every = {**variables, **container, "PYTHON": site.python or sys.executable}
+    given = [f"{name}={shlex.quote(value)}" for name, value in every.items()]
+    stale = 'rm -f "$PICKLES/${job}"_*.save_tmp # of an attempt that was killed; submitit would stumble over it'
+    first = "trap : TERM USR1 USR2 # from the beginning"
+    return [first, *given, *exports, *site.setup, *script.lines(block), stale]
+
+
+@contextlib.contextmanager
+def refusals_explained() -> Iterator[None]:
+    """Raise MissingError or UsageError, in Slurm's own words, where it does not take a job."""
+    if shutil.which("sbatch") is None:
+        raise MissingError(
+            "sbatch is not on PATH, so this machine cannot submit to Slurm; use a login node, or --cluster local"
         )
-        return executor
+    try:
+        yield
+    except (FailedJobError, FailedSubmissionError, subprocess.SubprocessError) as error:
+        said = _words(str(error))
+        if "contact" in said or "configuration" in said:
+            raise MissingError(
+                f"Slurm does not answer: {said}; is SLURM_CONF right, and its controller up? --cluster local works on this machine"
+            ) from error
+        raise UsageError(f"sbatch refused the job: {said}") from error
+
+
+def new_executor(folder: Path, parameters: Mapping[str, Any]) -> SlurmExecutor:
+    """submitit's executor for scripts that run Python as their blocks have found it."""
+    executor = _Executor(folder=folder, python='"${run[@]}"')
+    # Without them submitit sets a time limit and a wckey of its own.
+    executor.update_parameters(**{k: v for k, v in parameters.items() if v is not None or k in ("time", "wckey")})
+    return executor
 
 
 class _Executor(SlurmExecutor):
@@ -150,7 +160,7 @@ class _Executor(SlurmExecutor):
         return 2
 
 
-def _switches(options: Mapping[str, Any]) -> dict[str, Any]:
+def switches(options: Mapping[str, Any]) -> dict[str, Any]:
     """`hold: true` is `--hold`, and `hold: false` is nothing."""
     words = {"true": True, "false": False}
     given = {name: words.get(value, value) if isinstance(value, str) else value for name, value in options.items()}
@@ -180,9 +190,20 @@ def as_before_if_refused(run: RunDir) -> Iterator[None]:
 
 def queued(run: RunDir) -> str | None:
     """The number of a job of this run that waits or runs, where squeue knows of one that `submit` or an attempt has named."""
-    program, ledger = shutil.which("squeue"), Ledger(run)
-    known = {path.name.split("_")[0] for path in run.slurm.glob("*_submitted.pkl")}
-    known |= {each.job for each in (ledger.newest(), ledger.decision()) if each is not None}
+    ledger = Ledger(run)
+    return first_queued(
+        submitted(run.slurm) | {each.job for each in (ledger.newest(), ledger.decision()) if each is not None}
+    )
+
+
+def submitted(folder: Path) -> set[str]:
+    """The numbers of jobs that were submitted with their pickles in `folder`."""
+    return {path.name.split("_")[0] for path in folder.glob("*_submitted.pkl")}
+
+
+def first_queued(known: set[str]) -> str | None:
+    """One of these jobs that waits or runs, where there is a squeue to know."""
+    program = shutil.which("squeue")
     if program is None or not known:
         return None
     try:
@@ -190,7 +211,9 @@ def queued(run: RunDir) -> str | None:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     except subprocess.SubprocessError:
         return None
-    return next((number for number in done.stdout.split() if number in known), None)
+    return next(
+        (number for number in done.stdout.split() if number in known or number.partition("_")[0] in known), None
+    )
 
 
 def gpus_of(partition: str | None) -> int | None:

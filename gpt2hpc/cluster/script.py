@@ -1,10 +1,11 @@
-"""The shell around the ranks: what a batch script does before srun and after it.
+"""The shell around ranks and tasks: what a batch script does before srun and after it.
 
 The blocks below are in every script that gpt2hpc submits and, word for word, in each template of `slurm/`;
 `python -m gpt2hpc.cluster.script slurm/*.sbatch` puts them there after a change here. On the host they need bash, the usual
 small programs (sed, grep, awk, getent, date) and Slurm's own, but no Python: that may live in a container image.
 
-They read these variables: RUN_DIR, DATA; IMAGE, RUNTIME, BINDS, PYTHON (how Python is run); MASTER_ADDR_SUFFIX; PICKLES (submitit's).
+They read these variables: RUN_DIR, DATA (to train), OUT, SOURCE (to prepare); IMAGE, RUNTIME, BINDS, PYTHON (how Python is run);
+MASTER_ADDR_SUFFIX; PICKLES (submitit's).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ SRUN_ARGS = ("--kill-on-bad-exit=1", "--wait=300", "--export=ALL", "--open-mode=
 """Without the first, survivors of a dead rank run on; without --export, `sbatch --export=NONE` hides MASTER_ADDR from the ranks;
 without the last, a restart truncates the log. --wait ends ranks that hang after another has ended."""
 
-SET_UP = r"""
+_JOB = r"""
 set +e # whatever ends the ranks, this shell must live to say what comes next
 trap : TERM USR1 USR2
 unset RANK LOCAL_RANK WORLD_SIZE # the ranks' own come from srun
@@ -34,24 +35,35 @@ if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then # of this job, or left over from the 
     case $(show "$SLURM_JOB_ID") in
     '' | *' ArrayTaskId='*)
         job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID # the bare number may mean the whole array
-        RUN_DIR=$RUN_DIR/$SLURM_ARRAY_TASK_ID
         ;;
     *) unset SLURM_ARRAY_JOB_ID SLURM_ARRAY_TASK_ID ;;
     esac
 fi
 restarts=$(fact Restarts)
 export SLURM_RESTART_COUNT=${restarts:-${SLURM_RESTART_COUNT:-0}}
+if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi # srun does not inherit it
+"""
+
+_RUN = r"""
+[ -z "${SLURM_ARRAY_TASK_ID:-}" ] || RUN_DIR=$RUN_DIR/$SLURM_ARRAY_TASK_ID
 mkdir -p "$RUN_DIR" || exit 9
 RUN_DIR=$(realpath -s "$RUN_DIR")
+paths=("$RUN_DIR" ${DATA:+"$DATA"})
+"""
 
+_OUT = r"""
+mkdir -p "$OUT" || exit 4
+OUT=$(realpath -s "$OUT")
+paths=("$OUT" ${SOURCE:+"$SOURCE"})
+"""
+
+_PYTHON = r"""
 # How Python is run here: in the image, if there is one.
-scratch=${SLURM_TMPDIR:-${TMPDIR:-/tmp}}
 if [ -n "${IMAGE:-}" ]; then
     unset PYTHONPATH PYTHONHOME APPTAINER_CLEANENV SINGULARITY_CLEANENV # the host's would leak in, the ranks' be kept out
-    scratch=/tmp # what else a host has may be missing inside
     run=("${RUNTIME:-apptainer}" --quiet exec --pwd "$PWD")
     if "${run[0]}" exec --help | grep -q -e --no-eval; then run+=(--no-eval); fi
-    for path in "$PWD" "$RUN_DIR" ${DATA:+"$DATA"}; do # by its name, and by what that leads to
+    for path in "$PWD" "${paths[@]}"; do # by its name, and by what that leads to
         if [ "$path" != / ] && [ -e "$path" ]; then run+=(--bind "$(realpath -s "$path")" --bind "$(realpath "$path")"); fi
     done
     [ -z "${BINDS:-}" ] || run+=(--bind "$BINDS")
@@ -65,7 +77,9 @@ if [ "$SLURM_RESTART_COUNT" = 0 ] && ! "${run[@]}" -c 'import gpt2hpc.cluster.re
     echo "gpt2hpc: not installed for ${run[*]}; activate its environment before sbatch, or set PYTHON or IMAGE" >&2
     exit 8
 fi
+"""
 
+_RANKS = r"""
 # When the job will be killed: the ranks save before, with or without a signal.
 unset GPT2HPC_JOB_END
 end=$(fact EndTime)
@@ -87,8 +101,9 @@ export MASTER_ADDR MASTER_PORT
 
 export GPT2HPC_SRUN=1 # a task of srun is a rank
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}} # another number would change the last bits
-if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi # srun does not inherit it
 export MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=2147483648 # keep the memory of the logits between steps
+scratch=${SLURM_TMPDIR:-${TMPDIR:-/tmp}}
+[ -z "${IMAGE:-}" ] || scratch=/tmp # what else a host has may be missing inside
 scratch=$scratch/gpt2hpc-${USER:-user}-$SLURM_JOB_ID # compilers' caches break on a shared disk
 export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$scratch/triton}
 export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$scratch/inductor}
@@ -142,7 +157,34 @@ if [ -z "$action" ]; then code=$((rc == 0 ? 1 : rc)); fi
 exit "$code"
 """
 
-BLOCKS = {"set-up": SET_UP, "tear-down": TEAR_DOWN, "srun": f"srun_args=({' '.join(SRUN_ARGS)})\n"}
+PREPARE_TEAR_DOWN = r"""
+rc=$?
+# Stopped before its units were done (6), or killed: once more, unless it was cancelled, or requeued by Slurm itself.
+if [ "$rc" = 6 ] || { [ "$rc" -ge 128 ] && [ "$SLURM_RESTART_COUNT" -lt 5 ]; }; then
+    if [ "$(fact JobState)" = RUNNING ]; then
+        scontrol update "JobId=$job" Requeue=1
+        if scontrol requeue "$job"; then exit 6; fi
+    fi
+fi
+[ "$rc" -le 9 ] || rc=1 # other codes mean something to Slurm, to shells or to submitit
+exit "$rc"
+"""
+
+
+def _joined(*parts: str) -> str:
+    return "\n\n".join(part.strip("\n") for part in parts)
+
+
+SRUN = f"srun_args=({' '.join(SRUN_ARGS)})"
+BLOCKS = {
+    "set-up": _joined(_JOB, _RUN, _PYTHON, _RANKS),
+    "tear-down": TEAR_DOWN,
+    "srun": SRUN,
+    "prepare set-up": _joined(_JOB, _OUT, _PYTHON),
+    "prepare tear-down": PREPARE_TEAR_DOWN,
+}
+TEMPLATES = (("set-up", "srun", "tear-down"), ("prepare set-up", "srun", "prepare tear-down"))
+"""The blocks of a template for training, and of one for preparing data."""
 
 
 def lines(block: str) -> list[str]:
@@ -152,7 +194,8 @@ def lines(block: str) -> list[str]:
 
 def refreshed(text: str, path: Path) -> str:
     """A template with the blocks of today; ConfigError where one is missing."""
-    for block in BLOCKS:
+    wanted = TEMPLATES["# >>> gpt2hpc prepare set-up >>>" in text]
+    for block in wanted:
         marked = re.compile(rf"^# >>> gpt2hpc {block} >>>$.*?^# <<< gpt2hpc {block} <<<$", re.DOTALL | re.MULTILINE)
         if len(marked.findall(text)) != 1:
             raise ConfigError(

@@ -1,126 +1,177 @@
-"""From units to shards to a manifest: deterministic, resumable unit by unit, and without a merge."""
+"""A unit's documents into shards, and, once all units are done, the manifest: deterministic, resumable, without a merge.
+
+A unit is done when its record `unit_NNNNNN.json`, written last, belongs to the plan and its shards have the sizes that it names.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from gpt2hpc import durable
-from gpt2hpc.data import manifest, shards, tokenizer
+from gpt2hpc.data import manifest, readers, shards, tokenizer
+from gpt2hpc.data.backends import Backend
 from gpt2hpc.data.manifest import Manifest
-from gpt2hpc.data.shards import Shard, Split, Tokens
-from gpt2hpc.data.sources import Reading, Unit, documents
+from gpt2hpc.data.plan import Plan, Unit, asked_before
+from gpt2hpc.data.readers import Bad
+from gpt2hpc.data.shards import SPLITS, Shard, Split, Tokens
+from gpt2hpc.data.sources import SourceFile, check_unchanged
 from gpt2hpc.errors import DataError
+
+Locate = Callable[[SourceFile], Path]
+Count = Callable[[int, int], None]
+"""Told of characters and tokens as they are done."""
+
+_BATCH_CHARACTERS = 1 << 20
 
 
 @dataclass(frozen=True)
-class Plan:
-    """All that decides the tokens: the same plan gives the same bytes, on any machine and in any order of units.
+class Record:
+    """What a unit became: its shards, the documents that could not be read, and who made it."""
 
-    `val_fraction` None makes unit 0 the validation split; else a document is one of validation when the hash of its
-    text falls below that fraction.
+    plan_sha256: str
+    shards: tuple[Shard, ...]
+    bad: tuple[Bad, ...]
+    made: dict[str, Any]
+
+
+def record_path(directory: Path, unit: Unit) -> Path:
+    return directory / f"unit_{unit.index:06d}.json"
+
+
+def done(directory: Path, plan: Plan, unit: Unit) -> Record | None:
+    """The unit's record if it is done."""
+    facts = durable.read_json(record_path(directory, unit))
+    if not isinstance(facts, dict) or facts.get("plan_sha256") != plan.sha256:
+        return None
+    record = Record(
+        facts["plan_sha256"],
+        tuple(Shard(**shard) for shard in facts["shards"]),
+        tuple(Bad(**bad) for bad in facts["bad"]),
+        facts["made"],
+    )
+    return record if all(shards.has_size(directory / shard.file, shard) for shard in record.shards) else None
+
+
+def missing(directory: Path, plan: Plan, units: Sequence[Unit]) -> list[Unit]:
+    return [unit for unit in units if done(directory, plan, unit) is None]
+
+
+def encode_unit(
+    directory: Path,
+    plan: Plan,
+    unit: Unit,
+    *,
+    backend: Backend,
+    locate: Locate,
+    max_bad_documents: int = 0,
+    made: dict[str, Any] | None = None,
+    count: Count = lambda characters, tokens: None,
+) -> Record | None:
+    """Tokenize a unit and publish its shards, then its record; None if somebody else has done so by then.
+
+    Raises DataError at more than `max_bad_documents` documents that cannot be read, or at a source that has changed.
     """
-
-    units: tuple[Unit, ...]
-    reading: Reading
-    val_fraction: float | None
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """The plan as JSON values, for the manifest."""
-        return {
-            "units": [[dataclasses.asdict(file) for file in unit.files] for unit in self.units],
-            "reading": dataclasses.asdict(self.reading),
-            "val_fraction": self.val_fraction,
-            "tokenizer": {
-                "name": "gpt2",
-                "ranks_sha256": tokenizer.RANKS_SHA256,
-                "end_of_text": "before each document",
-            },
-        }
-
-    @property
-    def sha256(self) -> str:
-        return hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()
-
-    def splits(self, unit: Unit) -> tuple[Split, ...]:
-        """The splits that a unit has a shard of."""
-        if self.val_fraction is not None:
-            return ("train", "val")
-        return ("val",) if unit.index == 0 else ("train",)
-
-    def split_of(self, text: str, unit: Unit) -> Split:
-        if self.val_fraction is None:
-            return self.splits(unit)[0]
-        draw = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) / 2**64
-        return "val" if draw < self.val_fraction else "train"
-
-
-def make_plan(units: Sequence[Unit], reading: Reading, val_fraction: float | None) -> Plan:
-    """A fraction is needed where there is one unit only; a tenth then, unless given."""
-    if val_fraction is None and len(units) == 1:
-        val_fraction = 0.1
-    return Plan(tuple(units), reading, val_fraction)
-
-
-def check_target(directory: Path, plan: Plan) -> None:
-    """Raise DataError if the directory cannot be written or already holds other data."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"--out={directory} cannot be made ({error.strerror}); choose a directory you own") from None
-    existing = durable.read_json(directory / manifest.NAME)
-    if existing and existing.get("plan") != plan.facts:
-        raise DataError(
-            f"--out={directory} holds data of another source or rule; choose another --out, or delete it first"
-        )
-
-
-def done_unit(directory: Path, plan: Plan, unit: Unit) -> list[Shard] | None:
-    """The unit's shards if all are on disk, complete and of this plan."""
-    paths = [directory / shards.shard_name(split, unit.index) for split in plan.splits(unit)]
-    done = [shards.done_shard(path, plan.sha256) for path in paths]
-    return [shard for shard in done if shard] if all(done) else None
-
-
-def encode_unit(directory: Path, plan: Plan, unit: Unit) -> list[Shard]:
-    """Tokenize a unit and write its shards."""
     tokens: dict[Split, list[Tokens]] = {split: [] for split in plan.splits(unit)}
-    for text in documents(unit, plan.reading):
-        tokens[plan.split_of(text, unit)].append(tokenizer.encode_document(text))
-    return [
-        shards.write_shard(
-            directory,
-            split=split,
-            unit=unit.index,
-            tokens=np.concatenate([np.empty(0, dtype=np.uint16), *arrays]),
-            documents=len(arrays),
-            plan_sha256=plan.sha256,
+    bad: list[Bad] = []
+    for batch in _batches(_documents(plan, unit, locate)):
+        bad += (each for each in batch if isinstance(each, Bad))
+        if len(bad) > max_bad_documents:
+            raise DataError(_too_many(bad, max_bad_documents))
+        texts = [each for each in batch if isinstance(each, str)]
+        encoded = backend.encode(texts)
+        if plan.val_fraction is None:
+            tokens[plan.splits(unit)[0]] += encoded
+        else:
+            for text, found in zip(texts, encoded, strict=True):
+                tokens[plan.split_of(text, unit)].append(found)
+        count(sum(map(len, texts)), sum(map(len, encoded)))
+    if done(directory, plan, unit):
+        return None
+    try:
+        written = tuple(
+            shards.write_shard(directory, split=split, unit=unit.index, documents=found)
+            for split, found in tokens.items()
         )
-        for split, arrays in tokens.items()
-    ]
+    except FileNotFoundError:  # `finalize` cleared our half-written file away, since somebody else was done
+        if done(directory, plan, unit):
+            return None
+        raise
+    record = Record(plan.sha256, written, tuple(bad), {"tokenizer": backend.name, **(made or {})})
+    durable.publish_json(record_path(directory, unit), dataclasses.asdict(record))
+    return record
 
 
-def finalize(directory: Path, plan: Plan) -> Manifest:
-    """Write the manifest once every unit is done; DataError names the first that is not."""
-    found: list[Shard] = []
-    for unit in plan.units:
-        for split in plan.splits(unit):
-            name = shards.shard_name(split, unit.index)
-            shard = shards.done_shard(directory / name, plan.sha256)
-            if shard is None:
-                raise DataError(f"{directory / name} is not done; run `gpt2hpc prepare` again")
-            found.append(shard)
-    for wanted in shards.SPLITS:
-        if not any(shard.documents for shard in found if shard.split == wanted):
-            total = sum(shard.documents for shard in found)
+def _documents(plan: Plan, unit: Unit, locate: Locate) -> Iterator[readers.Document]:
+    for piece in unit.pieces:
+        file = plan.files[piece.file]
+        local = locate(file)
+        if file.format != "demo":
+            check_unchanged(local, file)
+        yield from readers.documents(file, local, piece, plan.reading)
+
+
+def _batches(documents: Iterator[readers.Document]) -> Iterator[list[readers.Document]]:
+    """About a million characters at once, so that a batch costs little beside its documents."""
+    batch: list[readers.Document] = []
+    characters = 0
+    for document in documents:
+        batch.append(document)
+        characters += len(document) if isinstance(document, str) else 0
+        if characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    yield batch
+
+
+def _too_many(bad: Sequence[Bad], limit: int) -> str:
+    first = bad[0]
+    if limit == 0:
+        return f"{first.where} {first.why}, or allow a number of such documents with --max-bad-documents"
+    return f"{len(bad)} documents cannot be read, --max-bad-documents={limit} are allowed; the first: {first.where} {first.why}"
+
+
+def finalize(directory: Path, plan: Plan, max_bad_documents: int = 0) -> Manifest:
+    """Write the manifest once every unit is done; DataError names those that are not."""
+    records = [(unit.index, done(directory, plan, unit)) for unit in plan.units]
+    lacking = [index for index, record in records if record is None]
+    if lacking:
+        raise DataError(
+            f"{len(lacking)} of {len(records)} units in {directory} are not done ({ranges(lacking)}); "
+            "run the same command again: it does these alone"
+        )
+    found = [record for _, record in records if record]
+    bad = [each for record in found for each in record.bad]
+    if len(bad) > max_bad_documents:
+        raise DataError(_too_many(bad, max_bad_documents))
+    written = [shard for record in found for shard in record.shards]
+    _check_splits(written, plan)
+    published = manifest.publish(
+        directory,
+        written,
+        vocab_size=tokenizer.VOCAB_SIZE,
+        plan={
+            "sha256": plan.sha256,
+            "sources": (asked_before(directory) or {}).get("source", []),
+            "commits": plan.commits,
+            **plan.rules,
+        },
+        bad_documents=[dataclasses.asdict(each) for each in bad],
+    )
+    for path in durable.leftovers(directory):  # of writers that were killed; one that still writes has nothing to add
+        path.unlink(missing_ok=True)
+    return published
+
+
+def _check_splits(written: Sequence[Shard], plan: Plan) -> None:
+    """Raise DataError where a split got nothing."""
+    total = sum(shard.documents or 0 for shard in written)
+    for wanted in SPLITS:
+        if not any(shard.documents for shard in written if shard.split == wanted):
             if total < 2:
                 raise DataError(
                     f"--source holds {total} documents, and training and validation need one each; add text, or let "
@@ -130,4 +181,13 @@ def finalize(directory: Path, plan: Plan) -> Manifest:
                 f"none of the {total} documents fell to the {wanted} split; add text, or change "
                 f"--val-fraction={plan.val_fraction}"
             )
-    return manifest.publish(directory, found, vocab_size=tokenizer.VOCAB_SIZE, plan=plan.facts)
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """`3, 7, 9-21`: ascending numbers, shortened."""
+    runs = [
+        [number for _, number in run]
+        for _, run in itertools.groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0])
+    ]
+    shown = [f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs]
+    return ", ".join(shown if len(shown) <= 12 else [*shown[:12], "…"])

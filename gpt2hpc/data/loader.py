@@ -13,13 +13,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gpt2hpc.data import shards
 from gpt2hpc.data.manifest import Manifest
 from gpt2hpc.data.order import Indices, Order
-from gpt2hpc.data.shards import Split, Tokens
+from gpt2hpc.data.shards import SPLITS, Split, Tokens
+from gpt2hpc.data.store import Store
 from gpt2hpc.errors import DataError
 
 READ_AHEAD = 2
+"""Micro batches."""
+STEPS_APART = READ_AHEAD + 2
+"""Ranks leave a step together, but their readers are up to READ_AHEAD micro batches ahead of that."""
 
 
 @dataclass(frozen=True)
@@ -41,54 +44,70 @@ class Slice:
         return np.arange(start, start + self.micro_batch_size, dtype=np.int64)
 
 
-def check_data(manifest: Manifest, block_size: int) -> None:
-    """Raise DataError unless every shard is there in its size and both splits hold a window. Costs one stat a shard."""
-    for split in shards.SPLITS:
-        Windows(manifest, split, block_size)
-    for shard in manifest.shards:
-        shards.check_size(manifest.directory / shard.file, shard)
+def check_windows(manifest: Manifest, block_size: int) -> None:
+    """Raise DataError unless both splits hold a window."""
+    for split in SPLITS:
+        _per_shard(manifest, split, block_size)
+
+
+def _per_shard(manifest: Manifest, split: Split, block_size: int) -> list[int]:
+    """Windows in each shard of a split."""
+    windows = [max(0, shard.tokens - 1) // block_size for shard in manifest.split(split)]
+    if not sum(windows):
+        raise DataError(
+            f"data.dir={manifest.where} has {manifest.tokens(split)} {split} tokens, too few for one window of "
+            f"model.block_size={block_size} + 1; prepare more text"
+        )
+    return windows
 
 
 class Windows:
     """Windows of `block_size` + 1 tokens of one split, by shard and number."""
 
-    def __init__(self, manifest: Manifest, split: Split, block_size: int) -> None:
-        self._manifest, self._block_size = manifest, block_size
-        self._shards = manifest.split(split)
-        self._open: dict[int, Tokens] = {}
-        self.per_shard = [max(0, shard.tokens - 1) // block_size for shard in self._shards]
-        if not sum(self.per_shard):
-            raise DataError(
-                f"data.dir={manifest.directory} has {manifest.tokens(split)} {split} tokens, too few for one window of "
-                f"model.block_size={block_size} + 1; prepare more text"
-            )
+    def __init__(self, manifest: Manifest, store: Store, split: Split, block_size: int) -> None:
+        self._store, self._block_size = store, block_size
+        self.shards = manifest.split(split)
+        self.per_shard = _per_shard(manifest, split, block_size)
 
     def read(self, shard_numbers: Indices, window_numbers: Indices) -> Tokens:
         """Tokens shaped (windows, block_size + 1)."""
         out = np.empty((len(shard_numbers), self._block_size + 1), dtype=np.uint16)
         for row, (shard, window) in enumerate(zip(shard_numbers.tolist(), window_numbers.tolist(), strict=True)):
             start = window * self._block_size
-            out[row] = self._tokens(shard)[start : start + self._block_size + 1]
+            tokens = self._store.tokens(self.shards[shard])
+            out[row] = tokens[start : start + self._block_size + 1]
         return out
-
-    def _tokens(self, number: int) -> Tokens:
-        if number not in self._open:
-            shard = self._shards[number]
-            self._open[number] = shards.open_shard(self._manifest.directory / shard.file, shard)
-        return self._open[number]
 
 
 class TrainLoader:
     """Training micro batches for one rank, for ever, from any position."""
 
-    def __init__(self, manifest: Manifest, *, block_size: int, seed: int, shuffle_shards: int, part: Slice) -> None:
-        self._windows = Windows(manifest, "train", block_size)
+    def __init__(
+        self, manifest: Manifest, store: Store, *, block_size: int, seed: int, shuffle_shards: int, part: Slice
+    ) -> None:
+        self._windows, self._store = Windows(manifest, store, "train", block_size), store
         self.order = Order(self._windows.per_shard, seed=seed, identity=manifest.sha256, group_shards=shuffle_shards)
         self.part = part
 
     def micro_batch(self, consumed: int, micro_step: int) -> Tokens:
         """Tokens shaped (micro_batch_size, block_size + 1)."""
+        if micro_step == 0:
+            self._follow(consumed)
         return self._windows.read(*self.order.locate(self.part.micro_batch(consumed, micro_step)))
+
+    def _follow(self, consumed: int) -> None:
+        """Tell the store which shards the ranks of this node, some steps apart, read about now, and which come then."""
+        apart = STEPS_APART * self.part.samples_per_step
+        groups = self.order.groups(max(0, consumed - apart))
+        now: list[int] = []
+        for end, members in groups:
+            now += members.tolist()
+            if end >= consumed + apart:
+                break
+        shards = self._windows.shards
+        self._store.follow(
+            [shards[number] for number in now], (shards[number] for _, members in groups for number in members.tolist())
+        )
 
     def stream(self, consumed: int) -> Iterator[Tokens]:
         """Every micro batch from `consumed` samples on; a thread reads READ_AHEAD of them ahead."""
@@ -108,11 +127,14 @@ class TrainLoader:
 class ValLoader:
     """The first windows of the validation split, the same ones for every world size."""
 
-    def __init__(self, manifest: Manifest, *, block_size: int, tokens: int, part: Slice) -> None:
-        self._windows = Windows(manifest, "val", block_size)
+    def __init__(self, manifest: Manifest, store: Store, *, block_size: int, tokens: int, part: Slice) -> None:
+        self._windows = Windows(manifest, store, "val", block_size)
         self._part = part
         self._count = min(max(1, tokens // block_size), sum(self._windows.per_shard))
         self._starts = np.cumsum([0, *self._windows.per_shard])
+        store.keep(
+            [shard for shard, start in zip(self._windows.shards, self._starts, strict=False) if start < self._count]
+        )
 
     def __iter__(self) -> Iterator[tuple[Tokens, int]]:
         """Batches shaped (micro_batch_size, block_size + 1), and how many of their rows count.

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +44,15 @@ class Order:
             chosen = epochs == epoch
             shards[chosen], windows[chosen] = self._locate_in_epoch(int(epoch), within[chosen])
         return shards, windows
+
+    def groups(self, sample: int) -> Iterator[tuple[int, Indices]]:
+        """The groups of shards from that of `sample` on, for ever: the sample number at which each ends, and its shards."""
+        for epoch in itertools.count(sample // self.per_epoch):
+            shard_order, group_ends = self._layout(epoch)
+            for group, end in enumerate(group_ends.tolist()):
+                if epoch * self.per_epoch + end > sample:
+                    members = shard_order[group * self._group_shards : (group + 1) * self._group_shards]
+                    yield epoch * self.per_epoch + end, members
 
     def _locate_in_epoch(self, epoch: int, samples: Indices) -> tuple[Indices, Indices]:
         shard_order, group_ends = self._layout(epoch)

@@ -1,13 +1,10 @@
-"""Shards: uint16 `.npy` files of one unit's tokens, each with a JSON sidecar that is written last.
-
-A shard is done when its sidecar is there, belongs to the plan at hand, and names the size that the file has.
-"""
+"""Shards: uint16 `.npy` files of one unit's tokens, memory-mapped when read; llm.c's `.bin` files are read too."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import io
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,55 +19,50 @@ Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")
 Tokens = npt.NDArray[np.uint16]
 
+BIN_MAGIC, BIN_VERSION = 20240520, 1
+BIN_HEADER_BYTES = 256 * 4
+"""llm.c's `.bin`: 256 int32, of which the first three are magic, version and the number of uint16 tokens that follow."""
+
 
 @dataclass(frozen=True)
 class Shard:
-    """What a sidecar says: `tokens` and `documents` are counts, `bytes` and `sha256` are the file's."""
+    """What is known of a shard: `tokens` and `documents` are counts, `bytes` and `sha256` are the file's; None if nobody knows."""
 
     file: str
     split: Split
     tokens: int
-    documents: int
+    documents: int | None
     bytes: int
-    sha256: str
-    plan_sha256: str
+    sha256: str | None
 
 
 def shard_name(split: Split, unit: int) -> str:
     return f"{split}_{unit:06d}.npy"
 
 
-def sidecar_path(shard: Path) -> Path:
-    return shard.with_suffix(".json")
-
-
-def write_shard(directory: Path, *, split: Split, unit: int, tokens: Tokens, documents: int, plan_sha256: str) -> Shard:
-    """Publish the tokens, then the sidecar; `tokens` is 1-D uint16."""
+def write_shard(directory: Path, *, split: Split, unit: int, documents: Sequence[Tokens]) -> Shard:
+    """Publish the tokens of documents, each 1-D uint16, as one 1-D array."""
     path = directory / shard_name(split, unit)
-    buffer = io.BytesIO()
-    np.save(buffer, tokens)
-    contents = buffer.getbuffer()
-    durable.publish_bytes(path, contents)
-    shard = Shard(
-        file=path.name,
-        split=split,
-        tokens=len(tokens),
-        documents=documents,
-        bytes=len(contents),
-        sha256=hashlib.sha256(contents).hexdigest(),
-        plan_sha256=plan_sha256,
-    )
-    durable.publish_json(sidecar_path(path), dataclasses.asdict(shard))
-    return shard
+    tokens = sum(map(len, documents))
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<u2", "fortran_order": False, "shape": (tokens,)})
+    digest = hashlib.sha256(header.getvalue())
+    with durable.publishing(path) as file:
+        file.write(header.getvalue())
+        for chunk in _chunks(documents):
+            digest.update(chunk)
+            file.write(chunk)
+    return Shard(path.name, split, tokens, len(documents), len(header.getvalue()) + 2 * tokens, digest.hexdigest())
 
 
-def done_shard(path: Path, plan_sha256: str) -> Shard | None:
-    """The shard at `path` if it is complete and of this plan."""
-    facts = durable.read_json(sidecar_path(path))
-    if not facts or facts.get("plan_sha256") != plan_sha256:
-        return None
-    shard = Shard(**facts)
-    return shard if path.is_file() and path.stat().st_size == shard.bytes else None
+def _chunks(documents: Sequence[Tokens], at_once: int = 4096) -> Iterator[memoryview]:
+    """The bytes of the documents in large pieces, without a second copy of them all."""
+    for start in range(0, len(documents), at_once):
+        yield np.concatenate(documents[start : start + at_once]).astype("<u2", copy=False).data.cast("B")
+
+
+def has_size(path: Path, shard: Shard) -> bool:
+    return path.is_file() and path.stat().st_size == shard.bytes
 
 
 def check_size(path: Path, shard: Shard) -> None:
@@ -83,10 +75,18 @@ def check_size(path: Path, shard: Shard) -> None:
         raise DataError(f"{path} has {size} bytes, its manifest says {shard.bytes}; run `gpt2hpc prepare` again")
 
 
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def open_shard(path: Path, shard: Shard) -> Tokens:
     """The tokens, memory-mapped; DataError where the file is not what the manifest says."""
     check_size(path, shard)
-    tokens: Tokens = np.load(path, mmap_mode="r")
-    if tokens.dtype != np.uint16 or tokens.shape != (shard.tokens,):
-        raise DataError(f"{path} holds {tokens.dtype} {tokens.shape}, its manifest says uint16 ({shard.tokens},)")
-    return tokens
+    if path.suffix == ".bin":
+        found: Tokens = np.memmap(path, dtype="<u2", mode="r", offset=BIN_HEADER_BYTES)
+    else:
+        found = np.load(path, mmap_mode="r")
+    if found.dtype != np.uint16 or found.shape != (shard.tokens,):
+        raise DataError(f"{path} holds {found.dtype} {found.shape}, its manifest says uint16 ({shard.tokens},)")
+    return found

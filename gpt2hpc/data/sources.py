@@ -1,161 +1,155 @@
-"""Where documents come from: text files, JSONL files, and the demo text that every Python carries.
-
-A source becomes units: groups of documents that are tokenized on their own, so that any number of tasks may share them.
-"""
+"""What is tokenized: the demo text, files here, or a dataset on the Hugging Face Hub; each file pinned by size and hash."""
 
 from __future__ import annotations
 
-import ast
 import hashlib
-import json
-import re
-import sysconfig
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from gpt2hpc.data import hub
+from gpt2hpc.data.demo import DEMO, demo_documents
 from gpt2hpc.errors import DataError
 
-Separator = Literal["file", "blank-line"]
+Format = Literal["demo", "text", "jsonl", "parquet", "table"]
 
-UNIT_BYTES = 400_000_000
-"""Text of a unit: about 100M tokens, a shard of 200 MB."""
+FORMATS: dict[str, Format] = {
+    **dict.fromkeys((".txt", ".text", ".md", ".rst"), "text"),
+    **dict.fromkeys((".jsonl", ".ndjson"), "jsonl"),
+    ".parquet": "parquet",
+    **dict.fromkeys((".csv", ".tsv", ".json", ".arrow"), "table"),
+}
+COMPRESSIONS: dict[str, Literal["gzip", "zstd"]] = {".gz": "gzip", ".zst": "zstd"}
 
-_TEXT_SUFFIXES = (".txt", ".text", ".md", ".rst")
-_JSONL_SUFFIXES = (".jsonl", ".ndjson")
-_NO_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idlelib"}
+_EDGE_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One input and what pins it: its size in bytes and its sha256."""
+    """One input and what pins it.
+
+    Args:
+        path: Absolute, or `hf://datasets/USER/NAME@COMMIT/PATH`.
+        bytes: Its size.
+        hash: `sha256:…` of the whole file; `edges:…` of the first and last 8 MiB of a larger one that lies here, so that
+            planning need not read terabytes.
+    """
 
     path: str
     bytes: int
-    sha256: str
+    hash: str
+
+    @property
+    def format(self) -> Format:
+        return DEMO if self.path == DEMO else format_of(self.path) or "text"
+
+    @property
+    def compression(self) -> Literal["gzip", "zstd"] | None:
+        return COMPRESSIONS.get(Path(self.path).suffix)
+
+    @property
+    def is_remote(self) -> bool:
+        return hub.is_remote(self.path)
 
 
 @dataclass(frozen=True)
-class Unit:
-    """Files that are tokenized together, in order."""
+class Selection:
+    """Which files of a Hub dataset: its configuration, its split and its revision; None for the dataset's own defaults.
 
-    index: int
-    files: tuple[SourceFile, ...]
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How files are cut into documents: text at `separator`, JSONL by its `text_key`."""
-
-    separator: Separator = "file"
-    text_key: str = "text"
-
-
-def find_units(sources: Sequence[str], unit_bytes: int = UNIT_BYTES) -> list[Unit]:
-    """The units of `demo`, files and directories, the same ones whatever the order of a directory's listing.
-
-    Raises DataError for a source that is missing, or a directory that holds no text.
+    `commits` are those that datasets were pinned to before, and stay at.
     """
-    files = [file for source in sources for file in _files(source)]
-    groups: list[list[SourceFile]] = [[]]
-    filled = 0
-    for file in files:
-        if groups[-1] and filled + file.bytes > unit_bytes:
-            groups.append([])
-            filled = 0
-        groups[-1].append(file)
-        filled += file.bytes
-    return [Unit(index, tuple(group)) for index, group in enumerate(groups)]
+
+    config: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    commits: Mapping[str, str] = field(default_factory=dict)
 
 
-def documents(unit: Unit, reading: Reading) -> Iterator[str]:
-    """The texts of a unit; DataError, naming the place, for one that cannot be read."""
-    for file in unit.files:
-        if file.path == "demo":
-            yield from demo_documents()
-        elif file.path.endswith(_JSONL_SUFFIXES):
-            yield from _jsonl_documents(Path(file.path), reading.text_key)
-        else:
-            yield from _text_documents(Path(file.path), reading.separator)
+def find_files(sources: Sequence[str], selection: Selection) -> list[SourceFile]:
+    """The files of `demo`, paths and Hub datasets, the same ones whatever the order of a directory's listing.
+
+    Raises DataError for a source that is missing, or that holds nothing to read.
+    """
+    return [file for source in sources for file in _files(source, selection)]
 
 
-def _files(source: str) -> list[SourceFile]:
-    if source == "demo":
+def _files(source: str, selection: Selection) -> list[SourceFile]:
+    if source == DEMO:
         text = "\0".join(demo_documents()).encode()
-        return [SourceFile("demo", len(text), hashlib.sha256(text).hexdigest())]
+        return [SourceFile(DEMO, len(text), f"sha256:{hashlib.sha256(text).hexdigest()}")]
     path = Path(source)
     if path.is_dir():
-        found = sorted(each for each in path.rglob("*") if each.suffix in _TEXT_SUFFIXES + _JSONL_SUFFIXES)
-        if not found:
-            raise DataError(
-                f"--source={source} holds no {', '.join(_TEXT_SUFFIXES + _JSONL_SUFFIXES)} file; check the path"
-            )
-        return [_pinned(each) for each in found]
-    if not path.is_file():
-        raise DataError(f"--source={source} does not exist; give a text or JSONL file, a directory of them, or `demo`")
-    return [_pinned(path)]
+        return [_pinned(each) for each in _inside(path)]
+    if path.exists():
+        return [_pinned(path)]
+    if hub.looks_like_dataset(source):
+        return _on_hub(source, selection)
+    raise DataError(
+        f"--source={source} does not exist; give a file, a directory, a Hub dataset as USER/NAME, or `{DEMO}`"
+    )
+
+
+def _on_hub(source: str, selection: Selection) -> list[SourceFile]:
+    named = hub.parse(source, selection.revision)
+    dataset = hub.pinned(hub.Repository(named.repo, named.revision or selection.commits.get(named.repo)))
+    files = hub.source_files(dataset, selection.config, selection.split)
+    unknown = [file.path for file in files if format_of(file.path) is None]
+    if unknown:
+        raise DataError(
+            f"--source={source}: {unknown[0]} is none of {', '.join(FORMATS)}; convert the dataset, or choose another --config"
+        )
+    return [SourceFile(f"{dataset}/{file.path}", file.bytes, f"sha256:{file.sha256}") for file in files]
+
+
+def format_of(path: str | Path) -> Format | None:
+    """By the suffix, below that of a compression; None for a file that is no source."""
+    name = Path(path)
+    if name.suffix in COMPRESSIONS:
+        name = name.with_suffix("")
+    return FORMATS.get(name.suffix)
+
+
+def _inside(directory: Path) -> list[Path]:
+    """Texts, JSON lines and parquet below a directory, in order; a .json or .csv may be anything, and must be named itself."""
+    kinds = ("text", "jsonl", "parquet")
+    found = [each for each in sorted(directory.rglob("*")) if format_of(each) in kinds and each.is_file()]
+    found = [each for each in found if not any(part.startswith(".") for part in each.relative_to(directory).parts)]
+    if any(format_of(each) != "text" for each in found):  # of a dataset, which its README describes
+        found = [each for each in found if each.stem != "README"]
+    if not found:
+        raise DataError(
+            f"--source={directory} holds no {', '.join(key for key in FORMATS if FORMATS[key] in kinds)} file; check the path"
+        )
+    return found
 
 
 def _pinned(path: Path) -> SourceFile:
     try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return SourceFile(str(path.absolute()), path.stat().st_size, hash_of(path))
     except OSError as error:
         raise DataError(f"--source={path} cannot be read ({error.strerror}); check its permissions") from None
-    return SourceFile(str(path), path.stat().st_size, digest)
 
 
-def _text_documents(path: Path, separator: Separator) -> Iterator[str]:
+def hash_of(path: Path) -> str:
+    """The whole file's sha256 up to 16 MiB, else that of its first and last 8 MiB (a parquet file's footer among them)."""
+    with path.open("rb") as file:
+        size = path.stat().st_size
+        if size <= 2 * _EDGE_BYTES:
+            return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+        digest = hashlib.sha256(file.read(_EDGE_BYTES))
+        file.seek(size - _EDGE_BYTES)
+        digest.update(file.read(_EDGE_BYTES))
+        return f"edges:{digest.hexdigest()}"
+
+
+def check_unchanged(local: Path, file: SourceFile) -> None:
+    """Raise DataError where the file is no longer what the plan pinned; a download was hashed when it came."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 at byte {error.start}; convert it, as with iconv -t UTF-8") from None
-    pieces = re.split(r"\n[ \t]*\n\s*", text) if separator == "blank-line" else [text]
-    yield from (piece for piece in pieces if piece.strip())
-
-
-def _jsonl_documents(path: Path, text_key: str) -> Iterator[str]:
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{path}:{number} is not JSON ({error}); mend or remove the line") from None
-            if not isinstance(record, dict) or not isinstance(record.get(text_key), str):
-                raise DataError(
-                    f"{path}:{number} has no text under the key {text_key!r}; name the right one with --text-key"
-                )
-            try:
-                record[text_key].encode()
-            except UnicodeEncodeError:  # legal JSON, as in "\\ud800", but no text
-                raise DataError(f"{path}:{number} holds half a surrogate pair; mend or remove the line") from None
-            if record[text_key].strip():
-                yield record[text_key]
-
-
-def demo_documents() -> Iterator[str]:
-    """The running Python's own documentation: the language reference's topics, then the library's docstrings."""
-    import pydoc_data.topics
-
-    yield from (text for _, text in sorted(pydoc_data.topics.topics.items()))
-    library = Path(sysconfig.get_paths()["stdlib"])
-    for path in sorted(library.rglob("*.py")):
-        if _NO_LIBRARY.isdisjoint(path.relative_to(library).parts) and (text := _docstrings(path)):
-            yield text
-
-
-def _docstrings(path: Path) -> str:
-    """All docstrings of a file, each below the name of what it documents."""
-    try:
-        tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError):  # a template or a test of syntax errors
-        return ""
-    named = (
-        (getattr(node, "name", path.stem), ast.get_docstring(node))
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-    )
-    return "\n\n".join(f"{name}\n{text}" for name, text in named if text)
+        same = local.stat().st_size == file.bytes and (file.is_remote or hash_of(local) == file.hash)
+    except OSError as error:
+        raise DataError(
+            f"{local} cannot be read ({error.strerror}); restore it and run the same command again"
+        ) from None
+    if not same:
+        raise DataError(f"{local} changed since the plan was made; restore it, or prepare into another --out")

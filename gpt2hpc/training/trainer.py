@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from gpt2hpc.config import Config, grad_accum_steps
 from gpt2hpc.data.loader import Slice, TrainLoader, ValLoader
 from gpt2hpc.data.manifest import Manifest
 from gpt2hpc.data.shards import Tokens
+from gpt2hpc.data.store import open_store
 from gpt2hpc.errors import DataError, RunDirError
 from gpt2hpc.model.gpt import GPT
 from gpt2hpc.run_dir import RunDir
@@ -82,10 +84,18 @@ class Trainer:
         accum = grad_accum_steps(config, world_size=self.ranks.world_size)
         part = Slice(self.ranks.rank, self.ranks.world_size, config.train.micro_batch_size, accum)
         block_size, data = config.model.block_size, config.data
+        self.store = open_store(manifest, data, os.environ, fetches=self.ranks.env.local_rank == 0)
         self.loader = TrainLoader(
-            manifest, block_size=block_size, seed=config.train.seed, shuffle_shards=data.shuffle_shards, part=part
+            manifest,
+            self.store,
+            block_size=block_size,
+            seed=config.train.seed,
+            shuffle_shards=data.shuffle_shards,
+            part=part,
         )
-        self.val_loader = ValLoader(manifest, block_size=block_size, tokens=config.train.eval_tokens, part=part)
+        self.val_loader = ValLoader(
+            manifest, self.store, block_size=block_size, tokens=config.train.eval_tokens, part=part
+        )
         self.manifest_sha256 = manifest.sha256
         self.clock = Clock(config.checkpoint, self.ranks.env.job_end, state_bytes=12 * config.model.parameters)
         self.stop_file, self.consensus = StopFile(self.run_dir.stop), Consensus()
@@ -193,6 +203,10 @@ class Trainer:
             loss = self.wrapped(tokens, tokens)
         self.scaler.scale(loss).backward()
         self.optimizer.zero_grad(set_to_none=True)
+
+    def close(self) -> None:
+        self.log.close()
+        self.store.close()
 
     # Steps ------------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ LAYERS = (
     {"cluster", "data", "model"},
     {"training", "evaluation"},
     {"jobs"},
-    {"prepare", "submit", "train", "status", "sample"},
+    {"prepare", "verify", "push_data", "stage", "submit", "prepare_array", "train", "status", "sample"},
     {"__main__"},
 )
 TORCHLESS_PACKAGES = ("cluster", "data")

@@ -1,0 +1,292 @@
+"""Datasets on the Hugging Face Hub: pinned to a commit, listed with sizes and hashes, fetched whole and verified.
+
+The client library is imported only when the Hub is needed. It compares sizes; that the bytes are right is checked here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import re
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar, cast
+
+from gpt2hpc import durable
+from gpt2hpc.data.shards import sha256_of
+from gpt2hpc.errors import DataError
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+SCHEME = "hf://datasets/"
+DEFAULT_CONFIGS = {"HuggingFaceFW/fineweb-edu": "sample-10BT"}
+"""Where a dataset's own default is terabytes."""
+
+RETRIES = 8
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 120.0
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A dataset, or a model, at a revision: a branch, a tag or, once pinned, a commit."""
+
+    repo: str
+    revision: str | None = None
+    kind: Literal["dataset", "model"] = "dataset"
+
+    def __str__(self) -> str:
+        scheme = SCHEME if self.kind == "dataset" else "hf://"
+        return f"{scheme}{self.repo}" + (f"@{self.revision}" if self.revision else "")
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file of a repository; `sha256` is known of those in large-file storage."""
+
+    path: str
+    bytes: int
+    sha256: str | None = None
+
+
+def is_remote(where: str) -> bool:
+    return where.startswith(SCHEME)
+
+
+def looks_like_dataset(text: str) -> bool:
+    return is_remote(text) or _NAME.fullmatch(text) is not None
+
+
+def parse(text: str, revision: str | None = None) -> Repository:
+    """`USER/NAME`, or `hf://datasets/USER/NAME[@REVISION]`; DataError for anything else."""
+    repo, _, own = text.removeprefix(SCHEME).partition("@")
+    if not _NAME.fullmatch(repo):
+        raise DataError(f"{text} is no dataset on the Hub; write {SCHEME}USER/NAME or {SCHEME}USER/NAME@REVISION")
+    return Repository(repo, own or revision)
+
+
+def split_path(path: str) -> tuple[Repository, str]:
+    """The dataset and the path in it of `hf://datasets/USER/NAME@REVISION/PATH`."""
+    user, name, inside = path.removeprefix(SCHEME).split("/", 2)
+    return parse(f"{user}/{name}"), inside
+
+
+def pinned(wanted: Repository) -> Repository:
+    """The repository at the commit that its revision means now."""
+    if wanted.revision and _COMMIT.fullmatch(wanted.revision):
+        return wanted
+    info = asked(wanted, lambda api: api.repo_info(wanted.repo, revision=wanted.revision, repo_type=wanted.kind))
+    return replace(wanted, revision=info.sha)
+
+
+def listing(dataset: Repository) -> list[HubFile]:
+    """Every file of the repository, by path."""
+    tree = asked(
+        dataset,
+        lambda api: list(
+            api.list_repo_tree(dataset.repo, recursive=True, revision=dataset.revision, repo_type=dataset.kind)
+        ),
+    )
+    return sorted((_hub_file(each) for each in tree if hasattr(each, "size")), key=lambda file: file.path)
+
+
+def _hub_file(entry: Any) -> HubFile:
+    return HubFile(entry.path, entry.size, entry.lfs.sha256 if entry.lfs else None)
+
+
+def source_files(dataset: Repository, config: str | None, split: str) -> list[HubFile]:
+    """The files of one configuration and split, in the dataset's order, every one with its hash."""
+    import datasets
+
+    config = config or DEFAULT_CONFIGS.get(dataset.repo)
+    datasets.disable_progress_bars()
+    try:
+        builder = asked(
+            dataset,
+            lambda api: datasets.load_dataset_builder(dataset.repo, config, revision=dataset.revision),
+        )
+    except (ValueError, RuntimeError, datasets.exceptions.DatasetsError, FileNotFoundError) as error:
+        said = " ".join(str(error).split())
+        raise DataError(f"{dataset}: {said[:400]}; name its configuration with --config") from None
+    found = builder.config.data_files or {}
+    if split not in found:
+        raise DataError(f"{dataset} has no split {split!r} but {', '.join(found) or 'none'}; choose one with --split")
+    paths = [_inside(dataset, str(each)) for each in found[split]]
+    known = {file.path: file for file in listing(dataset)}
+    return [_hashed(dataset, known[path]) for path in paths]
+
+
+def _inside(dataset: Repository, url: str) -> str:
+    """The path in the repository of a file as `datasets` names it: `hf://datasets/USER/NAME@COMMIT/PATH`."""
+    return url.partition(f"{dataset.repo}@")[2].partition("/")[2]
+
+
+def _hashed(dataset: Repository, file: HubFile) -> HubFile:
+    """With its sha256, for which a small file that is not in large-file storage is fetched."""
+    if file.sha256:
+        return file
+    with fetched(dataset, file.path) as path:
+        return HubFile(file.path, file.bytes, sha256_of(path))
+
+
+# Contents -----------------------------------------------------------------------------------------------------------
+
+
+def fetch(dataset: Repository, path: str, target: Path, *, size: int | None = None, sha256: str | None = None) -> None:
+    """Download a file to `target`, which is there whole and verified, or not at all.
+
+    No locks (they do nothing on Lustre): each caller downloads beside, and renames; two of them do no harm. A dropped
+    connection, a 429, a 5xx and a wrong hash are tried again, RETRIES times at most; then DataError.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = f".{target.name}.{socket.gethostname()}.{os.getpid()}."
+
+    def attempt(api: HfApi) -> None:
+        with tempfile.TemporaryDirectory(
+            prefix=beside, suffix=".tmp", dir=target.parent, ignore_cleanup_errors=True
+        ) as there:
+            found = Path(
+                api.hf_hub_download(
+                    dataset.repo, path, repo_type=dataset.kind, revision=dataset.revision, local_dir=there
+                )
+            )
+            if size is not None and found.stat().st_size != size:
+                raise _WrongBytesError(f"{found.stat().st_size} bytes came instead of {size}")
+            if sha256 is not None and (digest := sha256_of(found)) != sha256:
+                raise _WrongBytesError(f"what came has sha256 {digest[:12]}… instead of {sha256[:12]}…")
+            with found.open("rb") as file:
+                os.fsync(file.fileno())
+            found.replace(target)
+        durable.fsync_dir(target.parent)
+
+    with _quiet():
+        asked(dataset, attempt, what=path)
+
+
+@contextlib.contextmanager
+def fetched(dataset: Repository, path: str) -> Iterator[Path]:
+    """A small file for as long as the block lasts."""
+    with tempfile.TemporaryDirectory(prefix="gpt2hpc-") as folder:
+        target = Path(folder) / Path(path).name
+        fetch(dataset, path, target)
+        yield target
+
+
+def opened(path: str) -> IO[bytes]:
+    """`hf://datasets/USER/NAME@COMMIT/PATH` for reading parts of it."""
+    from huggingface_hub import HfFileSystem
+
+    dataset, _ = split_path(path)
+    opened: IO[bytes] = asked(dataset, lambda api: HfFileSystem().open(path, "rb", block_size=1 << 20))
+    return opened
+
+
+def read_start(dataset: Repository, path: str, count: int) -> bytes:
+    """The first bytes of a file."""
+    with opened(f"{dataset}/{path}") as file:
+        return file.read(count)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without a progress bar for each file: logs would be full of them."""
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    before = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not before:
+            enable_progress_bars()
+
+
+# Patience -----------------------------------------------------------------------------------------------------------
+
+
+class _WrongBytesError(Exception):
+    """A download that is not what the repository says it is."""
+
+
+def asked(about: object, question: Callable[[HfApi], T], *, what: str = "", retries: int = RETRIES) -> T:
+    """The Hub's answer; what may pass is tried again with full jitter, or after the time that the Hub names.
+
+    Raises DataError, in a line that says what to do, for what will not pass.
+    """
+    from huggingface_hub import HfApi, errors
+
+    transport_error = cast(
+        "type[Exception]", errors.HfHubHTTPError.__mro__[1]
+    )  # of the HTTP library, whichever the client uses
+    name = f"{about}/{what}" if what else str(about)
+    for failed in range(1, retries + 1):
+        try:
+            return question(HfApi())
+        except errors.OfflineModeIsEnabled:
+            raise DataError(
+                f"{name}: HF_HUB_OFFLINE is set; fetch it with `gpt2hpc stage` where there is a network"
+            ) from None
+        except errors.GatedRepoError:
+            raise DataError(f"{name} is gated: accept its terms on the Hub, and log in with `hf auth login`") from None
+        except errors.RepositoryNotFoundError:
+            raise DataError(
+                f"{name} is not on the Hub, or is private; check the name, or log in with `hf auth login`"
+            ) from None
+        except errors.RevisionNotFoundError:
+            raise DataError(
+                f"{name}: the repository has no such revision (any more); name a commit, branch or tag"
+            ) from None
+        except errors.EntryNotFoundError:
+            raise DataError(f"{name} is not in the repository; check the path") from None
+        except (
+            errors.HfHubHTTPError,
+            transport_error,
+            errors.FileMetadataError,
+            ConnectionError,
+            TimeoutError,
+            _WrongBytesError,
+        ) as error:
+            status, wait_s = _of_response(error)
+            if status in (401, 403):
+                raise DataError(
+                    f"{name}: the Hub refuses ({status}); log in with `hf auth login`, with a token that may do this"
+                ) from None
+            if failed == retries or (status is not None and status < 500 and status not in (408, 429)):
+                said = " ".join(str(error).split())[:300]
+                raise DataError(f"{name}: {said} ({failed} tries); try again later: what is complete is kept") from None
+            backoff_s = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2**failed)
+            time.sleep(wait_s + random.uniform(0, 1) if wait_s is not None else random.uniform(0, backoff_s))
+    raise AssertionError("unreachable: the last try returns or raises")
+
+
+def _of_response(error: Exception) -> tuple[int | None, float | None]:
+    """HTTP status, and the seconds that Retry-After asks for."""
+    response = getattr(error, "response", None)
+    if response is None:
+        return None, None
+    try:
+        wait_s = min(_LONGEST_WAIT_S, float(response.headers.get("Retry-After", "")))
+    except ValueError:
+        wait_s = None
+    return response.status_code, wait_s
+
+
+def free(paths: Sequence[Path]) -> None:
+    """Delete files that are no longer needed; of two that do so one comes too late."""
+    for path in paths:
+        path.unlink(missing_ok=True)
+
+
+def clear_leftovers(directory: Path) -> None:
+    """Remove what this process's downloads left half-done."""
+    for path in directory.rglob(f".*.{socket.gethostname()}.{os.getpid()}.*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,197 @@
+"""Documents out of the pieces of files, in order; one that cannot be read comes as `Bad` in its place."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from gpt2hpc.data.demo import demo_documents
+from gpt2hpc.data.plan import Piece, Reading
+from gpt2hpc.data.sources import SourceFile
+from gpt2hpc.errors import DataError
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A document that cannot be read: its place (file and line, row or byte) and why."""
+
+    where: str
+    why: str
+
+
+Document = str | Bad
+
+
+def documents(file: SourceFile, local: Path, piece: Piece, reading: Reading) -> Iterator[Document]:
+    """The documents of a piece of `file`, which lies at `local`; DataError where not even documents can be told apart."""
+    if file.format == "demo":
+        return demo_documents()
+    return _guarded(local, _READERS[file.format](_Place(file, local, piece), reading))
+
+
+@dataclass(frozen=True)
+class _Place:
+    file: SourceFile
+    local: Path
+    piece: Piece
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[IO[bytes]]:
+        if self.file.compression is None:
+            with self.local.open("rb") as file:
+                yield file
+            return
+        import pyarrow as pa
+
+        # Arrow reads all members of a .gz and all frames of a .zst, and notices a truncated one.
+        with pa.input_stream(str(self.local), compression=self.file.compression) as stream:
+            yield io.BufferedReader(stream, 1 << 20)
+
+
+def _guarded(local: Path, found: Iterator[Document]) -> Iterator[Document]:
+    """Truncated gzip, a torn parquet page: there is no telling what is lost, so the unit must fail."""
+    try:
+        yield from found
+    except OSError as error:  # Arrow's errors too
+        raise DataError(f"{local} cannot be read: {' '.join(str(error).split())}; fetch it again") from error
+
+
+# Text ---------------------------------------------------------------------------------------------------------------
+
+
+def _text(place: _Place, reading: Reading) -> Iterator[Document]:
+    if reading.separator == "blank-line":
+        yield from _paragraphs(place)
+        return
+    with place.open() as file:
+        found = _decoded(file.read(), str(place.local))
+    if isinstance(found, Bad) or found.strip():
+        yield found
+
+
+def _paragraphs(place: _Place) -> Iterator[Document]:
+    """Paragraphs whose preceding blank line begins in the piece; the first of a file has none."""
+    start, stop = place.piece.start, place.piece.stop
+    with place.open() as file:
+        position = _first_line(file, start)
+        began, inside, lines = position, start == 0, list[bytes]()
+        for line in file:
+            if line.strip():
+                if inside:
+                    began = began if lines else position
+                    lines.append(line)
+            else:
+                if lines:
+                    yield _decoded(b"".join(lines).rstrip(b"\r\n"), f"{place.local} at byte {began}")
+                    lines = []
+                if position >= stop and not place.file.compression:
+                    return
+                inside = True
+            position += len(line)
+        if lines:
+            yield _decoded(b"".join(lines).rstrip(b"\r\n"), f"{place.local} at byte {began}")
+
+
+def _first_line(file: IO[bytes], start: int) -> int:
+    """Go to the first line that begins at `start` or later; returns its position."""
+    if start == 0:
+        return 0
+    file.seek(start - 1)
+    return start - 1 + len(file.readline())
+
+
+def _decoded(contents: bytes, where: str) -> Document:
+    try:
+        return contents.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")  # as Python reads a text file
+    except UnicodeDecodeError as error:
+        return Bad(where, f"is not UTF-8 at byte {error.start} of it; convert it, as with iconv -t UTF-8")
+
+
+# Records ------------------------------------------------------------------------------------------------------------
+
+
+def _jsonl(place: _Place, reading: Reading) -> Iterator[Document]:
+    """Lines that begin in the piece."""
+    stop, compressed = place.piece.stop, place.file.compression is not None
+    with place.open() as file:
+        begun = position = _first_line(file, place.piece.start)
+        for number, line in enumerate(file, start=1):
+            if position >= stop and not compressed:
+                return
+            if line.strip():
+                found = _record(line, reading.text_key)
+                if isinstance(found, Bad):
+                    found = Bad(f"{place.local}:{number + _lines_before(place.local, begun)}", found.why)
+                yield found
+            position += len(line)
+
+
+def _lines_before(path: Path, position: int) -> int:
+    with path.open("rb") as file:
+        return sum(file.read(min(1 << 20, position - at)).count(b"\n") for at in range(0, position, 1 << 20))
+
+
+def _record(line: bytes, text_key: str) -> Document:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        return Bad("", f"is not JSON ({error}); mend or remove the line")
+    return _checked(record.get(text_key) if isinstance(record, dict) else None, "", text_key)
+
+
+def _parquet(place: _Place, reading: Reading) -> Iterator[Document]:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(place.local, memory_map=False) as file:
+        for group in range(place.piece.start, place.piece.stop):
+            column = file.read_row_group(group, columns=[reading.text_key]).column(0)
+            where = f"{place.local} row group {group}"
+            try:
+                texts = column.to_pylist()
+            except UnicodeDecodeError:
+                texts = [_value(value) for value in column]
+            for row, text in enumerate(texts):
+                yield text if type(text) is str else _checked(text, f"{where} row {row}", reading.text_key)
+
+
+def _value(value: Any) -> Any:
+    with contextlib.suppress(UnicodeDecodeError):
+        return value.as_py()
+    return value.as_buffer().to_pybytes()
+
+
+def _table(place: _Place, reading: Reading) -> Iterator[Document]:
+    """CSV, TSV, JSON and Arrow files, by the `datasets` library."""
+    from datasets import load_dataset
+
+    suffix = Path(place.file.path.removesuffix(".gz").removesuffix(".zst")).suffix
+    builder = {".csv": "csv", ".tsv": "csv", ".json": "json", ".arrow": "arrow"}[suffix]
+    options = {"sep": "\t"} if suffix == ".tsv" else {}
+    rows = load_dataset(builder, data_files=str(place.local), split="train", streaming=True, **options)
+    for number, row in enumerate(rows):
+        yield _checked(row.get(reading.text_key), f"{place.local} row {number}", reading.text_key)
+
+
+def _checked(text: Any, where: str, text_key: str) -> Document:
+    if isinstance(text, bytes):
+        return _decoded(text, where)
+    if not isinstance(text, str):
+        return Bad(where, f"has no text under the key {text_key!r}; name the right one with --text-key")
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # legal JSON, as in "\\ud800", but no text
+        return Bad(where, "holds half a surrogate pair; mend or remove it")
+    return text
+
+
+_READERS: dict[str, Callable[[_Place, Reading], Iterator[Document]]] = {
+    "text": _text,
+    "jsonl": _jsonl,
+    "parquet": _parquet,
+    "table": _table,
+}

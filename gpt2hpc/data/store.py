@@ -1,0 +1,230 @@
+"""Where a rank finds its shards: in their directory, or in a cache on the node's own disk that is filled ahead of it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from gpt2hpc import durable
+from gpt2hpc.config import DataConfig
+from gpt2hpc.data import hub
+from gpt2hpc.data.manifest import Manifest
+from gpt2hpc.data.shards import Shard, Tokens, has_size, open_shard
+from gpt2hpc.errors import DataError
+
+Fetch = Callable[[Shard, Path], None]
+"""Puts a shard at a path, whole and verified, or raises."""
+
+_POLL_S = 0.05
+_ABANDONED_S = 3600.0
+
+
+class Store(Protocol):
+    """Shards by what the manifest knows of them."""
+
+    def tokens(self, shard: Shard) -> Tokens:
+        """All tokens of a shard, memory-mapped; waits for it if it is on its way."""
+        ...
+
+    def keep(self, shards: Sequence[Shard]) -> None:
+        """These are needed for ever."""
+        ...
+
+    def follow(self, now: Sequence[Shard], then: Iterator[Shard]) -> None:
+        """Training has come to `now`; what comes `then` may be fetched, and what is in neither may go."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def open_store(manifest: Manifest, config: DataConfig, env: Mapping[str, str], *, fetches: bool) -> Store:
+    """The store that the settings ask for; of a node's ranks one `fetches`."""
+    if not hub.is_remote(manifest.where) and not config.stage:
+        return Directory(Path(manifest.where))
+    directory = cache_directory(config.cache_dir, env) / manifest.sha256[:16]
+    return NodeCache(
+        fetch_from(manifest.where),
+        directory,
+        budget_bytes=round(config.cache_gib * 2**30),
+        patience_s=config.patience_s,
+        fetches=fetches,
+    )
+
+
+def cache_directory(chosen: str | None, env: Mapping[str, str]) -> Path:
+    """On the node's own disk: what is chosen, else where the job's temporary files go."""
+    if chosen is not None:
+        return Path(os.path.expandvars(chosen)).expanduser()
+    named = [env[name] for name in ("SLURM_TMPDIR", "TMPDIR") if env.get(name)]
+    there = [path for path in named if os.access(path, os.W_OK)]  # in a container they may be missing
+    return Path(there[0] if there else "/tmp") / f"gpt2hpc-data-{os.getuid()}"
+
+
+def fetch_from(where: str) -> Fetch:
+    """How shards come from a directory or a Hub dataset."""
+    if hub.is_remote(where):
+        dataset = hub.parse(where)
+        return lambda shard, target: hub.fetch(dataset, shard.file, target, size=shard.bytes, sha256=shard.sha256)
+    return lambda shard, target: _copy(Path(where) / shard.file, shard, target)
+
+
+def _copy(source: Path, shard: Shard, target: Path) -> None:
+    """Copy and hash in one pass."""
+    digest, size = hashlib.sha256(), 0
+    with source.open("rb") as file, durable.publishing(target) as copy:
+        while chunk := file.read(8 << 20):
+            digest.update(chunk)
+            size += len(chunk)
+            copy.write(chunk)
+        if size != shard.bytes or (shard.sha256 is not None and digest.hexdigest() != shard.sha256):
+            raise DataError(
+                f"{source} is damaged: its bytes are not those of the manifest; run `gpt2hpc verify {source.parent}`"
+            )
+
+
+class Directory:
+    """Shards where they are."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._open: dict[str, Tokens] = {}
+
+    def tokens(self, shard: Shard) -> Tokens:
+        if shard.file not in self._open:
+            self._open[shard.file] = open_shard(self._path / shard.file, shard)
+        return self._open[shard.file]
+
+    def keep(self, shards: Sequence[Shard]) -> None:
+        """They are."""
+
+    def follow(self, now: Sequence[Shard], then: Iterator[Shard]) -> None:
+        """Nothing comes and nothing goes."""
+
+    def close(self) -> None:
+        self._open.clear()
+
+
+class NodeCache:
+    """Shards in a directory of this node, never more than `budget_bytes` of them.
+
+    One process of the node fetches, in the order of training, as far ahead as the budget goes, and deletes what training
+    has left behind; the others wait for names to appear, `patience_s` seconds at most. Files come and go by rename and
+    unlink alone, so a cache that an earlier or another job of the user has filled serves as well.
+    """
+
+    def __init__(self, fetch: Fetch, directory: Path, *, budget_bytes: int, patience_s: float, fetches: bool) -> None:
+        self._fetch, self._directory = fetch, directory
+        self._budget_bytes, self._patience_s = budget_bytes, patience_s
+        self._open: dict[str, Tokens] = {}
+        self._kept: tuple[Shard, ...] = ()
+        self._wanted: tuple[Shard, ...] = ()
+        self._changed, self._closed = threading.Condition(), False
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._serve, name="fetch", daemon=True) if fetches else None
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"data.cache_dir={directory} cannot be made ({error.strerror}); choose another") from None
+        if self._thread:
+            self._clear_abandoned()
+            self._thread.start()
+
+    def tokens(self, shard: Shard) -> Tokens:
+        found = self._open.get(shard.file)
+        if found is None:
+            found = self._open[shard.file] = self._awaited(shard)
+        return found
+
+    def _awaited(self, shard: Shard) -> Tokens:
+        path, deadline = self._path(shard), time.monotonic() + self._patience_s
+        while not has_size(path, shard):
+            if self._failure is not None:
+                raise self._failure
+            if time.monotonic() > deadline:
+                raise DataError(
+                    f"{path} did not come within data.patience_s={self._patience_s:g} seconds; raise that, or prepare or copy the "
+                    "data where this job can read it"
+                )
+            time.sleep(_POLL_S)
+        return open_shard(path, shard)
+
+    def _path(self, shard: Shard) -> Path:
+        return self._directory / shard.file.replace("/", "__")
+
+    def keep(self, shards: Sequence[Shard]) -> None:
+        self._kept = tuple(shards)
+        self.follow((), iter(()))
+
+    def follow(self, now: Sequence[Shard], then: Iterator[Shard]) -> None:
+        needed = dict.fromkeys([*self._kept, *now])
+        size = sum(shard.bytes for shard in needed)
+        if size > self._budget_bytes:
+            raise DataError(
+                f"data.cache_gib={self._budget_bytes / 2**30:g} is too small for the shards that are read at a time, "
+                f"{size / 2**30:.3g} GiB; raise it, or lower data.shuffle_shards"
+            )
+        for shard in then:
+            size += shard.bytes
+            if size > self._budget_bytes or shard in needed:  # the next epoch comes back to what is here
+                break
+            needed[shard] = None
+        names = {shard.file for shard in needed}
+        self._open = {name: tokens for name, tokens in dict(self._open).items() if name in names}
+        with self._changed:
+            self._wanted = tuple(needed)
+            self._changed.notify()
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._open.clear()
+
+    # The process that fetches -------------------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        try:
+            while True:
+                with self._changed:
+                    while not self._closed and self._next() is None:
+                        self._changed.wait()
+                    shard = self._next()
+                if self._closed:
+                    return
+                if shard is not None:
+                    self._make_room(shard.bytes)
+                    self._fetch(shard, self._path(shard))
+        except OSError as error:
+            self._failure = DataError(
+                f"data.cache_dir={self._directory}: {error.strerror or error}; free space, lower data.cache_gib, or choose another"
+            )
+        except BaseException as error:
+            self._failure = error
+
+    def _next(self) -> Shard | None:
+        """The first wanted shard that is not here."""
+        return next((shard for shard in self._wanted if not has_size(self._path(shard), shard)), None)
+
+    def _make_room(self, size: int) -> None:
+        """Delete what is not wanted, the oldest first, until `size` bytes more fit the budget."""
+        wanted = {self._path(shard) for shard in self._wanted}
+        here = [(path.stat(), path) for path in self._directory.glob("[!.]*")]
+        total = sum(stat.st_size for stat, _ in here)
+        for stat, path in sorted(here, key=lambda each: each[0].st_mtime):
+            if total + size <= self._budget_bytes:
+                return
+            if path not in wanted:
+                path.unlink(missing_ok=True)
+                total -= stat.st_size
+
+    def _clear_abandoned(self) -> None:
+        """Half-written files of processes that were killed."""
+        for path in self._directory.glob(".*.tmp"):
+            if time.time() - path.stat().st_mtime > _ABANDONED_S:
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)

@@ -1,0 +1,251 @@
+"""The units of one task, spread over processes: downloads ahead, live counts, and nothing left running or half-written."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import multiprocessing
+import os
+import signal
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gpt2hpc import durable
+from gpt2hpc.data import encode, hub
+from gpt2hpc.data.backends import Wanted, new_backend
+from gpt2hpc.data.encode import Record
+from gpt2hpc.data.plan import Plan, Unit
+from gpt2hpc.data.sources import SourceFile
+from gpt2hpc.errors import MissingError
+
+DOWNLOADS = "downloads"
+_FILES_AHEAD = 2
+_POLL_S = 0.2
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the processes of a task need to know.
+
+    Args:
+        directory: Where the shards go; downloads lie in `downloads` there.
+        plan: All units.
+        tokenizer: The backend wanted.
+        max_bad_documents: Documents of a unit that may be unreadable.
+        made_by: Noted in each unit's record.
+    """
+
+    directory: Path
+    plan: Plan
+    tokenizer: Wanted = "auto"
+    max_bad_documents: int = 0
+    made_by: dict[str, Any] = field(default_factory=dict)
+
+    def locate(self, file: SourceFile) -> Path:
+        """Where a file lies once it has been fetched."""
+        if not file.is_remote:
+            return Path(file.path)
+        dataset, inside = hub.split_path(file.path)
+        return self.directory / DOWNLOADS / dataset.repo / (dataset.revision or "main") / inside
+
+
+@dataclass
+class Counts:
+    """What has been done so far, by all processes."""
+
+    characters: int = 0
+    tokens: int = 0
+    units: int = 0
+    bytes: int = 0
+    """Of text, in the units that are done."""
+
+
+class Task:
+    """Encodes units in `processes` processes.
+
+    Args:
+        work: What to do it with.
+        free: Which source files to delete once all of their units are done.
+        stop: Asked often; once true, the units at work are given up and the task ends.
+    """
+
+    def __init__(
+        self, work: Work, *, processes: int, free: Callable[[SourceFile], bool], stop: Callable[[], bool]
+    ) -> None:
+        self.work, self._processes, self._free, self._stop = work, processes, free, stop
+        self.counts = Counts()
+        context = multiprocessing.get_context("spawn")  # threads download here, and a fork would copy their locks
+        self._characters, self._tokens = context.Value("Q", 0), context.Value("Q", 0)
+        self._pool = ProcessPoolExecutor(
+            processes, context, _start_worker, (os.getpid(), self._characters, self._tokens)
+        )
+        self._pids: set[int] = set()
+
+    def run(self, units: Sequence[Unit], report: Callable[[Counts], None]) -> Iterator[tuple[Unit, Record | None]]:
+        """Yields each unit as it is done, with None for one that another task did meanwhile.
+
+        `report` is called several times a second. Ends early, without an error, when `stop` says so.
+        """
+        waiting, running = deque(units), dict[Future[Record | None], Unit]()
+        with self._cleared_up(), ThreadPoolExecutor(_FILES_AHEAD, "download") as downloads:
+            coming = _Coming(self.work, downloads, waiting)
+            while (waiting or running) and not self._stop():
+                while waiting and len(running) < self._processes and coming.has(waiting[0]):
+                    unit = waiting.popleft()
+                    if encode.done(self.work.directory, self.work.plan, unit):
+                        running[_finished()] = unit
+                    else:
+                        running[self._pool.submit(_encode, self.work, unit)] = unit
+                self._pids |= set(self._pool._processes or ())
+                finished, _ = wait(running, timeout=_POLL_S, return_when=FIRST_COMPLETED)
+                if not running:
+                    time.sleep(_POLL_S)
+                for future in finished:
+                    unit = running.pop(future)
+                    record = self._result(future)
+                    self.counts.units += 1
+                    self.counts.bytes += unit.bytes
+                    self._free_files(unit)
+                    yield unit, record
+                self.counts.characters, self.counts.tokens = self._characters.value, self._tokens.value
+                report(self.counts)
+            coming.cancel()
+
+    def _result(self, future: Future[Record | None]) -> Record | None:
+        try:
+            return future.result()
+        except BrokenProcessPool:
+            raise MissingError(
+                "a process was killed, most likely for want of memory: a unit takes about 1 GB; "
+                "ask for more memory or fewer --processes, and run the same command again: what is done is kept"
+            ) from None
+
+    def _free_files(self, unit: Unit) -> None:
+        """Delete the unit's files that no other unit needs any more."""
+        work = self.work
+        for number in unit.files:
+            file = work.plan.files[number]
+            if self._free(file):
+                users = [each for each in work.plan.units if number in each.files]
+                if not encode.missing(work.directory, work.plan, users):
+                    work.locate(file).unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _cleared_up(self) -> Iterator[None]:
+        """However it ends, end the processes and remove what they were writing."""
+        try:
+            yield
+        finally:
+            processes = list((self._pool._processes or {}).values())
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            for process in processes:
+                process.kill()
+            for process in processes:
+                process.join()
+            for pid in self._pids:
+                for path in durable.leftovers(self.work.directory):
+                    if f".{socket.gethostname()}.{pid}." in path.name:
+                        path.unlink(missing_ok=True)
+            hub.clear_leftovers(self.work.directory / DOWNLOADS)
+
+
+class _Coming:
+    """Files of the Hub, fetched in the order of the units that need them, a few ahead."""
+
+    def __init__(self, work: Work, downloads: ThreadPoolExecutor, waiting: deque[Unit]) -> None:
+        self._work, self._downloads, self._waiting = work, downloads, waiting
+        self._started: dict[int, Future[None]] = {}
+
+    def has(self, unit: Unit) -> bool:
+        """Whether all files of the unit are here; begins to fetch them, and those of the next units. Raises what a download raised."""
+        needed = [number for number in sorted(unit.files) if self._work.plan.files[number].is_remote]
+        for number in needed:
+            if number in self._started and self._started[number].done():
+                self._started.pop(number).result()
+        lacking = [number for number in needed if not self._is_here(number)]
+        soon = dict.fromkeys(
+            number
+            for each in itertools.islice(self._waiting, 1 + _FILES_AHEAD)
+            for number in sorted(each.files)
+            if self._work.plan.files[number].is_remote
+        )
+        for number in [*lacking, *list(soon)[:_FILES_AHEAD]]:
+            if number not in self._started and not self._is_here(number):
+                self._started[number] = self._downloads.submit(self._fetch, number)
+        return not lacking
+
+    def _is_here(self, number: int) -> bool:
+        file = self._work.plan.files[number]
+        path = self._work.locate(file)
+        return path.is_file() and path.stat().st_size == file.bytes
+
+    def _fetch(self, number: int) -> None:
+        file = self._work.plan.files[number]
+        dataset, inside = hub.split_path(file.path)
+        hub.fetch(dataset, inside, self._work.locate(file), size=file.bytes, sha256=file.hash.removeprefix("sha256:"))
+
+    def cancel(self) -> None:
+        for future in self._started.values():
+            future.cancel()
+
+
+def _finished() -> Future[Record | None]:
+    """Of a unit that was done before its turn came."""
+    future: Future[Record | None] = Future()
+    future.set_result(None)
+    return future
+
+
+def allowed_cores() -> int:
+    """The cores that this process may use: Slurm's count for a task, else those it may run on; never all that the node has."""
+    given = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    return int(given) if given.isdecimal() and int(given) > 0 else len(os.sched_getaffinity(0))
+
+
+# In a process -------------------------------------------------------------------------------------------------------
+
+_done: Any = None
+
+
+def _start_worker(parent: int, characters: Any, tokens: Any) -> None:
+    """Signals are the parent's to judge; without a parent there is no reason to live."""
+    global _done
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+    _done = characters, tokens
+
+
+def _die_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def _encode(work: Work, unit: Unit) -> Record | None:
+    began = time.time()
+
+    def count(characters: int, tokens: int) -> None:
+        for value, more in zip(_done, (characters, tokens), strict=True):
+            with value.get_lock():
+                value.value += more
+
+    record = encode.encode_unit(
+        work.directory,
+        work.plan,
+        unit,
+        backend=new_backend(work.tokenizer),
+        locate=work.locate,
+        max_bad_documents=work.max_bad_documents,
+        made={**work.made_by, "began": began, "host": socket.gethostname(), "pid": os.getpid()},
+        count=count,
+    )
+    return record
