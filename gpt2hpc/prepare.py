@@ -209,10 +209,9 @@ def settled_plan(arguments: argparse.Namespace, *, look_again: bool) -> Plan:
 
 def describe(the_plan: Plan, out: Path, *, units: bool = True) -> None:
     """What would be done."""
-    size = sum(unit.bytes for unit in the_plan.units)
     cli.say(
-        f"{cli.plural(len(the_plan.files), 'file')}, {size / 1e6:,.2f} MB of text (about "
-        f"{size / plan.BYTES_PER_TOKEN / 1e6:,.1f} Mtok) in {cli.plural(len(the_plan.units), 'unit')}, to {out}"
+        f"{cli.plural(len(the_plan.files), 'file')}, {the_plan.bytes / 1e6:,.2f} MB of text (about "
+        f"{the_plan.bytes / plan.BYTES_PER_TOKEN / 1e6:,.1f} Mtok) in {cli.plural(len(the_plan.units), 'unit')}, to {out}"
     )
     for unit in the_plan.units if units else ():
         cli.say(f"unit {unit.index}: {' and '.join(the_plan.splits(unit))}, {unit.bytes:,} bytes of text")

@@ -1,4 +1,4 @@
-"""`gpt2hpc submit prepare`: the steps of `gpt2hpc prepare` as Slurm jobs: the plan here, an array that encodes, and a finalizing job."""
+"""`gpt2hpc submit prepare`: the steps of `gpt2hpc prepare` as Slurm jobs: plan here, an array that encodes, a job that finalizes."""
 
 from __future__ import annotations
 

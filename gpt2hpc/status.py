@@ -1,4 +1,4 @@
-"""`gpt2hpc status`: one line a run: how far, how well, and what became of it."""
+"""`gpt2hpc status`: one line a run, or a directory that is prepared: how far, how well, and what became of it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from pathlib import Path
 from gpt2hpc import cli, config_io, durable
 from gpt2hpc.cluster.dist_env import LOCAL
 from gpt2hpc.cluster.ledger import Attempt, Cause, Decision, Ledger, Outcome
+from gpt2hpc.data import survey
+from gpt2hpc.data.survey import Survey
 from gpt2hpc.errors import ConfigError, RunDirError
 from gpt2hpc.run_dir import RunDir
 
@@ -52,6 +54,29 @@ def read_status(run: RunDir) -> RunStatus:
     state, detail = _state(run, ledger, attempts)
     running = attempts[-1].pid if attempts and state == "running" else None
     return RunStatus(run.name, state, step, _steps(run), loss, val_loss, len(attempts), running, detail)
+
+
+@dataclass(frozen=True)
+class DataStatus:
+    """A prepared or half-prepared directory in a line of the same table."""
+
+    found: Survey
+
+    @property
+    def run(self) -> str:
+        return self.found.data
+
+    def line(self, width: int) -> str:
+        found = self.found
+        progress = f"{found.units_done:>7}/{found.units:<7} {found.units_done / max(1, found.units):4.0%}"
+        told = [f"units; {found.tokens / 1e6:,.1f} Mtok"]
+        if found.tokens_per_s is not None:
+            told.append(f"{found.tokens_per_s / 1e6:,.2f} Mtok/s")
+        if found.eta_s is not None:
+            told.append(f"ETA {cli.duration(found.eta_s)}")
+        if found.state == "unfinished" and found.last_unit_s_ago is not None:
+            told.append(f"the last unit was done {cli.duration(found.last_unit_s_ago)} ago")
+        return f"{self.run:{width}} {found.state:11} {progress} {'-':>7} {'-':>7} {'-':>8}  {', '.join(told)}"
 
 
 def _state(run: RunDir, ledger: Ledger, attempts: Sequence[Attempt]) -> tuple[str, str]:
@@ -117,14 +142,18 @@ def _number(value: float | None) -> str:
     return "      -" if value is None else f"{value:7.4f}"
 
 
-def _runs(paths: Sequence[Path]) -> list[RunDir]:
-    """The run directories among `paths` and right below them."""
-    found = []
+def _found(paths: Sequence[Path]) -> list[RunStatus | DataStatus]:
+    """The run directories and the prepared ones among `paths` and right below them."""
+    found: list[RunStatus | DataStatus] = []
     for path in paths:
         if not path.is_dir():
             raise RunDirError(f"{path} is not a directory; give a run directory, or a directory of them")
-        inside = [path] if _is_run(RunDir(path)) else sorted(path.iterdir())
-        found += [RunDir(each) for each in inside if _is_run(RunDir(each))]
+        inside = [path] if _is_run(RunDir(path)) or survey.is_prepared(path) else sorted(path.iterdir())
+        for each in inside:
+            if survey.is_prepared(each):
+                found.append(DataStatus(survey.survey(each)))
+            elif _is_run(RunDir(each)):
+                found.append(read_status(RunDir(each)))
     return found
 
 
@@ -133,20 +162,23 @@ def _is_run(run: RunDir) -> bool:
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="gpt2hpc status", description="One line a run.")
+    parser = argparse.ArgumentParser(
+        prog="gpt2hpc status", description="One line a run, or a directory that is being prepared."
+    )
     parser.add_argument(
         "paths",
         nargs="*",
         type=Path,
         default=[Path("runs")],
         metavar="DIR",
-        help="runs, or directories of runs (default: runs)",
+        help="runs, prepared directories, or directories of them (default: runs)",
     )
     parser.add_argument("--json", action="store_true", help="print a JSON list instead of a table")
     arguments = parser.parse_args(argv)
-    rows = [read_status(run) for run in _runs(arguments.paths)]
+    rows = _found(arguments.paths)
     if arguments.json:
-        cli.say(durable.to_json([dataclasses.asdict(row) for row in rows]).rstrip())
+        facts = [dataclasses.asdict(row.found if isinstance(row, DataStatus) else row) for row in rows]
+        cli.say(durable.to_json(facts).rstrip())
         return 0
     width = max([3, *(len(row.run) for row in rows)])
     cli.say("\n".join([f"{'RUN':{width}} {HEADER}", *(row.line(width) for row in rows)]) if rows else "no runs")

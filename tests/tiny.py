@@ -49,7 +49,7 @@ def make_data(directory: Path, *, shard_tokens: Sequence[int] = (5000, 3000, 410
     return manifest.publish(directory, written, vocab_size=VOCAB, plan={"seed": seed})
 
 
-def config(data: Path, **train: Any) -> Config:
+def config(data: Path | str, **train: Any) -> Config:
     """12 steps of 256 tokens; with 4 ranks two micro batches each, with dropout."""
     settings: dict[str, Any] = {
         "total_steps": 12,

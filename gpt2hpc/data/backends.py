@@ -100,8 +100,8 @@ class Gigatoken:
         utf8 = text if text.isascii() else text.encode()
         if isinstance(utf8, bytes) and any(lead in utf8 and each.search(utf8) for lead, each in _DISPUTED.items()):
             return self._reference.encode_document(text)
-        if self._documents < CHECKED_DOCUMENTS and self._characters < CHECKED_CHARACTERS:
-            self._check(text)
+        if self._documents < CHECKED_DOCUMENTS:
+            self._check(text[: CHECKED_CHARACTERS - self._characters])
         return _document(self._tokenizer.encode(utf8))
 
     def _check(self, text: str) -> None:

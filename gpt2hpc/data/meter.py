@@ -42,7 +42,7 @@ class Meter:
 
     def line(self, counts: Counts) -> str:
         seconds, share = max(time.monotonic() - self._started, 1e-9), self._share(counts)
-        left = _duration(seconds * (1 - share) / share) if share else "?"
+        left = cli.duration(seconds * (1 - share) / share) if share else "?"
         return (
             f"{share:4.0%}  unit {counts.units}/{self._units}  {counts.tokens / 1e6:,.1f} Mtok  "
             f"{counts.tokens / seconds / 1e6:.2f} Mtok/s  ETA {left}"
@@ -52,9 +52,3 @@ class Meter:
         self._bar.stop()
         if not self._live:
             cli.say(self.line(counts))
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -107,6 +107,11 @@ class Plan:
         return hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()
 
     @property
+    def bytes(self) -> int:
+        """Of text, roughly."""
+        return sum(unit.bytes for unit in self.units)
+
+    @property
     def commits(self) -> dict[str, str]:
         """The Hub datasets among the sources, each with the commit that it is pinned to."""
         found = [hub.split_path(file.path)[0] for file in self.files if file.is_remote]

@@ -100,10 +100,7 @@ class Task:
             while (waiting or running) and not self._stop():
                 while waiting and len(running) < self._processes and coming.has(waiting[0]):
                     unit = waiting.popleft()
-                    if encode.done(self.work.directory, self.work.plan, unit):
-                        running[_finished()] = unit
-                    else:
-                        running[self._pool.submit(_encode, self.work, unit)] = unit
+                    running[self._pool.submit(_encode, self.work, unit)] = unit
                 self._pids |= set(self._pool._processes or ())
                 finished, _ = wait(running, timeout=_POLL_S, return_when=FIRST_COMPLETED)
                 if not running:
@@ -197,13 +194,6 @@ class _Coming:
             future.cancel()
 
 
-def _finished() -> Future[Record | None]:
-    """Of a unit that was done before its turn came."""
-    future: Future[Record | None] = Future()
-    future.set_result(None)
-    return future
-
-
 def allowed_cores() -> int:
     """The cores that this process may use: Slurm's count for a task, else those it may run on; never all that the node has."""
     given = os.environ.get("SLURM_CPUS_PER_TASK", "")
@@ -231,6 +221,8 @@ def _die_with(parent: int) -> None:
 
 
 def _encode(work: Work, unit: Unit) -> Record | None:
+    if encode.done(work.directory, work.plan, unit):  # by now; a task may have waited long for its turn
+        return None
     began = time.time()
 
     def count(characters: int, tokens: int) -> None:
@@ -238,7 +230,7 @@ def _encode(work: Work, unit: Unit) -> Record | None:
             with value.get_lock():
                 value.value += more
 
-    record = encode.encode_unit(
+    return encode.encode_unit(
         work.directory,
         work.plan,
         unit,
@@ -248,4 +240,3 @@ def _encode(work: Work, unit: Unit) -> Record | None:
         made={**work.made_by, "began": began, "host": socket.gethostname(), "pid": os.getpid()},
         count=count,
     )
-    return record

@@ -52,6 +52,7 @@ PreemptMode=REQUEUE
 JobRequeue=1
 KillWait={kill_wait_s}
 MinJobAge=3600
+MaxArraySize=9
 ReturnToService=2
 SlurmdTimeout=30
 MessageTimeout=30

@@ -26,7 +26,7 @@ def refused(done: subprocess.CompletedProcess[str], code: int, *words: str) -> N
 
 @pytest.fixture
 def flags(shared_data: Manifest) -> list[str]:
-    return tiny.flags(tiny.config(shared_data.directory))
+    return tiny.flags(tiny.config(shared_data.where))
 
 
 @pytest.mark.parametrize("verb", VERBS)

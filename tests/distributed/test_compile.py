@@ -15,7 +15,7 @@ from tests import tiny
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs g++, which this machine lacks")
 def test_compiled(shared_data: Manifest, tmp_path: Path) -> None:
     eager, compiled, cut = (RunDir(tmp_path / name) for name in ("eager", "compiled", "cut"))
-    settings = tiny.config(shared_data.directory, compile=True)
+    settings = tiny.config(shared_data.where, compile=True)
     plain = tiny.dataclasses.replace(settings, model=tiny.dataclasses.replace(settings.model, dropout=0.0))
     without = tiny.dataclasses.replace(plain, train=tiny.dataclasses.replace(plain.train, compile=False))
     assert tiny.run_ranks(eager, without, nproc=2) == 0

@@ -29,7 +29,7 @@ def traced(run: RunDir) -> dict[tuple[int, int, int, int], list[int]]:
 
 
 def test_two_then_four_then_one(shared_data: Manifest, tmp_path: Path) -> None:
-    settings = tiny.config(shared_data.directory, trace_data=True)
+    settings = tiny.config(shared_data.where, trace_data=True)
     run, whole = RunDir(tmp_path / "run"), RunDir(tmp_path / "whole")
     assert tiny.run_ranks(whole, settings, nproc=2) == 0
     assert tiny.run_ranks(run, settings, nproc=2, options=["--signal", "3", "1"]) == 0
@@ -49,7 +49,7 @@ def test_two_then_four_then_one(shared_data: Manifest, tmp_path: Path) -> None:
 
 def test_the_loss_goes_on(shared_data: Manifest, tmp_path: Path) -> None:
     """Without dropout, whose draws belong to a rank, only the order of float sums differs between world sizes."""
-    base = tiny.config(shared_data.directory)
+    base = tiny.config(shared_data.where)
     settings = tiny.dataclasses.replace(base, model=tiny.dataclasses.replace(base.model, dropout=0.0))
     run, whole = RunDir(tmp_path / "run"), RunDir(tmp_path / "whole")
     assert tiny.run_ranks(whole, settings, nproc=2) == 0

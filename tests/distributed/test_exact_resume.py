@@ -19,7 +19,7 @@ RANKS = 4
 
 @pytest.fixture(scope="module")
 def settings(shared_data: Manifest) -> Config:
-    return tiny.config(shared_data.directory)
+    return tiny.config(shared_data.where)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_negative_control(
 
 def test_loss_scale_is_state(shared_data: Manifest, tmp_path: Path) -> None:
     """fp16, emulated on the CPU: the scale has been halved by overflows and grown again by step 5."""
-    settings = tiny.config(shared_data.directory, precision="fp16")
+    settings = tiny.config(shared_data.where, precision="fp16")
     scale = ("--loss-scale", str(2.0**26))
     whole, cut = RunDir(tmp_path / "whole"), RunDir(tmp_path / "cut")
     assert tiny.run_ranks(whole, settings, nproc=RANKS, options=scale) == 0

@@ -56,7 +56,7 @@ def cause(run: RunDir) -> Cause:
 
 
 def test_the_newest_damaged_the_one_before_goes_on(shared_data: Manifest, run: RunDir) -> None:
-    settings = tiny.config(shared_data.directory)
+    settings = tiny.config(shared_data.where)
     assert tiny.run_ranks(run, settings, nproc=1, options=["--kill", "8", "0"]) == 137
     damaged = tiny.newest(run)
     assert damaged.step == 6
@@ -72,7 +72,7 @@ def test_the_newest_damaged_the_one_before_goes_on(shared_data: Manifest, run: R
 
 def test_a_non_finite_loss_ends_the_run(shared_data: Manifest, run: RunDir) -> None:
     """No poisoned checkpoint is ever written, and the last good one stays."""
-    settings = tiny.config(shared_data.directory)
+    settings = tiny.config(shared_data.where)
     assert tiny.run_ranks(run, settings, nproc=2, options=["--nan", "6"]) == 0
     assert cause(run) is Cause.DIVERGED
     assert tiny.newest(run).step == 3
@@ -80,7 +80,7 @@ def test_a_non_finite_loss_ends_the_run(shared_data: Manifest, run: RunDir) -> N
 
 
 def test_the_scalers_skips_are_no_divergence(shared_data: Manifest, run: RunDir) -> None:
-    settings = tiny.config(shared_data.directory, precision="fp16")
+    settings = tiny.config(shared_data.where, precision="fp16")
     assert tiny.run_ranks(run, settings, nproc=1, options=["--loss-scale", str(2.0**30)]) == 0
     assert cause(run) is Cause.FINISHED
     steps = [json.loads(line) for line in run.metrics.read_text().splitlines()]
@@ -88,7 +88,7 @@ def test_the_scalers_skips_are_no_divergence(shared_data: Manifest, run: RunDir)
 
 
 def test_a_stop_file_stops(shared_data: Manifest, run: RunDir, children: list[subprocess.Popen[str]]) -> None:
-    settings = tiny.config(shared_data.directory, total_steps=2000)
+    settings = tiny.config(shared_data.where, total_steps=2000)
     children.append(_start("train", run, *tiny.flags(settings)))
     until(lambda: run.log.exists() and "3 train" in run.log.read_text(), "step 3")
     run.stop.touch()
@@ -98,7 +98,7 @@ def test_a_stop_file_stops(shared_data: Manifest, run: RunDir, children: list[su
 
 
 def test_a_new_start_overrides_an_old_wish(shared_data: Manifest, run: RunDir) -> None:
-    settings = tiny.config(shared_data.directory)
+    settings = tiny.config(shared_data.where)
     run.create()
     run.stop.touch()
     assert tiny.run_ranks(run, settings, nproc=1, restart=1) == 0, "a restart of the job obeys it"
@@ -109,7 +109,7 @@ def test_a_new_start_overrides_an_old_wish(shared_data: Manifest, run: RunDir) -
 
 def test_a_stop_leaves_validation_to_the_next_attempt(shared_data: Manifest, run: RunDir) -> None:
     """A preemption leaves seconds: they go to the save."""
-    settings = tiny.config(shared_data.directory)
+    settings = tiny.config(shared_data.where)
     assert tiny.run_ranks(run, settings, nproc=2, options=["--signal", "5", "1"]) == 0
     assert tiny.newest(run).step == 6
     assert list(tiny.losses(run, "val")) == [0]
@@ -122,7 +122,7 @@ def test_a_signal_during_start_up_is_obeyed(
     shared_data: Manifest, run: RunDir, tmp_path: Path, children: list[subprocess.Popen[str]]
 ) -> None:
     """Importing torch takes seconds; a TERM in them must not look like a crash."""
-    settings = tiny.config(shared_data.directory, total_steps=100_000)
+    settings = tiny.config(shared_data.where, total_steps=100_000)
     alone = {"RANK": "0", "WORLD_SIZE": "1", dist_env.RENDEZVOUS: str(tmp_path / "store")}
     children.append(_start("train", run, *tiny.flags(settings), env=alone))
     until(lambda: _catches(children[0].pid, signal.SIGTERM), "the handler")
@@ -137,7 +137,7 @@ def test_a_signal_during_start_up_is_obeyed(
 def test_time_runs_out(shared_data: Manifest, run: RunDir) -> None:
     """Without any signal the run stops in time, and a supervisor starts it again."""
     settings = dataclasses.replace(
-        tiny.config(shared_data.directory, total_steps=5),
+        tiny.config(shared_data.where, total_steps=5),
         checkpoint=CheckpointConfig(
             stop_margin_s=59.5
         ),  # of 60 s, so that each attempt agrees to stop in its first step
@@ -152,7 +152,7 @@ def test_time_runs_out(shared_data: Manifest, run: RunDir) -> None:
 def test_a_crash_is_restarted_by_the_supervisor(
     shared_data: Manifest, run: RunDir, children: list[subprocess.Popen[str]]
 ) -> None:
-    settings = tiny.config(shared_data.directory, total_steps=150)
+    settings = tiny.config(shared_data.where, total_steps=150)
     children.append(_start("submit", run, "--nproc", "2", *tiny.flags(settings)))
     until(lambda: run.log.exists() and "20 train" in run.log.read_text(), "step 20")
     os.kill(Ledger(run).attempts()[-1].pid, signal.SIGKILL)
@@ -165,9 +165,7 @@ def test_a_crash_is_restarted_by_the_supervisor(
 
 def test_the_crash_budget_ends_it(shared_data: Manifest, run: RunDir) -> None:
     """Dying at the same place each time stops after the budget, with the reason."""
-    settings = dataclasses.replace(
-        tiny.config(shared_data.directory), requeue=RequeueConfig(crash_budget=1, backoff_s=0.0)
-    )
+    settings = dataclasses.replace(tiny.config(shared_data.where), requeue=RequeueConfig(crash_budget=1, backoff_s=0.0))
     program = (
         "import sys; from gpt2hpc import submit, train; from gpt2hpc.cluster.launch import LocalJob\n"
         "genuine = train.describe\n"
@@ -186,7 +184,7 @@ def test_the_crash_budget_ends_it(shared_data: Manifest, run: RunDir) -> None:
 
 
 def test_a_second_start_is_refused(shared_data: Manifest, run: RunDir, children: list[subprocess.Popen[str]]) -> None:
-    settings = tiny.config(shared_data.directory, total_steps=100_000)
+    settings = tiny.config(shared_data.where, total_steps=100_000)
     children.append(_start("train", run, *tiny.flags(settings)))
     until(lambda: run.log.exists() and "2 train" in run.log.read_text(), "step 2")
     second = gpt2hpc("submit", "--run-dir", run.path)
@@ -201,7 +199,7 @@ def test_a_second_start_is_refused(shared_data: Manifest, run: RunDir, children:
 
 def test_a_zombie_publishes_nothing(shared_data: Manifest, run: RunDir, children: list[subprocess.Popen[str]]) -> None:
     """Frozen, superseded by its job's restart, and thawed: it must not write, prune or log."""
-    settings = tiny.config(shared_data.directory)
+    settings = tiny.config(shared_data.where)
     zombie = _start_rank(run, settings, restart=0, options=["--pause", "5", "0"])
     children.append(zombie)
     until(lambda: _state(zombie.pid) == "T", "the rank to stop itself")
@@ -218,7 +216,7 @@ def test_a_zombie_in_its_start_up_destroys_nothing(
     shared_data: Manifest, run: RunDir, children: list[subprocess.Popen[str]]
 ) -> None:
     """Frozen before it has cleared away leftovers and cut the log, while its successor is in the middle of its run."""
-    settings = tiny.config(shared_data.directory)
+    settings = tiny.config(shared_data.where)
     zombie = _start_rank(run, settings, restart=0, options=["--pause-start"])
     children.append(zombie)
     until(lambda: _state(zombie.pid) == "T", "the rank to stop itself")
@@ -240,7 +238,7 @@ def test_a_zombie_in_its_start_up_destroys_nothing(
 
 def test_all_damaged_is_no_fresh_start(shared_data: Manifest, run: RunDir) -> None:
     """Starting over in silence would delete what could still be brought back."""
-    settings = tiny.config(shared_data.directory)
+    settings = tiny.config(shared_data.where)
     assert tiny.run_ranks(run, settings, nproc=1, options=["--kill", "8", "0"]) == 137
     log = run.log.read_bytes()
     for found in checkpoint.found(run.checkpoints):
@@ -252,7 +250,7 @@ def test_all_damaged_is_no_fresh_start(shared_data: Manifest, run: RunDir) -> No
 
 
 def test_a_longer_run_that_fails_is_not_finished(shared_data: Manifest, run: RunDir) -> None:
-    settings = tiny.config(shared_data.directory)
+    settings = tiny.config(shared_data.where)
     assert tiny.run_ranks(run, settings, nproc=1) == 0
     for verb in ("train", "submit"):
         done = gpt2hpc(verb, "--run-dir", run.path, "--steps", "30", "--train.device", "mps")
@@ -262,7 +260,7 @@ def test_a_longer_run_that_fails_is_not_finished(shared_data: Manifest, run: Run
 
 def test_ranks_that_cannot_meet_use_up_the_budget(shared_data: Manifest, run: RunDir) -> None:
     """They die before they can claim an attempt, so the ledger holds none of them."""
-    settings = tiny.config(shared_data.directory)
+    settings = tiny.config(shared_data.where)
     nowhere = {"GLOO_SOCKET_IFNAME": "nope0"}
     done = gpt2hpc("submit", "--nproc", "2", "--run-dir", run.path, *tiny.flags(settings), env=nowhere)
     assert done.returncode == 7, done.stdout + done.stderr
@@ -273,7 +271,7 @@ def test_a_closed_terminal_does_not_cost_the_save(
     shared_data: Manifest, run: RunDir, children: list[subprocess.Popen[str]]
 ) -> None:
     """As when ssh drops: nobody reads any more, the launcher gets HUP, the ranks TERM."""
-    settings = tiny.config(shared_data.directory, total_steps=100_000)
+    settings = tiny.config(shared_data.where, total_steps=100_000)
     children.append(_start("submit", run, "--nproc", "2", *tiny.flags(settings)))
     until(lambda: run.log.exists() and "4 train" in run.log.read_text(), "step 4")
     assert children[0].stdout is not None
@@ -286,7 +284,7 @@ def test_a_closed_terminal_does_not_cost_the_save(
 
 def test_a_signal_during_the_launch_is_not_lost(shared_data: Manifest, run: RunDir) -> None:
     """TERM while a rank is being started, before it is known or listens."""
-    settings = tiny.config(shared_data.directory, total_steps=100_000)
+    settings = tiny.config(shared_data.where, total_steps=100_000)
     program = (
         "import os, signal, sys, threading; from gpt2hpc import cli, submit; from gpt2hpc.cluster import launch\n"
         "genuine = launch._start\n"
@@ -305,7 +303,7 @@ def test_a_signal_during_the_launch_is_not_lost(shared_data: Manifest, run: RunD
 
 
 def test_a_disk_full_for_one_rank_is_told_by_all(shared_data: Manifest, run: RunDir) -> None:
-    settings = tiny.config(shared_data.directory)
+    settings = tiny.config(shared_data.where)
     assert tiny.run_ranks(run, settings, nproc=2, options=["--full", "1"]) == 9
     assert cause(run) is Cause.ERROR
     found = Ledger(run).outcome()
@@ -315,7 +313,7 @@ def test_a_disk_full_for_one_rank_is_told_by_all(shared_data: Manifest, run: Run
 
 
 def test_ctrl_c_saves_and_stops(shared_data: Manifest, run: RunDir, children: list[subprocess.Popen[str]]) -> None:
-    settings = tiny.config(shared_data.directory, total_steps=100_000)
+    settings = tiny.config(shared_data.where, total_steps=100_000)
     children.append(_start("submit", run, "--nproc", "2", *tiny.flags(settings)))
     until(lambda: run.log.exists() and "3 train" in run.log.read_text(), "step 3")
     children[0].send_signal(signal.SIGINT)
@@ -329,7 +327,7 @@ def test_ctrl_c_saves_and_stops(shared_data: Manifest, run: RunDir, children: li
 def test_ranks_do_not_outlive_a_killed_launcher(
     shared_data: Manifest, run: RunDir, children: list[subprocess.Popen[str]]
 ) -> None:
-    settings = tiny.config(shared_data.directory, total_steps=100_000)
+    settings = tiny.config(shared_data.where, total_steps=100_000)
     children.append(_start("submit", run, "--nproc", "2", *tiny.flags(settings)))
     until(lambda: run.log.exists() and "3 train" in run.log.read_text(), "step 3")
     children[0].kill()
@@ -338,7 +336,7 @@ def test_ranks_do_not_outlive_a_killed_launcher(
 
 
 def test_finished_is_finished(shared_data: Manifest, run: RunDir) -> None:
-    settings = tiny.config(shared_data.directory)
+    settings = tiny.config(shared_data.where)
     assert gpt2hpc("train", "--run-dir", run.path, *tiny.flags(settings)).returncode == 0
     again = gpt2hpc("submit", "--run-dir", run.path)
     assert again.returncode == 0
@@ -351,7 +349,7 @@ def test_finished_is_finished(shared_data: Manifest, run: RunDir) -> None:
 
 def test_torchrun_starts_it_too(shared_data: Manifest, run: RunDir) -> None:
     """The same bytes as from our launcher, which gives each rank one thread here as well."""
-    settings = tiny.config(shared_data.directory)
+    settings = tiny.config(shared_data.where)
     command = [
         sys.executable,
         "-m",
@@ -378,7 +376,7 @@ def test_torchrun_starts_it_too(shared_data: Manifest, run: RunDir) -> None:
 
 def test_only_the_last_checkpoints_stay(shared_data: Manifest, run: RunDir) -> None:
     settings = dataclasses.replace(
-        tiny.config(shared_data.directory), checkpoint=CheckpointConfig(every_steps=1, keep_last=3)
+        tiny.config(shared_data.where), checkpoint=CheckpointConfig(every_steps=1, keep_last=3)
     )
     assert tiny.run_ranks(run, settings, nproc=1) == 0
     assert [found.step for found in checkpoint.found(run.checkpoints)] == [12, 11, 10]

@@ -68,13 +68,13 @@ def test_saves_go_where_they_were_asked_to(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run = RunDir(tmp_path / "asked" / "run")
-    assert tiny.run_ranks(run, tiny.config(shared_data.directory), nproc=1) == 0
+    assert tiny.run_ranks(run, tiny.config(shared_data.where), nproc=1) == 0
     assert tiny.newest(run).step == 12
     assert sorted(path.name for path in tmp_path.iterdir()) == ["asked"]
 
 
 def test_the_learning_rate_goes_on(shared_data: Manifest, tmp_path: Path) -> None:
-    settings = tiny.config(shared_data.directory)
+    settings = tiny.config(shared_data.where)
     whole, cut = RunDir(tmp_path / "whole"), RunDir(tmp_path / "cut")
     assert tiny.run_ranks(whole, settings, nproc=1) == 0
     assert tiny.run_ranks(cut, settings, nproc=1, options=["--signal", "5", "0"]) == 0

@@ -8,14 +8,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2hpc.data import manifest
-from gpt2hpc.data.loader import Slice, TrainLoader, ValLoader, Windows
+from gpt2hpc.data import catalog
+from gpt2hpc.data.loader import Slice, TrainLoader, ValLoader, Windows, check_windows
 from gpt2hpc.data.manifest import Manifest
 from gpt2hpc.data.order import Order, permute
+from gpt2hpc.data.store import Directory
 from gpt2hpc.errors import DataError
 from tests import tiny
 
 BLOCK = 16
+
+
+def where(found: Manifest) -> Directory:
+    return Directory(Path(found.where))
 
 
 @given(st.integers(1, 5000), st.integers(0, 2**63))
@@ -84,7 +89,7 @@ def test_any_world_size_sees_the_same_batches(
         found: list[list[bytes]] = [[] for _ in range(steps)]
         for rank in range(world_size):
             part = Slice(rank, world_size, micro_batch_size, accum)
-            loader = TrainLoader(shared_data, block_size=BLOCK, seed=1, shuffle_shards=2, part=part)
+            loader = TrainLoader(shared_data, where(shared_data), block_size=BLOCK, seed=1, shuffle_shards=2, part=part)
             for number, tokens in enumerate(islice(loader.stream(consumed), steps * accum)):
                 found[number // accum] += [row.tobytes() for row in tokens]
         return [sorted(batch) for batch in found]
@@ -93,8 +98,8 @@ def test_any_world_size_sees_the_same_batches(
 
 
 def test_windows_overlap_by_their_target_only(shared_data: Manifest) -> None:
-    windows = Windows(shared_data, "train", BLOCK)
-    first = np.load(shared_data.directory / shared_data.split("train")[0].file)
+    windows = Windows(shared_data, where(shared_data), "train", BLOCK)
+    first = np.load(Path(shared_data.where) / shared_data.split("train")[0].file)
     two = windows.read(np.array([0, 0]), np.array([0, 1]))
     assert two.shape == (2, BLOCK + 1)
     assert two[0].tolist() == first[: BLOCK + 1].tolist()
@@ -108,18 +113,20 @@ def test_validation_is_the_same_for_every_world_size(shared_data: Manifest, worl
     found: list[bytes] = []
     counts = []
     for rank in range(world_size):
-        loader = ValLoader(shared_data, block_size=BLOCK, tokens=BLOCK * 23, part=Slice(rank, world_size, 4, 1))
+        loader = ValLoader(
+            shared_data, where(shared_data), block_size=BLOCK, tokens=BLOCK * 23, part=Slice(rank, world_size, 4, 1)
+        )
         batches = list(loader)
         counts.append(len(batches))
         assert all(tokens.shape == (4, BLOCK + 1) for tokens, _ in batches)
         found += [row.tobytes() for tokens, rows in batches for row in tokens[:rows]]
     assert len(set(counts)) == 1, "ranks must take part in the same number of steps"
-    every = np.load(shared_data.directory / shared_data.split("val")[0].file)
+    every = np.load(Path(shared_data.where) / shared_data.split("val")[0].file)
     assert sorted(found) == sorted(every[at * BLOCK : at * BLOCK + BLOCK + 1].tobytes() for at in range(23))
 
 
 def test_too_little_data_is_said(tmp_path: Path) -> None:
     found = tiny.make_data(tmp_path, shard_tokens=[5])
     with pytest.raises(DataError, match="has 5 train tokens, too few"):
-        Windows(found, "train", BLOCK)
-    assert manifest.load(tmp_path) == found
+        check_windows(found, BLOCK)
+    assert catalog.load(str(tmp_path)) == found

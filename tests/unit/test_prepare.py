@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gzip
+import itertools
 import json
 import time
 from pathlib import Path
@@ -7,12 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpt2hpc.data import encode, manifest, shards, sources, tokenizer
-from gpt2hpc.data.sources import Reading
+from gpt2hpc.data import backends, catalog, demo, encode, plan, readers, shards, sources, tokenizer
+from gpt2hpc.data.manifest import Manifest
+from gpt2hpc.data.plan import Plan, Reading, Unit
+from gpt2hpc.data.sources import Selection
 from gpt2hpc.errors import DataError
 from tests.tiny import gpt2hpc
 
 TEXTS = [f"Document {number}: the quick brown fox.\n" * 5 for number in range(40)]
+
+
+BLANK = ("\n", "\n\n", "\n \t\n", "\r\n")
 
 
 @pytest.fixture
@@ -24,14 +31,26 @@ def texts(tmp_path: Path) -> Path:
     return folder
 
 
-def prepared(out: Path, *arguments: str | Path) -> manifest.Manifest:
+def prepared(out: Path, *arguments: str | Path) -> Manifest:
     done = gpt2hpc("prepare", "--out", out, *arguments)
     assert done.returncode == 0, done.stderr
-    return manifest.load(out)
+    return catalog.load(str(out))
 
 
-def stream(found: manifest.Manifest, split: shards.Split) -> list[int]:
-    return [token for shard in found.split(split) for token in np.load(found.directory / shard.file).tolist()]
+def new_plan(source: Path, *, unit_tokens: int = 500, val_fraction: float | None = None, **reading: str) -> Plan:
+    files = sources.find_files([str(source)], Selection())
+    return plan.make(files, Reading(**reading), val_fraction, unit_tokens=unit_tokens)  # type: ignore[arg-type]
+
+
+def encoded(directory: Path, the_plan: Plan, unit: Unit, **options: int) -> encode.Record | None:
+    backend = backends.new_backend("tiktoken")
+    return encode.encode_unit(
+        directory, the_plan, unit, backend=backend, locate=lambda file: Path(file.path), **options
+    )
+
+
+def stream(found: Manifest, split: shards.Split) -> list[int]:
+    return [token for shard in found.split(split) for token in np.load(Path(found.where) / shard.file).tolist()]
 
 
 def plain(documents: list[str]) -> list[int]:
@@ -42,12 +61,12 @@ def plain(documents: list[str]) -> list[int]:
 def test_a_file_is_a_document(texts: Path, tmp_path: Path) -> None:
     found = prepared(tmp_path / "out", "--source", texts)
     ordered = [path.read_text() for path in sorted(texts.rglob("*.txt"))]
-    plan = encode.make_plan(sources.find_units([str(texts)]), Reading(), None)
+    the_plan = plan.load(tmp_path / "out")
     for split in ("train", "val"):
-        chosen = [text for text in ordered if plan.split_of(text, plan.units[0]) == split]
+        chosen = [text for text in ordered if the_plan.split_of(text, the_plan.units[0]) == split]
         assert chosen
         assert stream(found, split) == plain(chosen)
-        assert sum(shard.documents for shard in found.split(split)) == len(chosen)
+        assert found.documents(split) == len(chosen)
 
 
 def test_jsonl_and_text_agree(texts: Path, tmp_path: Path) -> None:
@@ -67,42 +86,54 @@ def test_blank_lines_may_part_documents(tmp_path: Path) -> None:
     assert "--document-separator blank-line" in alone.stderr
     assert not (tmp_path / "a" / "manifest.json").exists()
     found = prepared(tmp_path / "b", "--source", file, "--document-separator", "blank-line")
-    assert sum(shard.documents for shard in found.shards) == 60
+    assert sum(shard.documents or 0 for shard in found.shards) == 60
 
 
 def test_several_units_make_the_first_validation(texts: Path, tmp_path: Path) -> None:
-    units = sources.find_units([str(texts)], unit_bytes=2000)
-    assert len(units) > 3
-    plan = encode.make_plan(units, Reading(), None)
-    for unit in reversed(units):  # any order
-        encode.encode_unit(tmp_path, plan, unit)
-    found = encode.finalize(tmp_path, plan)
+    the_plan = new_plan(texts)
+    assert len(the_plan.units) > 3
+    for unit in reversed(the_plan.units):  # any order
+        encoded(tmp_path, the_plan, unit)
+    found = encode.finalize(tmp_path, the_plan)
     assert [shard.file for shard in found.split("val")] == ["val_000000.npy"]
     ordered = [path.read_text() for path in sorted(texts.rglob("*.txt"))]
-    first = len(units[0].files)
+    first = len(the_plan.units[0].pieces)
     assert stream(found, "val") == plain(ordered[:first])
     assert stream(found, "train") == plain(ordered[first:])
 
 
 def test_what_is_done_is_not_done_again(texts: Path, tmp_path: Path) -> None:
-    plan = encode.make_plan(sources.find_units([str(texts)], unit_bytes=2000), Reading(), None)
-    for unit in plan.units:
-        encode.encode_unit(tmp_path, plan, unit)
-    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*_*")}
+    options = ("--source", texts, "--unit-tokens", "500")
+    prepared(tmp_path / "out", *options)
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*_*")}
     time.sleep(0.01)
-    torn = tmp_path / shards.shard_name("train", 1)
+    torn = tmp_path / "out" / shards.shard_name("train", 1)
     torn.write_bytes(torn.read_bytes()[:100])
-    assert [unit.index for unit in plan.units if encode.done_unit(tmp_path, plan, unit) is None] == [1]
-    encode.encode_unit(tmp_path, plan, plan.units[1])
-    encode.finalize(tmp_path, plan)
-    after = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*_*")}
-    assert {name for name in after if after[name] != before[name]} == {torn.name, torn.with_suffix(".json").name}
+    assert [
+        unit.index for unit in encode.missing(torn.parent, plan.load(torn.parent), plan.load(torn.parent).units)
+    ] == [1]
+    prepared(tmp_path / "out", *options)
+    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*_*")}
+    assert {name for name in after if after[name] != before[name]} == {torn.name, "unit_000001.json"}
+
+
+def test_a_second_task_leaves_alone_what_the_first_has_done_meanwhile(texts: Path, tmp_path: Path) -> None:
+    the_plan = new_plan(texts)
+
+    def late(file: sources.SourceFile) -> Path:
+        encoded(tmp_path, the_plan, the_plan.units[1])
+        return Path(file.path)
+
+    unit = the_plan.units[1]
+    assert encode.encode_unit(tmp_path, the_plan, unit, backend=backends.new_backend("tiktoken"), locate=late) is None
 
 
 def test_finalize_names_what_is_missing(texts: Path, tmp_path: Path) -> None:
-    plan = encode.make_plan(sources.find_units([str(texts)], unit_bytes=2000), Reading(), None)
-    with pytest.raises(DataError, match=r"val_000000\.npy is not done"):
-        encode.finalize(tmp_path, plan)
+    the_plan = new_plan(texts, unit_tokens=200)
+    for index in (0, 3):
+        encoded(tmp_path, the_plan, the_plan.units[index])
+    with pytest.raises(DataError, match=r"are not done \(1-2, 4-\d+\)"):
+        encode.finalize(tmp_path, the_plan)
 
 
 def test_other_data_is_not_overwritten(texts: Path, tmp_path: Path) -> None:
@@ -110,6 +141,108 @@ def test_other_data_is_not_overwritten(texts: Path, tmp_path: Path) -> None:
     done = gpt2hpc("prepare", "--source", texts / "sub", "--out", tmp_path / "out")
     assert done.returncode == 4
     assert "holds data of another source" in done.stderr
+    (texts / "new.txt").write_text("one more")
+    done = gpt2hpc("prepare", "--source", texts, "--out", tmp_path / "out")
+    assert done.returncode == 4
+    assert "holds data of another plan (files, units differ)" in done.stderr
+
+
+def test_a_source_that_changed_is_refused(texts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert gpt2hpc("prepare", "--source", texts, "--out", out, "--step", "plan").returncode == 0
+    (texts / "000.txt").write_text("x" * (texts / "000.txt").stat().st_size)
+    done = gpt2hpc("prepare", "--out", out)
+    assert done.returncode == 4
+    assert "000.txt changed since the plan was made" in done.stderr
+
+
+# Formats ------------------------------------------------------------------------------------------------------------
+
+
+def test_every_compression_and_separator_gives_the_same(texts: Path, tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    ordered = [path.read_text() for path in sorted(texts.rglob("*.txt"))]
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in ordered).encode()
+    half = len(lines) // 2
+    files = {
+        "a.jsonl": lines,
+        "a.jsonl.gz": gzip.compress(lines[:half])
+        + gzip.compress(lines[half:]),  # two members, as pigz and cat make them
+        "a.jsonl.zst": b"".join(pa.compress(part, "zstd", asbytes=True) for part in (lines[:half], lines[half:])),
+        "a.json": lines,
+    }
+    found = []
+    for name, contents in files.items():
+        (tmp_path / name).write_bytes(contents)
+        found.append(prepared(tmp_path / f"out-{name}", "--source", tmp_path / name, "--val-fraction", "0.3"))
+    assert {tuple(shard.sha256 for shard in each.shards) for each in found} == {
+        tuple(shard.sha256 for shard in found[0].shards)
+    }
+    assert all(found[0].documents(split) for split in shards.SPLITS)
+
+
+def test_parquet_rows_are_documents_in_order(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [*TEXTS, "", "<|endoftext|> spelled out", "café 中文 \U0001f600"]
+    for number in range(3):
+        table = pa.table({"id": range(len(rows)), "text": [f"{number} {row}" if row else "" for row in rows]})
+        pq.write_table(table, tmp_path / f"{number}.parquet", row_group_size=7)
+    found = prepared(tmp_path / "out", "--source", tmp_path, "--unit-tokens", "700")
+    everything = [f"{number} {row}" if row else "" for number in range(3) for row in rows]
+    assert stream(found, "val") + stream(found, "train") == plain(everything)
+    the_plan = plan.load(tmp_path / "out")
+    assert len(the_plan.units) > 3
+    assert any(len(unit.files) > 1 for unit in the_plan.units), "a unit may span files"
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 50])
+@pytest.mark.parametrize("separator", ["file", "blank-line"])
+def test_byte_ranges_miss_and_double_nothing(count: int, separator: str, tmp_path: Path) -> None:
+    paragraphs = [f"Line {number}.\n  and more\r\n" * (1 + number % 3) for number in range(23)]
+    if separator == "file":
+        path = tmp_path / "a.jsonl"
+        path.write_text(
+            "".join(json.dumps({"text": text}) + "\n" + "\n" * (number % 2) for number, text in enumerate(paragraphs))
+        )
+        expected = paragraphs
+    else:
+        path = tmp_path / "a.txt"
+        path.write_bytes("".join(text + BLANK[number % len(BLANK)] for number, text in enumerate(paragraphs)).encode())
+        expected = [text.replace("\r\n", "\n").rstrip("\n") for text in paragraphs]
+    size = path.stat().st_size
+    file = sources.find_files([str(path)], Selection())[0]
+    edges = [size * number // count for number in range(count + 1)]
+    pieces = [plan.Piece(0, start, stop) for start, stop in itertools.pairwise(edges)]
+    reading = Reading(separator)  # type: ignore[arg-type]
+    found = [text for piece in pieces for text in readers.documents(file, path, piece, reading)]
+    assert found == expected
+
+
+def test_a_large_file_is_cut(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS * 5))
+    found = prepared(tmp_path / "out", "--source", path, "--unit-tokens", "2000")
+    assert len(found.shards) > 3
+    assert stream(found, "val") + stream(found, "train") == plain(TEXTS * 5)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst"])
+def test_a_truncated_archive_is_no_short_document(suffix: str, tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    lines = "".join(json.dumps({"text": text, "n": number}) + "\n" for number, text in enumerate(TEXTS * 50)).encode()
+    whole = gzip.compress(lines) if suffix.endswith("gz") else pa.compress(lines, "zstd", asbytes=True)
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(whole[: len(whole) // 2])
+    done = gpt2hpc("prepare", "--source", path, "--out", tmp_path / "out")
+    assert done.returncode == 4
+    assert f"a{suffix} cannot be read" in done.stderr
+
+
+# Documents that cannot be read --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -120,6 +253,7 @@ def test_other_data_is_not_overwritten(texts: Path, tmp_path: Path) -> None:
         ("bad.jsonl", b'{"text": "a\\ud800"}\n', "bad.jsonl:1 holds half a surrogate pair"),
         ("empty.txt", b"", "--source holds 0 documents"),
         ("bad.jsonl", b'{"txt": "a"}\n', "bad.jsonl:1 has no text under the key 'text'"),
+        ("bad.parquet", b"PAR1 no", "is no parquet file"),
     ],
 )
 def test_a_bad_document_is_named(name: str, content: bytes, words: str, tmp_path: Path) -> None:
@@ -131,12 +265,45 @@ def test_a_bad_document_is_named(name: str, content: bytes, words: str, tmp_path
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
+def test_bad_documents_within_the_limit_are_named_in_the_manifest(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    invalid = pa.array([b"fine", b"caf\xe9", b"also fine"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"text": invalid}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"text": ["good", None, *TEXTS]}), tmp_path / "b.parquet")
+    refused = gpt2hpc("prepare", "--source", tmp_path, "--out", tmp_path / "out", "--max-bad-documents", "1")
+    assert refused.returncode == 4
+    assert "2 documents cannot be read, --max-bad-documents=1" in refused.stderr
+    found = prepared(tmp_path / "out", "--source", tmp_path, "--max-bad-documents", "2")
+    assert (found.documents("train") or 0) + (found.documents("val") or 0) == 3 + len(TEXTS)
+    named = json.loads((tmp_path / "out" / "manifest.json").read_text())["bad_documents"]
+    assert [each["where"].rpartition("/")[2] for each in named] == [
+        "a.parquet row group 0 row 1",
+        "b.parquet row group 0 row 1",
+    ]
+    assert "is not UTF-8" in named[0]["why"]
+
+
+def test_a_column_that_is_not_there_is_named(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"body": TEXTS, "id": range(len(TEXTS))}), tmp_path / "a.parquet")
+    done = gpt2hpc("prepare", "--source", tmp_path, "--out", tmp_path / "out")
+    assert done.returncode == 4
+    assert "has no column 'text' but body, id; name the text with --text-key" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
         (["--source", "/nowhere"], 4, "--source=/nowhere does not exist"),
         (["--source", "demo", "--val-fraction", "2"], 2, "--val-fraction=2.0"),
-        (["--source", "demo", "--out", "/proc/nowhere"], 4, "--out=/proc/nowhere cannot be made"),
+        (["--source", "demo", "--out", "/proc/nowhere"], 4, "--out=/proc/nowhere cannot be written"),
+        (["--source", "demo", "--task", "3/3"], 2, "--task=3/3 must be K/N"),
+        (["--source", "demo", "--processes", "0"], 2, "--processes=0 must be 1 or more"),
+        ([], 2, "holds no plan yet"),
     ],
 )
 def test_bad_arguments(arguments: list[str], code: int, words: str, tmp_path: Path) -> None:
@@ -148,19 +315,61 @@ def test_bad_arguments(arguments: list[str], code: int, words: str, tmp_path: Pa
 def test_dry_run_writes_nothing(texts: Path, tmp_path: Path) -> None:
     done = gpt2hpc("prepare", "--source", texts, "--out", tmp_path / "out", "--dry-run")
     assert done.returncode == 0
-    assert "group 0: train and val from 40 files" in done.stdout
+    assert "unit 0: train and val" in done.stdout
     assert not (tmp_path / "out").exists()
+
+
+# Tasks --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tasks", [1, 3, 8, 50])
+def test_tasks_share_the_units(texts: Path, tasks: int) -> None:
+    the_plan = new_plan(texts)
+    shares = [the_plan.share(task, tasks) for task in range(tasks)]
+    assert [unit for share in shares for unit in share] == list(the_plan.units)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_the_last_task_writes_the_manifest(texts: Path, tmp_path: Path) -> None:
+    options = ("--source", texts, "--unit-tokens", "500")
+    whole = prepared(tmp_path / "whole", *options)
+    out = tmp_path / "shared"
+    for task in (2, 0, 1):
+        assert not (out / "manifest.json").exists()
+        done = gpt2hpc("prepare", "--out", out, *options, "--step", "encode", "--task", f"{task}/3")
+        assert done.returncode == 0, done.stderr
+    assert (out / "manifest.json").read_bytes() == (tmp_path / "whole" / "manifest.json").read_bytes()
+    assert [(out / shard.file).read_bytes() for shard in whole.shards] == [
+        (tmp_path / "whole" / shard.file).read_bytes() for shard in whole.shards
+    ]
+
+
+@pytest.mark.parametrize(("free", "left"), [("sources", 0), ("downloads", 40)])
+def test_sources_are_freed_if_asked(texts: Path, tmp_path: Path, free: str, left: int) -> None:
+    prepared(tmp_path / "out", "--source", texts, "--unit-tokens", "500", "--free", free)
+    assert len(list(texts.rglob("*.txt"))) == left
+
+
+# What is there ------------------------------------------------------------------------------------------------------
 
 
 def test_an_edited_manifest_is_refused(data: Path) -> None:
     path = data / "manifest.json"
     path.write_text(path.read_text().replace('"tokens": 5000', '"tokens": 5001'))
     with pytest.raises(DataError, match="was edited"):
-        manifest.load(data)
+        catalog.load(str(data))
+
+
+def test_an_edited_plan_is_refused(texts: Path, tmp_path: Path) -> None:
+    prepared(tmp_path / "out", "--source", texts)
+    path = tmp_path / "out" / "plan.json"
+    path.write_text(path.read_text().replace('"val_fraction": 0.1', '"val_fraction": 0.2'))
+    with pytest.raises(DataError, match="was edited"):
+        plan.load(tmp_path / "out")
 
 
 def test_a_truncated_shard_is_refused(data: Path) -> None:
-    found = manifest.load(data)
+    found = catalog.load(str(data))
     path = data / found.shards[1].file
     path.write_bytes(path.read_bytes()[:-2])
     with pytest.raises(DataError, match="bytes, its manifest says"):
@@ -168,6 +377,6 @@ def test_a_truncated_shard_is_refused(data: Path) -> None:
 
 
 def test_demo_is_real_text() -> None:
-    texts = list(sources.demo_documents())
+    texts = list(demo.demo_documents())
     assert sum(map(len, texts)) > 1_000_000
     assert any("statement is used for conditional execution" in text for text in texts)
