@@ -16,6 +16,7 @@ from gpt2hpc import __version__, cli
 from gpt2hpc.data import catalog, hub, manifest, verify
 from gpt2hpc.data.hub import Repository
 from gpt2hpc.data.manifest import Manifest
+from gpt2hpc.data.patience import asked
 from gpt2hpc.data.shards import SPLITS, Shard
 from gpt2hpc.errors import DataError, UsageError
 
@@ -66,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
 
 def push(data: Manifest, where: Repository, card: str, *, private: bool) -> None:
     """Upload what the repository lacks, then compare every file's hash with the Hub's."""
-    hub.asked(where, lambda api: api.create_repo(where.repo, repo_type="dataset", private=private, exist_ok=True))
+    asked(where, lambda api: api.create_repo(where.repo, repo_type="dataset", private=private, exist_ok=True))
     there = {file.path: file for file in hub.listing(where)}
     if manifest.NAME in there:
         with hub.fetched(where, manifest.NAME) as path:
@@ -107,7 +108,7 @@ def _commit(where: Repository, files: dict[str, Path | bytes], message: str) -> 
         operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=file) for name, file in files.items()]
         api.create_commit(where.repo, operations, commit_message=message, repo_type="dataset")
 
-    hub.asked(where, attempt)
+    asked(where, attempt)
 
 
 def data_card(data: Manifest, repo: str, licence: str | None) -> str:

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import re
 import shutil
 import socket
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 from gpt2hpc import durable
+from gpt2hpc.data.patience import WrongBytesError, asked
 from gpt2hpc.data.shards import sha256_of
 from gpt2hpc.errors import DataError
 
@@ -29,11 +28,8 @@ SCHEME = "hf://datasets/"
 DEFAULT_CONFIGS = {"HuggingFaceFW/fineweb-edu": "sample-10BT"}
 """Where a dataset's own default is terabytes."""
 
-RETRIES = 8
-_FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 120.0
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -145,7 +141,7 @@ def fetch(dataset: Repository, path: str, target: Path, *, size: int | None = No
     """Download a file to `target`, which is there whole and verified, or not at all.
 
     No locks (they do nothing on Lustre): each caller downloads beside, and renames; two of them do no harm. A dropped
-    connection, a 429, a 5xx and a wrong hash are tried again, RETRIES times at most; then DataError.
+    connection, a 429, a 5xx and a wrong hash are tried again; then DataError.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = f".{target.name}.{socket.gethostname()}.{os.getpid()}."
@@ -160,9 +156,9 @@ def fetch(dataset: Repository, path: str, target: Path, *, size: int | None = No
                 )
             )
             if size is not None and found.stat().st_size != size:
-                raise _WrongBytesError(f"{found.stat().st_size} bytes came instead of {size}")
+                raise WrongBytesError(f"{found.stat().st_size} bytes came instead of {size}")
             if sha256 is not None and (digest := sha256_of(found)) != sha256:
-                raise _WrongBytesError(f"what came has sha256 {digest[:12]}… instead of {sha256[:12]}…")
+                raise WrongBytesError(f"what came has sha256 {digest[:12]}… instead of {sha256[:12]}…")
             with found.open("rb") as file:
                 os.fsync(file.fileno())
             found.replace(target)
@@ -208,82 +204,6 @@ def _quiet() -> Iterator[None]:
     finally:
         if not before:
             enable_progress_bars()
-
-
-# Patience -----------------------------------------------------------------------------------------------------------
-
-
-class _WrongBytesError(Exception):
-    """A download that is not what the repository says it is."""
-
-
-def asked(about: object, question: Callable[[HfApi], T], *, what: str = "", retries: int = RETRIES) -> T:
-    """The Hub's answer; what may pass is tried again with full jitter, or after the time that the Hub names.
-
-    Raises DataError, in a line that says what to do, for what will not pass.
-    """
-    from huggingface_hub import HfApi, errors
-
-    transport_error = cast(
-        "type[Exception]", errors.HfHubHTTPError.__mro__[1]
-    )  # of the HTTP library, whichever the client uses
-    name = f"{about}/{what}" if what else str(about)
-    for failed in range(1, retries + 1):
-        try:
-            return question(HfApi())
-        except errors.OfflineModeIsEnabled:
-            raise DataError(
-                f"{name}: HF_HUB_OFFLINE is set; fetch it with `gpt2hpc stage` where there is a network"
-            ) from None
-        except errors.GatedRepoError:
-            raise DataError(f"{name} is gated: accept its terms on the Hub, and log in with `hf auth login`") from None
-        except errors.RepositoryNotFoundError:
-            raise DataError(
-                f"{name} is not on the Hub, or is private; check the name, or log in with `hf auth login`"
-            ) from None
-        except errors.RevisionNotFoundError:
-            raise DataError(
-                f"{name}: the repository has no such revision (any more); name a commit, branch or tag"
-            ) from None
-        except errors.EntryNotFoundError:
-            raise DataError(f"{name} is not in the repository; check the path") from None
-        except (
-            errors.HfHubHTTPError,
-            transport_error,
-            errors.FileMetadataError,
-            ConnectionError,
-            TimeoutError,
-            _WrongBytesError,
-        ) as error:
-            status, wait_s = _of_response(error)
-            if status in (401, 403):
-                raise DataError(
-                    f"{name}: the Hub refuses ({status}); log in with `hf auth login`, with a token that may do this"
-                ) from None
-            if failed == retries or (status is not None and status < 500 and status not in (408, 429)):
-                said = " ".join(str(error).split())[:300]
-                raise DataError(f"{name}: {said} ({failed} tries); try again later: what is complete is kept") from None
-            backoff_s = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2**failed)
-            time.sleep(wait_s + random.uniform(0, 1) if wait_s is not None else random.uniform(0, backoff_s))
-    raise AssertionError("unreachable: the last try returns or raises")
-
-
-def _of_response(error: Exception) -> tuple[int | None, float | None]:
-    """HTTP status, and the seconds that Retry-After asks for."""
-    response = getattr(error, "response", None)
-    if response is None:
-        return None, None
-    try:
-        wait_s = min(_LONGEST_WAIT_S, float(response.headers.get("Retry-After", "")))
-    except ValueError:
-        wait_s = None
-    return response.status_code, wait_s
-
-
-def free(paths: Sequence[Path]) -> None:
-    """Delete files that are no longer needed; of two that do so one comes too late."""
-    for path in paths:
-        path.unlink(missing_ok=True)
 
 
 def clear_leftovers(directory: Path) -> None:

@@ -1,0 +1,85 @@
+"""Questions to the Hugging Face Hub: asked again where that may help, and a line that says what to do where it will not.
+
+The client has tries of its own, which differ from call to call: a commit has none, a download gives up at a reset.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar, cast
+
+from gpt2hpc.errors import DataError
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+TRIES = 8
+FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 120.0
+T = TypeVar("T")
+
+
+class WrongBytesError(Exception):
+    """A download that is not what the repository says it is."""
+
+
+def asked(about: object, question: Callable[[HfApi], T], *, what: str = "") -> T:
+    """The Hub's answer; a failure that may pass is followed by another try, at most TRIES in all.
+
+    Raises DataError for one that will not pass, or did not.
+    """
+    from huggingface_hub import HfApi, errors, is_offline_mode
+
+    # The second is the HTTP library's own base class, whichever library the client uses.
+    passing = (
+        errors.HfHubHTTPError,
+        cast("type[Exception]", errors.HfHubHTTPError.__mro__[1]),
+        errors.FileMetadataError,
+    )
+    name = f"{about}/{what}" if what else str(about)
+    for left in reversed(range(TRIES)):
+        try:
+            return question(HfApi())
+        except errors.GatedRepoError:
+            mend = "is gated: accept its terms on the Hub, and log in with `hf auth login`"
+        except errors.RepositoryNotFoundError:
+            mend = "is not on the Hub, or is private: check the name, or log in with `hf auth login`"
+        except errors.RevisionNotFoundError:
+            mend = "has no such revision (any more): name a commit, branch or tag"
+        except errors.LocalEntryNotFoundError as error:  # what a download makes of any failure of its first request
+            mend = _wait(error.__cause__ or error, left) if not is_offline_mode() else OFFLINE
+        except errors.EntryNotFoundError:
+            mend = "is not in the repository: check the path"
+        except errors.OfflineModeIsEnabled:
+            mend = OFFLINE
+        except (*passing, ConnectionError, TimeoutError, WrongBytesError) as error:
+            mend = _wait(error, left)
+        if mend:
+            raise DataError(f"{name} {mend}")
+    raise AssertionError("unreachable: without a try left there is a mend")
+
+
+OFFLINE = "is not here, and HF_HUB_OFFLINE is set: fetch it with `gpt2hpc stage` where there is a network"
+
+
+def _wait(error: BaseException, left: int) -> str:
+    """Wait as long as the Hub asks for, or longer each time and at random, so that many tasks do not come back at once.
+
+    Returns, at once, what to tell the user if there shall be no further try.
+    """
+    response = getattr(error, "response", None)
+    status: int | None = getattr(response, "status_code", None)
+    if status in (401, 403):
+        return f"is refused by the Hub ({status}): log in with `hf auth login`, with a token that may do this"
+    said = " ".join(str(error).split())[:300]
+    if status is not None and status < 500 and status not in (408, 409, 412, 429):
+        return f"cannot be had: {said}"
+    if not left:
+        return f"cannot be had: {said} ({TRIES} tries); try again later: what is complete is kept"
+    longest_s = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (TRIES - left))
+    try:
+        time.sleep(min(LONGEST_WAIT_S, float(response.headers["Retry-After"])) + random.uniform(0, 1))  # type: ignore[union-attr]
+    except (AttributeError, KeyError, ValueError):
+        time.sleep(random.uniform(0, longest_s))
+    return ""

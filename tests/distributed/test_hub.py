@@ -1,0 +1,398 @@
+"""The Hub as a source, as a place for shards and as what trains stream from: the real client against a server that fails."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from gpt2hpc.data import catalog, manifest, plan
+from gpt2hpc.run_dir import RunDir
+from tests import tiny
+from tests.hub_server import HubServer, serving
+from tests.tiny import gpt2hpc
+
+CARD = b"""---
+configs:
+- config_name: default
+  data_files:
+  - {split: train, path: data/*}
+- config_name: sample
+  data_files:
+  - {split: train, path: sample/*.parquet}
+---
+Text.
+"""
+TEXTS = [f"Document {number}, of which there are many.\n" * 4 for number in range(120)]
+
+
+def parquet(texts: list[str]) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"id": range(len(texts)), "text": texts}), buffer, row_group_size=10)
+    return buffer.getvalue()
+
+
+def jsonl(count: int) -> bytes:
+    return "".join(json.dumps({"text": text}) + "\n" for text in TEXTS[:count]).encode()
+
+
+@pytest.fixture
+def hub() -> Iterator[HubServer]:
+    with serving() as server:
+        yield server
+
+
+@pytest.fixture
+def dataset(hub: HubServer) -> str:
+    """A dataset whose sample is two of its files."""
+    files = {f"sample/{number}.parquet": parquet(TEXTS[60 * number : 60 * number + 60]) for number in range(2)}
+    hub.add_repo("some/text", {"README.md": CARD, **files, "data/all.jsonl": jsonl(40)})
+    return "some/text"
+
+
+def run(hub: HubServer, *words: str | Path, token: str | None = None, code: int = 0, **env: str) -> str:
+    done = gpt2hpc(*words, env={**hub.environment(token), **env})
+    assert done.returncode == code, (done.stdout, done.stderr)
+    return done.stderr if code else done.stdout
+
+
+def local_result(folder: Path, texts: list[str] = TEXTS) -> Path:
+    (folder / "local").mkdir()
+    for number in range(2):
+        (folder / "local" / f"{number}.parquet").write_bytes(parquet(texts[60 * number : 60 * number + 60]))
+    done = gpt2hpc("prepare", "--source", folder / "local", "--out", folder / "expected", "--unit-tokens", "500")
+    assert done.returncode == 0, done.stderr
+    return folder / "expected"
+
+
+def shards_of(directory: Path) -> list[tuple[str, str | None]]:
+    return [(shard.file, shard.sha256) for shard in catalog.load(str(directory)).shards]
+
+
+# As a source --------------------------------------------------------------------------------------------------------
+
+
+def test_a_dataset_is_prepared_through_failures(hub: HubServer, dataset: str, tmp_path: Path) -> None:
+    """And the files are deleted as soon as their units are done, so that a small disk suffices."""
+    hub.faults.rate_limit("GET .*resolve.*parquet", 1, 1)
+    hub.faults.drop("GET .*resolve.*parquet", 2, 500)
+    hub.faults.error("GET .*resolve.*1.parquet", 1, 503)
+    hub.faults.corrupt("GET .*resolve.*0.parquet$", 1)
+    out = tmp_path / "out"
+    run(hub, "prepare", "--source", dataset, "--config", "sample", "--out", out, "--unit-tokens", "500")
+    assert hub.faults.unspent() == []
+    assert shards_of(out) == shards_of(local_result(tmp_path))
+    assert [path for path in (out / "downloads").rglob("*") if path.is_file()] == []
+    facts = json.loads((out / "manifest.json").read_text())["plan"]
+    assert facts["sources"] == [dataset]
+    assert facts["commits"] == {dataset: hub.repo(dataset).commits[-1].sha}
+
+
+def test_the_plan_stays_at_its_commit(hub: HubServer, dataset: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ("prepare", "--source", dataset, "--config", "sample", "--out", out, "--unit-tokens", "500")
+    run(hub, *words, "--step", "plan")
+    hub.commit(dataset, {"sample/0.parquet": parquet(["other"] * 60), "sample/2.parquet": parquet(["more"])})
+    run(hub, *words)
+    assert shards_of(out) == shards_of(local_result(tmp_path))
+
+
+def test_what_is_not_parquet_is_read_too(hub: HubServer, dataset: str, tmp_path: Path) -> None:
+    run(hub, "prepare", "--source", f"hf://datasets/{dataset}", "--out", tmp_path / "out", "--val-fraction", "0.5")
+    found = catalog.load(str(tmp_path / "out"))
+    assert (found.documents("train") or 0) + (found.documents("val") or 0) == 40
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["some/nothing"], "hf://datasets/some/nothing is not on the Hub, or is private"),
+        (["some/text", "--config", "sampel"], "name its configuration with --config"),
+        (["some/text", "--config", "sample", "--split", "test"], "has no split 'test' but train"),
+        (["some/text", "--revision", "v9"], "has no such revision"),
+    ],
+)
+def test_what_the_hub_lacks_is_said(hub: HubServer, dataset: str, words: list[str], told: str, tmp_path: Path) -> None:
+    error = run(hub, "prepare", "--out", tmp_path / "out", "--source", *words, code=4)
+    assert told in error
+    assert error.count("\n") == 1
+
+
+def test_offline_is_said(hub: HubServer, dataset: str, tmp_path: Path) -> None:
+    error = run(hub, "prepare", "--out", tmp_path / "out", "--source", dataset, code=4, HF_HUB_OFFLINE="1")
+    assert "HF_HUB_OFFLINE is set: fetch it with `gpt2hpc stage`" in error
+    assert hub.requests == []
+
+
+# As a place for shards ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> Path:
+    tiny.make_data(tmp_path / "prepared")
+    return tmp_path / "prepared"
+
+
+def test_data_is_pushed_verified_and_not_twice(hub: HubServer, prepared: Path) -> None:
+    hub.faults.error("POST .*/commit/", 1, 503)
+    hub.faults.drop("POST .*/commit/", 1, 0)  # committed, and the answer lost
+    told = run(hub, "push-data", prepared, "--repo", "me/tokens", token="hf_write")
+    found = catalog.load(str(prepared))
+    files = hub.files("me/tokens")
+    assert {name for name in files if not name.startswith(".")} == {
+        "README.md",
+        manifest.NAME,
+        *(shard.file for shard in found.shards),
+    }
+    assert hub.repo("me/tokens").private
+    card = files["README.md"].decode()
+    for shard in found.shards:
+        assert files[shard.file] == (prepared / shard.file).read_bytes()
+        assert f"| {shard.file} | {shard.tokens:,} | {shard.bytes:,} | `{shard.sha256}` |" in card
+    assert f"| train | 3 | {found.tokens('train'):,} | 3 |" in card
+    assert "every shard's hash agrees" in told
+    before = len(hub.requests)
+    assert "4 shards there already" in run(hub, "push-data", prepared, "--repo", "me/tokens", token="hf_write")
+    assert not [line for line in hub.requests[before:] if line.startswith("PUT")]
+
+
+def test_an_interrupted_push_goes_on(hub: HubServer, prepared: Path) -> None:
+    found = catalog.load(str(prepared))
+    first = {shard.file: (prepared / shard.file).read_bytes() for shard in found.shards[:2]}
+    hub.add_repo("me/tokens", first)
+    assert "2 shards there already" in run(hub, "push-data", prepared, "--repo", "me/tokens", token="hf_write")
+    assert catalog_of(hub, "me/tokens") == found.sha256
+
+
+def catalog_of(hub: HubServer, repo: str) -> str:
+    return str(json.loads(hub.files(repo)[manifest.NAME])["sha256"])
+
+
+def test_a_push_that_cannot_be_is_said_and_leaves_nothing(hub: HubServer, prepared: Path, tmp_path: Path) -> None:
+    assert "is refused by the Hub (403)" in run(hub, "push-data", prepared, "--repo", "me/a", token="hf_read", code=4)
+    assert "is refused by the Hub (401)" in run(hub, "push-data", prepared, "--repo", "me/a", token="hf_wrong", code=4)
+    damaged = shutil.copytree(prepared, tmp_path / "damaged")
+    flip(damaged / "train_000001.npy")
+    error = run(hub, "push-data", damaged, "--repo", "me/a", token="hf_write", code=4)
+    assert "train_000001.npy has sha256" in error
+    assert not [line for line in hub.requests if line.startswith("PUT")]
+    tiny.make_data(tmp_path / "other", seed=1)
+    run(hub, "push-data", prepared, "--repo", "me/a", token="hf_write")
+    error = run(hub, "push-data", tmp_path / "other", "--repo", "me/a", token="hf_write", code=4)
+    assert "holds other data already" in error
+
+
+def flip(path: Path, at: int = 1000) -> None:
+    contents = bytearray(path.read_bytes())
+    contents[at] ^= 1
+    path.write_bytes(contents)
+
+
+# Streamed -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pushed(hub: HubServer, shared_data: manifest.Manifest) -> str:
+    folder = Path(shared_data.where)
+    hub.add_repo("me/tokens", {path.name: path.read_bytes() for path in folder.iterdir()})
+    return "hf://datasets/me/tokens"
+
+
+def train(hub: HubServer, out: RunDir, where: str, *more: str, code: int = 0) -> str:
+    settings = tiny.flags(tiny.config(where))
+    cache = f"--data.cache_dir={out.path.parent / 'cache'}"
+    return run(hub, "train", "--run-dir", out.path, "--nproc", "2", *settings, cache, *more, code=code)
+
+
+def test_a_stream_trains_as_the_directory_does(
+    hub: HubServer, pushed: str, shared_data: manifest.Manifest, tmp_path: Path
+) -> None:
+    """Through 429s, dropped connections, a corrupted byte and a repository that changes; each shard is fetched by one process."""
+    plainly, streamed = RunDir(tmp_path / "plain"), RunDir(tmp_path / "streamed")
+    for steps in ("6", "12"):
+        train(hub, plainly, shared_data.where, "--steps", steps)
+    hub.faults.rate_limit("GET .*resolve.*npy", 1, 1)
+    hub.faults.drop("GET .*resolve.*npy", 2, 300)
+    hub.faults.corrupt("GET .*resolve.*npy", 1)
+    hub.requests.clear()
+    train(hub, streamed, pushed, "--steps", "6")
+    assert hub.faults.unspent() == []
+    fetched = [line for line in hub.requests if line.startswith("GET") and "resolve" in line and ".npy" in line]
+    assert len(fetched) <= len(shared_data.shards) + 4, "a shard, and once more for each failure"
+    pinned = hub.repo("me/tokens").commits[-1].sha
+    assert f"{pushed}@{pinned}" in streamed.config.read_text()
+    other = np.zeros(5000, dtype=np.uint16)
+    np.save(tmp_path / "other.npy", other)
+    hub.commit("me/tokens", {"train_000001.npy": (tmp_path / "other.npy").read_bytes(), manifest.NAME: b"{}"})
+    shutil.rmtree(tmp_path / "cache")  # a fresh node
+    train(hub, streamed, pushed, "--steps", "12")
+    assert tiny.content(tiny.newest(streamed))["files"] == tiny.content(tiny.newest(plainly))["files"]
+
+
+def test_a_commit_that_is_gone_is_said(hub: HubServer, pushed: str, tmp_path: Path) -> None:
+    error = train(hub, RunDir(tmp_path / "run"), f"{pushed}@{'0' * 40}", code=4)
+    assert "has no such revision" in error.splitlines()[-1]
+
+
+def test_bytes_that_stay_wrong_end_the_run(hub: HubServer, pushed: str, tmp_path: Path) -> None:
+    """No step is taken on them."""
+    hub.faults.corrupt("GET .*resolve.*train_000003", 99)
+    hasty = "import gpt2hpc.data.patience as p; p.TRIES = 2; p.FIRST_WAIT_S = 0.1; "
+    program = f"{hasty}import sys; from gpt2hpc.__main__ import console; sys.exit(console())"
+    settings = tiny.flags(tiny.config(pushed))
+    words = [
+        "train",
+        "--run-dir",
+        str(tmp_path / "run"),
+        *settings,
+        f"--data.cache_dir={tmp_path / 'cache'}",
+    ]
+    command = [sys.executable, "-c", program, *words]
+    environment = {
+        **dict(os.environ),
+        **hub.environment(),
+        "RANK": "0",
+        "WORLD_SIZE": "1",
+        "LOCAL_RANK": "0",
+    }
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert "what came has sha256" in done.stderr
+    assert done.returncode == 4, done.stderr
+
+
+def test_shards_of_others_are_streamed(hub: HubServer, tmp_path: Path) -> None:
+    source, files = np.random.default_rng(0), {}
+    for name, count in {"edufineweb_val_000000": 600, "edufineweb_train_000001": 9000}.items():
+        buffer = io.BytesIO()
+        np.save(buffer, source.integers(0, tiny.VOCAB, size=count, dtype=np.uint16))
+        files[f"{name}.npy"] = buffer.getvalue()
+    hub.add_repo("a/seed", files)
+    out = RunDir(tmp_path / "run")
+    settings = tiny.flags(tiny.config("hf://datasets/a/seed"))
+    run(
+        hub,
+        "train",
+        "--run-dir",
+        out.path,
+        *settings,
+        f"--data.cache_dir={tmp_path / 'c'}",
+        "--steps=3",
+        "--model.vocab_size=50257",
+        "--model.padded_vocab_size=50304",
+    )
+    assert out.finished.exists()
+
+
+# Staged, for nodes without a network --------------------------------------------------------------------------------
+
+
+LOOPBACK_ONLY = """
+import fcntl, os, socket, struct, sys
+SIOCSIFFLAGS, IFF_UP = 0x8914, 1
+fcntl.ioctl(socket.socket(), SIOCSIFFLAGS, struct.pack("16sh", b"lo", IFF_UP))  # as on any node
+assert socket.if_nameindex() == [(1, "lo")], socket.if_nameindex()
+os.execv(sys.executable, [sys.executable, "-m", "gpt2hpc", *sys.argv[1:]])
+"""
+
+
+def test_staged_files_are_all_that_a_node_without_network_needs(hub: HubServer, dataset: str, tmp_path: Path) -> None:
+    """`prepare`, then training with validation, in a network namespace of their own: no interface but loopback."""
+    if subprocess.run(["unshare", "-n", "true"], capture_output=True, check=False).returncode:
+        reason = "no network namespace can be made here (root, CAP_SYS_ADMIN)"
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
+    staged, out = tmp_path / "staged", tmp_path / "out"
+    run(hub, "stage", "--source", dataset, "--config", "sample", "--out", staged)
+    environment = {**os.environ, **hub.environment(), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+    def alone(*words: str | Path) -> None:
+        command = ["unshare", "-n", sys.executable, "-c", LOOPBACK_ONLY, *map(str, words)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+        assert done.returncode == 0, done.stderr
+
+    alone("prepare", "--source", staged / "datasets" / dataset, "--out", out, "--unit-tokens", "500")
+    assert shards_of(out) == shards_of(local_result(tmp_path))
+    small = ["--preset=smoke", "--model.n_layer=1", "--model.n_head=1", "--model.n_embd=16", "--model.block_size=32"]
+    run_dir = RunDir(tmp_path / "run")
+    alone(
+        "train",
+        "--run-dir",
+        run_dir.path,
+        "--data.dir",
+        out,
+        *small,
+        "--steps=4",
+        "--optimizer.warmup_tokens=0",
+        "--train.eval_every=2",
+        "--device=cpu",
+    )
+    assert set(tiny.losses(run_dir, "val")) == {0, 2, 4}
+
+
+def test_staging_is_resumed_and_verified(hub: HubServer, dataset: str, tmp_path: Path) -> None:
+    weights = {
+        "model.safetensors": b"w" * 5000,
+        "config.json": b"{}",
+        "pytorch_model.bin": b"unwanted",
+        "merges.txt": b"a b",
+    }
+    hub.add_repo("some/gpt2", weights, kind="model")
+    hub.add_repo(
+        "Rowan/hellaswag",
+        {"data/validation-00000.parquet": parquet(TEXTS[:3]), "data/train-00000.parquet": parquet(TEXTS)},
+    )
+    hub.add_repo("me/tokens", {"train_000001.npy": b"x" * 300, manifest.NAME: b"{}", "README.md": b""})
+    words = (
+        "stage",
+        "--source",
+        dataset,
+        "--config",
+        "sample",
+        "--weights",
+        "some/gpt2",
+        "--hellaswag",
+        "--shards",
+        "me/tokens",
+    )
+    staged = tmp_path / "staged"
+    told = run(hub, *words, "--out", staged)
+    assert f"gpt2hpc prepare --source {staged}/datasets/{dataset}" in told
+    files = {str(path.relative_to(staged)) for path in staged.rglob("*") if path.is_file()}
+    assert files == {
+        "stage.json",
+        *(f"datasets/{dataset}/sample/{number}.parquet" for number in range(2)),
+        *(f"models/some/gpt2/{name}" for name in ("model.safetensors", "config.json", "merges.txt")),
+        "datasets/Rowan/hellaswag/data/validation-00000.parquet",
+        "shards/me/tokens/train_000001.npy",
+        "shards/me/tokens/manifest.json",
+    }
+    assert gpt2hpc("verify", staged).returncode == 0
+    hub.requests.clear()
+    run(hub, *words, "--out", staged)
+    assert not [
+        line
+        for line in hub.requests
+        if "model.safetensors" in line or "sample/0.parquet" in line.partition("resolve")[2]
+    ]
+    flip(staged / "models/some/gpt2/model.safetensors")
+    verified = gpt2hpc("verify", staged)
+    assert verified.returncode == 4
+    assert "model.safetensors has sha256" in verified.stdout
+
+
+def test_planning_reads_no_more_than_footers(hub: HubServer, tmp_path: Path) -> None:
+    texts = [os.urandom(20_000).hex() for _ in range(100)]
+    hub.add_repo("some/large", {"a.parquet": parquet(texts)})
+    run(hub, "prepare", "--source", "some/large", "--out", tmp_path, "--step", "plan", "--unit-tokens", "100000")
+    assert len(plan.load(tmp_path).units) == 10
+    size = len(hub.files("some/large")["a.parquet"])
+    assert sum(count for line, count in hub.sent if "a.parquet" in line) < size / 2

@@ -1,0 +1,269 @@
+"""Shards that come to the node's disk ahead of training and go behind it: the same samples as from the directory itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import threading
+import time
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gpt2hpc.config import DataConfig
+from gpt2hpc.data import catalog, shards, store
+from gpt2hpc.data.loader import Slice, TrainLoader, ValLoader
+from gpt2hpc.data.manifest import Manifest
+from gpt2hpc.data.shards import Shard
+from gpt2hpc.data.store import Directory, NodeCache
+from gpt2hpc.errors import DataError
+from tests import tiny
+
+BLOCK = 16
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    """Nine training shards of different lengths."""
+    return tiny.make_data(tmp_path_factory.mktemp("many"), shard_tokens=[700, 900, 500, 800, 17, 650, 900, 16, 450])
+
+
+def cache(
+    found: Manifest, directory: Path, *, budget: int, fetches: bool = True, patience_s: float = 10.0
+) -> NodeCache:
+    return NodeCache(
+        store.fetch_from(found.where), directory, budget_bytes=budget, patience_s=patience_s, fetches=fetches
+    )
+
+
+def batches(found: Manifest, where: store.Store, part: Slice, consumed: int, steps: int, seed: int) -> list[bytes]:
+    loader = TrainLoader(found, where, block_size=BLOCK, seed=seed, shuffle_shards=2, part=part)
+    return [tokens.tobytes() for tokens in islice(loader.stream(consumed), steps * part.grad_accum_steps)]
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    world_size=st.sampled_from([1, 2, 3, 4]),
+    accum=st.sampled_from([1, 2]),
+    steps=st.integers(1, 60),
+    consumed=st.integers(0, 700),
+    seed=st.integers(0, 5),
+    budget=st.integers(12_000, 40_000),
+)
+def test_a_stream_is_the_directory(
+    many: Manifest,
+    tmp_path_factory: pytest.TempPathFactory,
+    world_size: int,
+    accum: int,
+    steps: int,
+    consumed: int,
+    seed: int,
+    budget: int,
+) -> None:
+    """From any position, for any world size, with room for a few shards or all; every rank waits for one that fetches."""
+    folder = tmp_path_factory.mktemp("cache")
+    if world_size > 1:  # here no step is left together, so the rank that fetches may lead by the whole run
+        budget = 1 << 30
+    stores = [cache(many, folder, budget=budget, fetches=rank == 0) for rank in range(world_size)]
+    parts = [Slice(rank, world_size, 2, accum) for rank in range(world_size)]
+    found: list[list[bytes]] = [[] for _ in parts]
+
+    def rank(number: int) -> None:
+        found[number] = batches(many, stores[number], parts[number], consumed, steps, seed)
+
+    threads = [threading.Thread(target=rank, args=(number,)) for number in range(1, world_size)]
+    for thread in threads:
+        thread.start()
+    rank(0)
+    for thread in threads:
+        thread.join()
+    for each in stores:
+        each.close()
+    assert found == [batches(many, Directory(Path(many.where)), part, consumed, steps, seed) for part in parts]
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    windows=st.lists(st.integers(1, 40), min_size=1, max_size=8),
+    world_size=st.sampled_from([1, 2, 3, 4, 6]),
+    micro=st.sampled_from([1, 2, 4]),
+    stop=st.integers(0, 6),
+    seed=st.integers(0, 9),
+)
+def test_ranks_are_disjoint_cover_the_epoch_once_and_resume(
+    tmp_path_factory: pytest.TempPathFactory, windows: list[int], world_size: int, micro: int, stop: int, seed: int
+) -> None:
+    """Every window carries its own number, so that samples tell which they are."""
+    folder, steps = tmp_path_factory.mktemp("data"), 0
+    numbers = itertools.count()
+    written = [shards.write_shard(folder, split="val", unit=99, documents=[np.zeros(BLOCK + 1, dtype=np.uint16)])]
+    for unit, count in enumerate(windows):
+        rows = [np.full(BLOCK, next(numbers), dtype=np.uint16) for _ in range(count)]
+        written.append(
+            shards.write_shard(folder, split="train", unit=unit, documents=[*rows, np.zeros(1, dtype=np.uint16)])
+        )
+    found = Manifest(str(folder), tuple(written), vocab_size=70_000)
+    per_step, total = world_size * micro, sum(windows)
+    steps = -(-2 * total // per_step)  # two epochs
+
+    def stream(start: int, count: int) -> list[int]:
+        """In the order of the run: step by step, rank by rank."""
+        parts = [Slice(rank, world_size, micro, 1) for rank in range(world_size)]
+        loaders = [
+            TrainLoader(found, Directory(folder), block_size=BLOCK, seed=seed, shuffle_shards=2, part=part).stream(
+                start * per_step
+            )
+            for part in parts
+        ]
+        return [int(row[0]) for _ in range(count) for loader in loaders for row in next(loader)]
+
+    whole = stream(0, steps)
+    for epoch in range(2):
+        assert sorted(whole[epoch * total : (epoch + 1) * total]) == list(range(total))
+    resumed_at = min(stop, steps)
+    assert whole[: resumed_at * per_step] + stream(resumed_at, steps - resumed_at) == whole
+
+
+# What the cache holds -----------------------------------------------------------------------------------------------
+
+
+def size(directory: Path) -> int:
+    return sum(path.stat().st_size for path in directory.iterdir())
+
+
+def test_the_budget_is_kept_and_what_is_left_behind_goes(many: Manifest, tmp_path: Path) -> None:
+    budget, largest = 9_000, 0
+    where = cache(many, tmp_path, budget=budget)
+    loader = TrainLoader(many, where, block_size=BLOCK, seed=1, shuffle_shards=2, part=Slice(0, 1, 1, 1))
+    seen = set()
+    for _ in islice(loader.stream(0), 300):
+        seen |= {path.name for path in tmp_path.glob("[!.]*")}
+        largest = max(largest, sum(path.stat().st_size for path in tmp_path.glob("[!.]*")))
+    where.close()
+    assert largest <= budget
+    assert seen >= {shard.file for shard in many.split("train") if shard.tokens > BLOCK}
+
+
+def test_shards_are_fetched_ahead(many: Manifest, tmp_path: Path) -> None:
+    where = cache(many, tmp_path, budget=1 << 20)
+    loader = TrainLoader(many, where, block_size=BLOCK, seed=1, shuffle_shards=2, part=Slice(0, 1, 1, 1))
+    loader.micro_batch(0, 0)
+    deadline = time.monotonic() + 10
+    while len(list(tmp_path.glob("*.npy"))) < len(many.split("train")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    where.close()
+    assert len(list(tmp_path.glob("*.npy"))) == len(many.split("train"))
+
+
+def test_what_validation_reads_stays(many: Manifest, tmp_path: Path) -> None:
+    where = cache(many, tmp_path, budget=9_000)
+    part = Slice(0, 1, 1, 1)
+    validation = ValLoader(many, where, block_size=BLOCK, tokens=BLOCK * 5, part=part)
+    first = [tokens.tobytes() for tokens, _ in validation]
+    loader = TrainLoader(many, where, block_size=BLOCK, seed=1, shuffle_shards=2, part=part)
+    for _ in islice(loader.stream(0), 200):
+        assert (tmp_path / many.split("val")[0].file).exists()
+    assert [tokens.tobytes() for tokens, _ in validation] == first
+    where.close()
+
+
+def test_too_small_a_budget_is_said(many: Manifest, tmp_path: Path) -> None:
+    where = cache(many, tmp_path, budget=1_000)
+    loader = TrainLoader(many, where, block_size=BLOCK, seed=1, shuffle_shards=2, part=Slice(0, 1, 1, 1))
+    with pytest.raises(DataError, match=r"data.cache_gib=.* is too small for the shards"):
+        loader.micro_batch(0, 0)
+    where.close()
+
+
+def test_a_shard_that_never_comes_is_said(many: Manifest, tmp_path: Path) -> None:
+    where = cache(many, tmp_path, budget=1 << 20, fetches=False, patience_s=0.2)
+    with pytest.raises(DataError, match=r"did not come within data.patience_s=0.2"):
+        where.tokens(many.shards[1])
+
+
+def test_a_damaged_shard_is_not_copied(many: Manifest, tmp_path: Path) -> None:
+    bad = dataclasses.replace(many.shards[1], sha256="0" * 64)
+    where = cache(many, tmp_path, budget=1 << 20)
+    where.follow([bad], iter(()))
+    with pytest.raises(DataError, match="is damaged: its bytes are not those of the manifest"):
+        where.tokens(bad)
+    where.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_said(many: Manifest, tmp_path: Path) -> None:
+    def full(shard: Shard, target: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    where = NodeCache(full, tmp_path, budget_bytes=1 << 20, patience_s=10.0, fetches=True)
+    where.follow([many.shards[1]], iter(()))
+    with pytest.raises(DataError, match=r"No space left on device; free space, lower data\.cache_gib"):
+        where.tokens(many.shards[1])
+    where.close()
+
+
+@pytest.mark.parametrize("stage", [False, True])
+def test_the_settings_choose_the_store(many: Manifest, tmp_path: Path, stage: bool) -> None:
+    config = DataConfig(dir=many.where, stage=stage, cache_dir=str(tmp_path / "c"))
+    chosen = store.open_store(many, config, {}, fetches=False)
+    assert isinstance(chosen, NodeCache if stage else Directory)
+    assert (tmp_path / "c").exists() is stage
+
+
+# Shards of others ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["npy", "bin"])
+def of_others(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, dict[str, np.ndarray]]:
+    """As build-nanogpt's and llm.c's scripts write them."""
+    source, arrays = np.random.default_rng(0), {}
+    for name, count in {
+        "edufineweb_val_000000": 200,
+        "edufineweb_train_000001": 900,
+        "edufineweb_train_000002": 300,
+    }.items():
+        arrays[name] = source.integers(0, 50_257, size=count, dtype=np.uint16)
+        if request.param == "npy":
+            np.save(tmp_path / name, arrays[name])
+        else:
+            header = np.zeros(256, dtype=np.int32)
+            header[:3] = 20240520, 1, count
+            (tmp_path / f"{name}.bin").write_bytes(header.tobytes() + arrays[name].tobytes())
+    (tmp_path / "README.md").write_text("train on this")
+    return tmp_path, arrays
+
+
+def test_shards_of_others_load(of_others: tuple[Path, dict[str, np.ndarray]]) -> None:
+    directory, arrays = of_others
+    found = catalog.load(str(directory))
+    assert [(shard.split, shard.tokens) for shard in found.shards] == [("train", 900), ("train", 300), ("val", 200)]
+    where = Directory(directory)
+    for shard in found.shards:
+        assert where.tokens(shard).tolist() == arrays[Path(shard.file).stem].tolist()
+    loader = TrainLoader(found, where, block_size=BLOCK, seed=1, shuffle_shards=2, part=Slice(0, 1, 2, 1))
+    assert loader.micro_batch(0, 0).shape == (2, BLOCK + 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a_train_0.bin", b"\0" * 2000, "has no header of llm.c's"),
+        ("a_train_0.npy", b"nonsense" * 300, "is no .npy file"),
+        ("other.bin", b"", "nor *_train_*.npy or .bin shards"),
+    ],
+)
+def test_what_is_no_shard_is_refused(name: str, content: bytes, words: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError) as refused:
+        catalog.load(str(tmp_path))
+    assert words in str(refused.value)
+
+
+def test_tokens_of_another_type_are_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "a_train_0.npy", np.zeros(100, dtype=np.int32))
+    with pytest.raises(DataError, match="holds int32"):
+        catalog.load(str(tmp_path))
