@@ -15,10 +15,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
 from gpt2hpc import durable
+from gpt2hpc.cluster.signals import SIGNALS
 from gpt2hpc.data import encode, hub
 from gpt2hpc.data.backends import Wanted, new_backend
 from gpt2hpc.data.encode import Record
@@ -82,6 +84,8 @@ class Task:
     ) -> None:
         self.work, self._processes, self._free, self._stop = work, processes, free, stop
         self.counts = Counts()
+        with _signals_held():
+            resource_tracker.ensure_running()  # multiprocessing's own helper, which USR1 and USR2 would end
         context = multiprocessing.get_context("spawn")  # threads download here, and a fork would copy their locks
         self._characters, self._tokens = context.Value("Q", 0), context.Value("Q", 0)
         self._pool = ProcessPoolExecutor(
@@ -100,7 +104,8 @@ class Task:
             while (waiting or running) and not self._stop():
                 while waiting and len(running) < self._processes and coming.has(waiting[0]):
                     unit = waiting.popleft()
-                    running[self._pool.submit(_encode, self.work, unit)] = unit
+                    with _signals_held():  # a process begins here, if there are not enough
+                        running[self._pool.submit(_encode, self.work, unit)] = unit
                 self._pids |= set(self._pool._processes or ())
                 finished, _ = wait(running, timeout=_POLL_S, return_when=FIRST_COMPLETED)
                 if not running:
@@ -200,6 +205,16 @@ def allowed_cores() -> int:
     return int(given) if given.isdecimal() and int(given) > 0 else len(os.sched_getaffinity(0))
 
 
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Processes that are started within have our signals blocked from their first moment; ours come a little later."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 # In a process -------------------------------------------------------------------------------------------------------
 
 _done: Any = None
@@ -208,7 +223,7 @@ _done: Any = None
 def _start_worker(parent: int, characters: Any, tokens: Any) -> None:
     """Signals are the parent's to judge; without a parent there is no reason to live."""
     global _done
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
     _done = characters, tokens

@@ -19,6 +19,8 @@ from tests.tiny import gpt2hpc
 
 ROOT = Path(__file__).parents[2]
 TEMPLATES = sorted((ROOT / "slurm").glob("*.sbatch"))
+TRAINING = [path for path in TEMPLATES if path.stem.startswith("train_")]
+PREPARE = ROOT / "slurm" / "prepare_array.sbatch"
 
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
@@ -34,23 +36,25 @@ def test_templates_differ_in_size_only() -> None:
         text = path.read_text().replace(size, "SIZE")
         return re.sub(r"(?m)^# Train GPT-2 .*|^#SBATCH --nodes=\d+$", "", text)
 
-    assert len({blurred(path) for path in TEMPLATES}) == 1
-    assert {f"gpt2-{path.stem.removeprefix('train_')}" for path in TEMPLATES} == {
+    assert len({blurred(path) for path in TRAINING}) == 1
+    assert {f"gpt2-{path.stem.removeprefix('train_')}" for path in TRAINING} == {
         path.stem for path in (ROOT / "gpt2hpc" / "presets").glob("gpt2-*.yaml")
     }
 
 
-def test_a_template_without_a_block_is_refused(tmp_path: Path) -> None:
-    text = TEMPLATES[0].read_text().replace("# >>> gpt2hpc tear-down >>>", "")
-    with pytest.raises(ConfigError, match="tear-down"):
+@pytest.mark.parametrize(("path", "block"), [(TRAINING[0], "tear-down"), (PREPARE, "prepare tear-down")])
+def test_a_template_without_a_block_is_refused(path: Path, block: str, tmp_path: Path) -> None:
+    text = path.read_text().replace(f"# >>> gpt2hpc {block} >>>", "")
+    with pytest.raises(ConfigError, match=block):
         script.refreshed(text, tmp_path)
 
 
-def test_the_variables_that_a_template_explains_are_those_it_reads() -> None:
-    text = TEMPLATES[0].read_text()
+@pytest.mark.parametrize("path", [TRAINING[0], PREPARE], ids=lambda path: path.name)
+def test_the_variables_that_a_template_explains_are_those_it_reads(path: Path) -> None:
+    text = path.read_text()
     header, body = text.split("\n#SBATCH", 1)
     explained = set(re.findall(r"(?m)^#   ([A-Z_]+)  +", header))
-    read = set(re.findall(r"(?m)^([A-Z_]+)=\$\{\1:-", body))
+    read = set(re.findall(r"(?m)^([A-Z_]+)=\$\{\1:?-", body))
     assert explained == read
     for name in ("RUNTIME", "BINDS"):
         assert name in header
@@ -136,13 +140,59 @@ def test_gpus_allotted(count: str, allotted: bool) -> None:
 
 def test_the_script_and_the_templates_share_blocks_and_srun_arguments(tmp_path: Path) -> None:
     text = dry_run("--nodes", "2", "--gpus-per-node", "8", cwd=tmp_path).stdout
-    template = TEMPLATES[0].read_text()
+    template = TRAINING[0].read_text()
     for block in ("set-up", "tear-down"):
         assert "\n".join(script.lines(block)) in text
         assert "\n".join(script.lines(block)) in template
     for argument in script.SRUN_ARGS:
         assert re.search(rf"(?m)^srun .*{argument}", text)
         assert argument in template
+
+
+def test_the_dry_run_of_an_array_is_a_script_that_passes_shellcheck(tmp_path: Path) -> None:
+    """And shares its blocks with the template; it needs neither Slurm nor torch."""
+    (tmp_path / "site.yaml").write_text(
+        "partition: cpu\naccount: p1\nimage: kit.sif\nbinds: [/scratch]\nsbatch: {mail-type: END}\n"
+    )
+    (tmp_path / "kit.sif").touch()
+    (tmp_path / "a.txt").write_text("text\n" * 10)
+    words = [
+        "--source",
+        "a.txt",
+        "--out",
+        "out",
+        "--array",
+        "64",
+        "--time",
+        "90",
+        "--site",
+        "site.yaml",
+        "--qos",
+        "long",
+    ]
+    program = [sys.executable, "-c", WITHOUT_SLURM_AND_TORCH, "submit", "prepare", "--dry-run", *words]
+    done = subprocess.run(program, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    shown = done.stdout[done.stdout.index("#!/bin/bash") :]
+    assert shellcheck(shown, tmp_path) == ""
+    directives = set(re.findall(r"(?m)^#SBATCH --(.*)$", shown))
+    assert {
+        "partition=cpu",
+        "account=p1",
+        "qos=long",
+        "time=90",
+        "cpus-per-task=4",
+        "requeue",
+        "mail-type=END",
+    } <= directives
+    assert f"BINDS=/scratch,{tmp_path}/a.txt\n" in shown
+    for line in ("qos = long (flag)", "account = p1 (site)", "cpus-per-task = 4 (default)", "container = "):
+        assert f"# {line}" in shown
+    template = PREPARE.read_text()
+    for block in ("prepare set-up", "prepare tear-down"):
+        assert "\n".join(script.lines(block)) in shown
+        assert "\n".join(script.lines(block)) in template
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
