@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 SLURM_DIR ?= /tmp/gpt2hpc-slurm
 
 .PHONY: help install install-dev quickstart test test-core test-slurm test-container lint format clean
-.PHONY: slurm-install slurm-up slurm-down
+.PHONY: slurm-install slurm-up slurm-down bench-data
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -26,7 +26,7 @@ $(VENV)/installed: $(BIN)/python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,fast,dev]'
 	@touch $@
 
 install: $(VENV)/installed ## make .venv with torch and gpt2hpc
@@ -56,6 +56,10 @@ slurm-up: install-dev slurm-install ## a Slurm of your own on this machine, to t
 
 slurm-down: install-dev ## end it
 	@$(BIN)/python -m tests.cluster.slurm down $(SLURM_DIR)
+
+bench-data: install-dev ## tokens/s of tokenizing and loading beside others', into bench/results; half an hour
+	$(BIN)/python -m bench.tokenize
+	$(BIN)/python -m bench.loader
 
 lint: install-dev ## ruff and mypy strict
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.util
 import itertools
@@ -13,8 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gpt2hpc.data import shards, tokenizer
+from gpt2hpc.data import encode, plan, sources, tokenizer
 from gpt2hpc.data.backends import Backend, new_backend
+from gpt2hpc.data.plan import Reading
+from gpt2hpc.data.sources import Selection
 
 END_OF_TEXT = "<|endoftext|>"
 Contender = Callable[[Path, Sequence[str]], int]
@@ -25,12 +28,15 @@ def write_parquet(directory: Path, documents: Sequence[str]) -> None:
 
 
 def ours(directory: Path, backend: Backend) -> int:
-    """From the parquet file to a shard on disk. CONNECT HERE: this stands for what `gpt2hpc prepare` does with one unit."""
-    encoded: list[shards.Tokens] = []
-    with pq.ParquetFile(directory / "text.parquet") as file:
-        for group in range(file.num_row_groups):
-            encoded += backend.encode(file.read_row_group(group, columns=["text"]).column(0).to_pylist())
-    return shards.write_shard(directory, split="train", unit=0, documents=encoded).tokens
+    """What `gpt2hpc prepare` does with one unit: pin, read, tokenize, hash, write, fsync; in this process, so without its start."""
+    out = directory / "out"
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
+    files = sources.find_files([str(directory / "text.parquet")], Selection())
+    one_unit = dataclasses.replace(plan.make(files, Reading(), None, unit_tokens=10**12), val_fraction=None)
+    record = encode.encode_unit(out, one_unit, one_unit.units[0], backend=backend, locate=lambda file: Path(file.path))
+    assert record is not None
+    return sum(shard.tokens for shard in record.shards)
 
 
 def seed_loop(directory: Path, documents: Sequence[str]) -> int:

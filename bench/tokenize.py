@@ -18,11 +18,11 @@ import tempfile
 import time
 import warnings
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from bench import contenders, text
+from bench.machine import machine, versions
 from gpt2hpc.data import tokenizer
 
 RESULTS = Path(__file__).parent / "results"
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
     report = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": machine(),
-        "versions": {"python": platform.python_version(), **versions()},
+        "versions": {"python": platform.python_version(), **versions(PACKAGES)},
         "text": {"bytes": found.bytes_by_kind, "documents": len(found.documents), "tokens": tokens},
         "rounds": options.rounds,
         "tokens_per_second": rates,
@@ -101,17 +101,6 @@ def markdown(report: dict[str, Any]) -> str:
             "",
         ]
     )
-
-
-def machine() -> dict[str, Any]:
-    info = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.partition(":")[2].strip() for line in info if line.startswith("model name")), platform.machine())
-    return {"cpu": model, "cores": os.cpu_count()}
-
-
-def versions() -> dict[str, str]:
-    installed = {each.metadata["Name"] for each in metadata.distributions()}
-    return {name: metadata.version(name) for name in PACKAGES if name in installed}
 
 
 if __name__ == "__main__":

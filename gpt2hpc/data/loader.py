@@ -21,6 +21,8 @@ from gpt2hpc.errors import DataError
 
 READ_AHEAD = 2
 """Micro batches."""
+LOCATED_AT_ONCE = 2048
+"""Samples."""
 STEPS_APART = READ_AHEAD + 2
 """Ranks leave a step together, but their readers are up to READ_AHEAD micro batches ahead of that."""
 
@@ -91,9 +93,12 @@ class TrainLoader:
 
     def micro_batch(self, consumed: int, micro_step: int) -> Tokens:
         """Tokens shaped (micro_batch_size, block_size + 1)."""
+        return self._read(consumed, micro_step, *self.order.locate(self.part.micro_batch(consumed, micro_step)))
+
+    def _read(self, consumed: int, micro_step: int, shards: Indices, windows: Indices) -> Tokens:
         if micro_step == 0:
             self._follow(consumed)
-        return self._windows.read(*self.order.locate(self.part.micro_batch(consumed, micro_step)))
+        return self._windows.read(shards, windows)
 
     def _follow(self, consumed: int) -> None:
         """Tell the store which shards the ranks of this node, some steps apart, read about now, and which come then."""
@@ -114,14 +119,23 @@ class TrainLoader:
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader") as reader:
             ahead: collections.deque[Future[Tokens]] = collections.deque()
             for position in self._positions(consumed):
-                ahead.append(reader.submit(self.micro_batch, *position))
+                ahead.append(reader.submit(self._read, *position))
                 if len(ahead) > READ_AHEAD:
                     yield ahead.popleft().result()
 
-    def _positions(self, consumed: int) -> Iterator[tuple[int, int]]:
+    def _positions(self, consumed: int) -> Iterator[tuple[int, int, Indices, Indices]]:
+        """Samples consumed, micro step, and where the micro batch lies; located many at a time, since a few cost as much."""
+        part = self.part
+        steps = max(1, LOCATED_AT_ONCE // (part.micro_batch_size * part.grad_accum_steps))
         while True:
-            yield from ((consumed, micro_step) for micro_step in range(self.part.grad_accum_steps))
-            consumed += self.part.samples_per_step
+            positions = [
+                (consumed + step * part.samples_per_step, micro_step)
+                for step in range(steps)
+                for micro_step in range(part.grad_accum_steps)
+            ]
+            located = self.order.locate(np.stack([part.micro_batch(*position) for position in positions]))
+            yield from ((*position, *where) for position, *where in zip(positions, *located, strict=True))
+            consumed += steps * part.samples_per_step
 
 
 class ValLoader:
