@@ -11,7 +11,7 @@ from gpt2hpc import config_io
 from gpt2hpc.__main__ import VERBS
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/exit-codes.md", "docs/slurm.md"]
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/exit-codes.md", "docs/slurm.md", "docs/data.md"]
 
 
 def files() -> list[Path]:
@@ -43,7 +43,7 @@ def test_commands_in_the_documents_exist() -> None:
         text = (ROOT / name).read_text()
         assert set(re.findall(r"`make ([a-z-]+)`", text)) <= targets
         shell = "".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL))
-        named = re.findall(r"^gpt2hpc ([a-z]+)", shell, re.MULTILINE) + re.findall(r"`gpt2hpc ([a-z]+)", text)
+        named = re.findall(r"^gpt2hpc ([a-z-]+)", shell, re.MULTILINE) + re.findall(r"`gpt2hpc ([a-z-]+)", text)
         assert set(named) <= set(VERBS)
         assert set(re.findall(r"--preset ([\w-]+)", text)) <= set(config_io.presets())
 
