@@ -141,7 +141,8 @@ def _copy(source: Path, target: Path) -> None:
 def _fill_wheels(folder: Path, python: str) -> None:
     """Everything that pip will want in the image, by the machine's own pip configuration, torch from its own index."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    wanted = [*project["project"]["dependencies"], *project["project"]["optional-dependencies"]["train"]]
+    extras = project["project"]["optional-dependencies"]
+    wanted = [*project["project"]["dependencies"], *extras["train"], *extras["fast"]]
     wanted = [each for each in wanted if not each.startswith("torch")] + project["build-system"]["requires"]
     pip = [sys.executable, *["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--only-binary=:all:"]]
     pip += ["--dest", str(folder), "--python-version", python, "--constraint", str(ROOT / "constraints.txt")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
@@ -12,12 +13,15 @@ from pathlib import Path
 import pytest
 
 from gpt2hpc.config import Config
+from gpt2hpc.data import catalog
+from gpt2hpc.run_dir import RunDir
 from tests import tiny
 from tests.cluster import slurm
-from tests.cluster.kit import SAVE_EVERY, Ended, Kit, finished_as, resumed_exactly
+from tests.cluster.kit import ROOT, SAVE_EVERY, Ended, Job, Kit, finished_as, resumed_exactly
 from tests.container import apptainer, machine
 from tests.container.image import Image
 
+PREPARE = ROOT / "slurm" / "prepare_array.sbatch"
 pytestmark = pytest.mark.timeout(1200)
 
 
@@ -85,8 +89,31 @@ def ended(kit: Kit, image: Image) -> Iterator[dict[str, Ended]]:
             own.preempt(nodes.split(",")[1])
             return Ended(job, own.until_ended(job))
 
-    with ThreadPoolExecutor(3) as pool:
+    def prepared(how: str) -> Ended:
+        """The array's tasks tokenize in the image, by the template or by submitit."""
+        texts, out = folder / "texts.jsonl", folder / f"prepared-{how}"
+        texts.write_text("".join(json.dumps({"text": f"Document {number}."}) + "\n" for number in range(400)))
+        with own.nodes() as nodes:
+            node = nodes.split(",")[0]
+            if how == "sbatch":
+                (folder / "prepare.sbatch").write_bytes(PREPARE.read_bytes())
+                flags = ["--array=0-1", "--cpus-per-task=1", "-w", node, f"--output={folder}/prepare-%a.log"]
+                command = ["sbatch", "--parsable", *flags, str(folder / "prepare.sbatch"), "--unit-tokens", "500"]
+                variables = {**own.variables, "SOURCE": str(texts), "OUT": str(out)}
+                number = own._run(command, variables).strip()
+            else:
+                site = folder / "prepare.yaml"
+                site.write_text(f"{own.site}\nsbatch: {{nodelist: {node}}}\n")
+                words = ["--source", str(texts), "--out", str(out), "--unit-tokens", "500", "--cpus-per-task", "1"]
+                told = own._run([login, "-m", "gpt2hpc.submit", "prepare", *words, f"--site={site}"], {})
+                number = told.split("then job ")[1].split()[0]
+            job = Job(number, RunDir(out), folder / "prepare-0.log")
+            return Ended(job, own.until_ended(job))
+
+    with ThreadPoolExecutor(4) as pool:
         calls: dict[str, Callable[[], Ended]] = {
+            "prepared by sbatch": lambda: prepared("sbatch"),
+            "prepared by submit": lambda: prepared("submit"),
             "undisturbed": undisturbed,
             "sbatch": lambda: preempted("sbatch"),
             "submit": lambda: preempted("submit"),
@@ -100,3 +127,14 @@ def test_preempted_in_the_image(ended: dict[str, Ended], how: str) -> None:
     finished_as(ended[how], ended["undisturbed"], causes=["preempted", "finished"])
     resumed_exactly(ended[how])
     assert ended[how].slurm["UserId"].startswith(f"{machine.USER}(")
+
+
+@pytest.mark.parametrize("how", ["sbatch", "submit"])
+def test_prepared_in_the_image(ended: dict[str, Ended], how: str, tmp_path: Path) -> None:
+    out = ended[f"prepared by {how}"].job.run.path
+    here = tiny.gpt2hpc("prepare", "--source", out.parent / "texts.jsonl", "--out", tmp_path, "--unit-tokens", "500")
+    assert here.returncode == 0, here.stderr
+    found, expected = catalog.load(str(out)), catalog.load(str(tmp_path))
+    assert len(expected.shards) > 2
+    assert found.shards == expected.shards
+    assert (out / found.shards[0].file).stat().st_uid == machine.user().pw_uid

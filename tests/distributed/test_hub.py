@@ -396,3 +396,21 @@ def test_planning_reads_no_more_than_footers(hub: HubServer, tmp_path: Path) -> 
     assert len(plan.load(tmp_path).units) == 10
     size = len(hub.files("some/large")["a.parquet"])
     assert sum(count for line, count in hub.sent if "a.parquet" in line) < size / 2
+
+
+def test_fineweb_edu_is_its_sample_unless_asked(hub: HubServer, tmp_path: Path) -> None:
+    """The dataset's own default is terabytes."""
+    card = b"""---
+configs:
+- config_name: default
+  data_files: [{split: train, path: data/*/*}]
+- config_name: sample-10BT
+  data_files: [{split: train, path: sample/10BT/*}]
+---
+"""
+    files = {"data/CC/0.parquet": parquet(TEXTS), "sample/10BT/000_00000.parquet": parquet(TEXTS[:60])}
+    hub.add_repo("HuggingFaceFW/fineweb-edu", {"README.md": card, **files})
+    told = run(hub, "prepare", "--source", "HuggingFaceFW/fineweb-edu", "--out", tmp_path / "out", "--dry-run")
+    assert "1 file, " in told
+    assert "sample/10BT/000_00000.parquet" in told
+    assert "data/CC" not in told

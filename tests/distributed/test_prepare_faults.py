@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import pty
+import re
 import signal
 import subprocess
 import sys
@@ -260,3 +262,38 @@ def test_adopted_shards_have_hashes(tmp_path: Path) -> None:
     assert {shard.sha256 for shard in adopted.shards} == {shard.sha256 for shard in found.shards}
     flip(tmp_path / "data" / "train_000001.npy")
     assert gpt2hpc("verify", tmp_path / "data").returncode == 4
+
+
+# Progress -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_log_has_lines_with_share_rate_and_time_left(source: Path, tmp_path: Path) -> None:
+    done = gpt2hpc("prepare", "--source", source, "--out", tmp_path / "out", *OPTIONS)
+    assert re.search(r"(?m)^100%  unit (\d+)/\1  [\d.]+ Mtok  [\d.]+ Mtok/s  ETA 0:00$", done.stdout), done.stdout
+    assert "\x1b" not in done.stdout
+
+
+def test_a_terminal_has_a_live_bar(source: Path, tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    command = [
+        sys.executable,
+        "-m",
+        "gpt2hpc",
+        "prepare",
+        "--source",
+        str(source),
+        "--out",
+        str(tmp_path / "out"),
+        *OPTIONS,
+    ]
+    environment = {**os.environ, **slow(tmp_path, 0.005), "TERM": "xterm", "COLUMNS": "120"}
+    with subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # the end of a terminal
+            while chunk := os.read(ours, 65536):
+                shown += chunk
+        os.close(ours)
+    assert process.returncode == 0, shown.decode()
+    drawn = re.findall(r"[━╸╺]+.*?(\d+)%  unit \d+/\d+", shown.decode())
+    assert len(set(drawn)) > 3, shown.decode()[-2000:]
