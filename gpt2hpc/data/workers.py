@@ -89,7 +89,7 @@ class Task:
         context = multiprocessing.get_context("spawn")  # threads download here, and a fork would copy their locks
         self._characters, self._tokens = context.Value("Q", 0), context.Value("Q", 0)
         self._pool = ProcessPoolExecutor(
-            processes, context, _start_worker, (os.getpid(), self._characters, self._tokens)
+            processes, context, _start_worker, (os.getpid(), work, self._characters, self._tokens)
         )
         self._pids: set[int] = set()
 
@@ -105,7 +105,7 @@ class Task:
                 while waiting and len(running) < self._processes and coming.has(waiting[0]):
                     unit = waiting.popleft()
                     with _signals_held():  # a process begins here, if there are not enough
-                        running[self._pool.submit(_encode, self.work, unit)] = unit
+                        running[self._pool.submit(_encode, unit)] = unit
                 self._pids |= set(self._pool._processes or ())
                 finished, _ = wait(running, timeout=_POLL_S, return_when=FIRST_COMPLETED)
                 if not running:
@@ -217,16 +217,17 @@ def _signals_held() -> Iterator[None]:
 
 # In a process -------------------------------------------------------------------------------------------------------
 
+_work: Work
 _done: Any = None
 
 
-def _start_worker(parent: int, characters: Any, tokens: Any) -> None:
+def _start_worker(parent: int, work: Work, characters: Any, tokens: Any) -> None:
     """Signals are the parent's to judge; without a parent there is no reason to live."""
-    global _done
+    global _work, _done
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
-    _done = characters, tokens
+    _work, _done = work, (characters, tokens)
 
 
 def _die_with(parent: int) -> None:
@@ -235,7 +236,8 @@ def _die_with(parent: int) -> None:
     os._exit(1)
 
 
-def _encode(work: Work, unit: Unit) -> Record | None:
+def _encode(unit: Unit) -> Record | None:
+    work = _work
     if encode.done(work.directory, work.plan, unit):  # by now; a task may have waited long for its turn
         return None
     began = time.time()
