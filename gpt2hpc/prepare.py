@@ -21,6 +21,7 @@ from gpt2hpc.data.backends import Wanted
 from gpt2hpc.data.manifest import Manifest
 from gpt2hpc.data.meter import Meter
 from gpt2hpc.data.plan import Plan, Reading, Separator
+from gpt2hpc.data.readers import Bad
 from gpt2hpc.data.shards import SPLITS
 from gpt2hpc.data.sources import Selection, SourceFile
 from gpt2hpc.data.workers import Task, Work, allowed_cores
@@ -242,6 +243,7 @@ def encode_share(the_plan: Plan, arguments: argparse.Namespace, *, task: int, ta
     )
     runner = Task(work, processes=processes, free=_freed(arguments.free), stop=lambda: bool(signals.stop))
     meter = Meter(lacking)
+    bad: list[Bad] = []
     try:
         for unit, record in runner.run(lacking, meter.show):
             if record is None:
@@ -250,6 +252,8 @@ def encode_share(the_plan: Plan, arguments: argparse.Namespace, *, task: int, ta
                 cli.warn(
                     f"unit {unit.index}: {cli.plural(len(record.bad), 'document')} left out, the first: {record.bad[0].where}"
                 )
+                bad += record.bad
+                encode.check_bad(bad, arguments.max_bad_documents)
     finally:
         meter.close(runner.counts)
     if signals.stop:

@@ -80,8 +80,7 @@ def encode_unit(
     bad: list[Bad] = []
     for batch in _batches(_documents(plan, unit, locate)):
         bad += (each for each in batch if isinstance(each, Bad))
-        if len(bad) > max_bad_documents:
-            raise DataError(_too_many(bad, max_bad_documents))
+        check_bad(bad, max_bad_documents)
         texts = [each for each in batch if isinstance(each, str)]
         encoded = backend.encode(texts)
         if plan.val_fraction is None:
@@ -128,11 +127,14 @@ def _batches(documents: Iterator[readers.Document]) -> Iterator[list[readers.Doc
     yield batch
 
 
-def _too_many(bad: Sequence[Bad], limit: int) -> str:
-    first = bad[0]
+def check_bad(bad: Sequence[Bad], limit: int) -> None:
+    """Raise DataError for more documents that cannot be read than are allowed."""
+    if len(bad) <= limit:
+        return
+    first = f"{bad[0].where} {bad[0].why}"
     if limit == 0:
-        return f"{first.where} {first.why}, or allow a number of such documents with --max-bad-documents"
-    return f"{len(bad)} documents cannot be read, --max-bad-documents={limit} are allowed; the first: {first.where} {first.why}"
+        raise DataError(f"{first}, or allow a number of such documents with --max-bad-documents")
+    raise DataError(f"{len(bad)} documents cannot be read, --max-bad-documents={limit} are allowed; the first: {first}")
 
 
 def finalize(directory: Path, plan: Plan, max_bad_documents: int = 0) -> Manifest:
@@ -146,8 +148,7 @@ def finalize(directory: Path, plan: Plan, max_bad_documents: int = 0) -> Manifes
         )
     found = [record for _, record in records if record]
     bad = [each for record in found for each in record.bad]
-    if len(bad) > max_bad_documents:
-        raise DataError(_too_many(bad, max_bad_documents))
+    check_bad(bad, max_bad_documents)
     written = [shard for record in found for shard in record.shards]
     _check_splits(written, plan)
     published = manifest.publish(
