@@ -89,10 +89,12 @@ EXIT_CODES: dict[int, str] = {
 
 
 def as_users(error: OSError) -> RunDirError:
-    """A full or read-only disk is the user's to mend; any other OSError is raised again as it is."""
+    """A full or read-only disk, or a lack of permission, is the user's to mend; any other OSError is raised again as it is."""
+    place = f"{error.filename}: " if error.filename else ""
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return RunDirError(f"{place}{error.strerror}; choose a place that you may use, or have it opened to you")
     if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
         raise error
-    place = f"{error.filename}: " if error.filename else ""
     return RunDirError(f"{place}{error.strerror}; free space and do the same again: what was complete before is kept")
 
 

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from gpt2hpc.training.process_group import Ranks
 
 
+HASHING_ROUND_S = 30.0
+
+
 @dataclass(frozen=True)
 class Opened:
     """A run that an attempt may work on; None of an attempt means that it is finished already."""
@@ -135,6 +138,10 @@ def check_start(run: RunDir, config: Config, *, world_size: int) -> tuple[Config
         )
     loader.check_windows(manifest, config.model.block_size)
     if not hub.is_remote(manifest.where):
+        if any(shard.sha256 is None for shard in manifest.shards):
+            cli.warn(
+                f"data.dir={manifest.where} has no hashes to compare its shards with; `gpt2hpc verify --adopt` notes them"
+            )
         for shard in manifest.shards:
             shards.check_size(Path(manifest.where) / shard.file, shard)
         where = os.path.abspath(manifest.where)  # noqa: PTH100 -- a restart may begin elsewhere; links stay as they are
@@ -154,18 +161,23 @@ def _same_commit(run: RunDir, where: str) -> str:
     return where
 
 
-def check_shards(run: RunDir, config: Config, manifest: Manifest) -> None:
-    """Hash the shards that this run has not hashed yet; those that are copied or streamed are hashed when they come."""
+def check_shards(run: RunDir, config: Config, manifest: Manifest, ranks: Ranks) -> None:
+    """Hash, on rank 0, the shards that this run has not hashed yet; those that are copied or streamed are hashed when they come.
+
+    In rounds, between which the ranks meet: one that waited longer than a collective may take would give up.
+    """
     if hub.is_remote(manifest.where) or config.data.stage or not config.data.verify:
         return
-    if any(shard.sha256 is None for shard in manifest.shards):
-        cli.warn(
-            f"data.dir={manifest.where} has no hashes to compare its shards with; `gpt2hpc verify --adopt` notes them"
-        )
-    began = time.monotonic()
-    hashed = verify.check_once(manifest, run.verified)
-    if hashed:
-        cli.say(f"hashed {hashed / 1e6:,.1f} MB of shards in {time.monotonic() - began:.1f} s: as the manifest says")
+    checker = verify.Checker(manifest, run.verified) if ranks.is_first else None
+    began, left = time.monotonic(), True
+    while left:
+        with ranks.first_decides():
+            if checker is not None:
+                checker.advance(HASHING_ROUND_S)
+        left = ranks.from_first(checker is not None and bool(checker.left))
+    if checker is not None and checker.hashed:
+        seconds = time.monotonic() - began
+        cli.say(f"hashed {checker.hashed / 1e6:,.1f} MB of shards in {seconds:.1f} s: as the manifest says")
 
 
 def is_finished(run: RunDir, config: Config) -> bool:
@@ -190,7 +202,6 @@ def open_run(run: RunDir, config: Config, env: DistEnv) -> Opened:
     run.create()
     if is_finished(run, config):
         return Opened(config, manifest, None)
-    check_shards(run, config, manifest)
     ledger = Ledger(run)
     attempt = ledger.claim(env)
     ledger.fence(attempt)
@@ -221,6 +232,7 @@ def _run_attempt(opened: Opened, run: RunDir, ranks: Ranks, signals: SignalFlag)
     trainer = None
     try:
         with ledger.heartbeat(attempt, writes=ranks.is_first):
+            check_shards(run, opened.config, opened.manifest, ranks)
             trainer = Trainer(
                 opened.config,
                 opened.manifest,
@@ -247,6 +259,7 @@ def _run_attempt(opened: Opened, run: RunDir, ranks: Ranks, signals: SignalFlag)
         _close(ledger, run, trainer.attempt, stop, trainer.step)
         say(_closing_line(run, stop, trainer.step))
     ranks.barrier()  # so that no rank ends while another still works: the first exit ends the job
+    trainer.store.remove()
 
 
 def _close(ledger: Ledger, run: RunDir, attempt: Attempt, stop: Stop, step: int) -> None:

@@ -16,15 +16,16 @@ from typing import Any, get_args
 from gpt2hpc import cli
 from gpt2hpc.cluster.dist_env import job_name
 from gpt2hpc.cluster.signals import SignalFlag
-from gpt2hpc.data import encode, plan, sources
+from gpt2hpc.data import encode, hub, plan, sources
 from gpt2hpc.data.backends import Wanted
+from gpt2hpc.data.demo import DEMO
 from gpt2hpc.data.manifest import Manifest
 from gpt2hpc.data.meter import Meter
 from gpt2hpc.data.plan import Plan, Reading, Separator
 from gpt2hpc.data.readers import Bad
 from gpt2hpc.data.shards import SPLITS
 from gpt2hpc.data.sources import Selection, SourceFile
-from gpt2hpc.data.workers import Task, Work, allowed_cores
+from gpt2hpc.data.workers import DOWNLOADS, Task, Work, allowed_cores
 from gpt2hpc.errors import CrashBudgetError, DataError, StoppedError, UsageError
 
 STEPS = ("all", "plan", "encode", "finalize")
@@ -134,9 +135,11 @@ def main(argv: Sequence[str]) -> int:
     try:
         if arguments.step in ("all", "encode"):
             encode_share(the_plan, arguments, task=task, tasks=tasks)
-        last = arguments.step == "encode" and not encode.missing(arguments.out, the_plan, the_plan.units)
+        last = arguments.step == "encode" and _is_last(arguments.out, the_plan)
         if last or arguments.step in ("all", "finalize"):
-            say_totals(encode.finalize(arguments.out, the_plan, arguments.max_bad_documents))
+            made = encode.finalize(arguments.out, the_plan, arguments.max_bad_documents)
+            hub.clear_downloads(arguments.out / DOWNLOADS)
+            say_totals(made)
     except OSError as error:
         where = error.filename or arguments.out
         raise DataError(
@@ -168,8 +171,16 @@ def _task(text: str) -> tuple[int, int]:
 def asked(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options that decide the plan, for comparison with those of a plan that is there."""
     keys = ("config", "split", "revision", "document_separator", "text_key", "val_fraction", "unit_tokens")
-    words = [os.path.abspath(each) if Path(each).exists() else each for each in arguments.source or ()]  # noqa: PTH100
-    return {"source": words, **{key: getattr(arguments, key) for key in keys}}
+    return {
+        "source": [_named(each) for each in arguments.source or ()],
+        **{key: getattr(arguments, key) for key in keys},
+    }
+
+
+def _named(source: str) -> str:
+    """A path as an absolute one; a dataset on the Hub, and the demo, as they are."""
+    is_path = Path(source).exists() or not (source == DEMO or hub.looks_like_dataset(source))
+    return os.path.abspath(source) if is_path else source  # noqa: PTH100 -- links stay as they are
 
 
 def new_plan(arguments: argparse.Namespace) -> Plan:
@@ -194,18 +205,31 @@ def settled_plan(arguments: argparse.Namespace, *, look_again: bool) -> Plan:
             raise UsageError(
                 f"--out={arguments.out} holds no plan yet; give a --source, as a directory of texts or `demo`"
             )
-        return plan.publish(arguments.out, new_plan(arguments), asked(arguments))
+        made = new_plan(arguments)
+        for line in plan.warnings(made, arguments.unit_tokens):
+            cli.warn(line)
+        return plan.publish(arguments.out, made, asked(arguments))
     if not arguments.source:
         return plan.load(arguments.out)
-    differing = [key for key, value in asked(arguments).items() if before.get(key) != value]
+    now = asked(arguments)
+    if now["source"] != before.get("source"):  # a file that was freed can no longer be told from a dataset's name
+        absolute = [os.path.abspath(each) for each in arguments.source]  # noqa: PTH100
+        now["source"] = before["source"] if absolute == before.get("source") else now["source"]
+    differing = [key for key, value in now.items() if before.get(key) != value]
     if differing:
         listed = ", ".join(f"{key.replace('_', '-')} was {before.get(key)}" for key in differing)
         raise DataError(
             f"--out={arguments.out} holds data of another source or rule ({listed}); choose another --out, or delete it first"
         )
-    if look_again:
+    there = plan.load(arguments.out)
+    if look_again and not any(_was_freed(file) for file in there.files):
         return plan.publish(arguments.out, new_plan(arguments), asked(arguments))
-    return plan.load(arguments.out)
+    return there
+
+
+def _was_freed(file: SourceFile) -> bool:
+    """Gone, as `--free sources` leaves it: then the plan alone tells what there is to do."""
+    return file.format != DEMO and not file.is_remote and not Path(file.path).exists()
 
 
 def describe(the_plan: Plan, out: Path, *, units: bool = True) -> None:
@@ -258,6 +282,16 @@ def encode_share(the_plan: Plan, arguments: argparse.Namespace, *, task: int, ta
         meter.close(runner.counts)
     if signals.stop:
         _stopped(runner.counts.units, len(lacking))
+
+
+def _is_last(out: Path, the_plan: Plan) -> bool:
+    """Whether all units are done, so that this task may write the manifest; says what is left to others."""
+    left = encode.missing(out, the_plan, the_plan.units)
+    if left:
+        cli.say(
+            f"{cli.plural(len(left), 'unit')} of other tasks not done yet ({encode.ranges([unit.index for unit in left])})"
+        )
+    return not left
 
 
 def _freed(what: str) -> Any:

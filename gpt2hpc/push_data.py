@@ -7,8 +7,9 @@ same command again uploads what is missing.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,8 @@ from gpt2hpc.errors import DataError, UsageError
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-SHARDS_A_COMMIT = 8
+CARD = "README.md"
+SHARDS_A_COMMIT, MOST_COMMITS = 8, 50
 SHARDS_ON_CARD = 1000
 
 
@@ -76,28 +78,46 @@ def push(data: Manifest, where: Repository, card: str, *, private: bool) -> None
             raise DataError(
                 f"--repo={where.repo} holds other data already; choose another repository, or delete that one's files"
             )
-    lacking = [shard for shard in data.shards if not _is_there(shard, there.get(shard.file))]
+    lacking = [shard for shard in data.shards if not _is_there(data, shard, there.get(shard.file))]
     if len(lacking) < len(data.shards):
         cli.say(f"{cli.plural(len(data.shards) - len(lacking), 'shard')} there already")
     done = 0
-    for group in (lacking[at : at + SHARDS_A_COMMIT] for at in range(0, len(lacking), SHARDS_A_COMMIT)):
+    size = max(SHARDS_A_COMMIT, -(-len(lacking) // MOST_COMMITS))
+    for group in (lacking[at : at + size] for at in range(0, len(lacking), size)):
         names = [shard.file for shard in group]
         _commit(where, {name: Path(data.where) / name for name in names}, f"Shards {names[0]} to {names[-1]}")
         done += len(group)
         cli.say(f"{done / len(lacking):4.0%}  {done}/{len(lacking)} shards")
-    _commit(
-        where, {"README.md": card.encode(), manifest.NAME: Path(data.where) / manifest.NAME}, "Data card and manifest"
-    )
+    last: dict[str, Path | bytes] = {manifest.NAME: Path(data.where) / manifest.NAME}
+    if _may_write_card(where, there):
+        last = {CARD: card.encode(), **last}
+    else:
+        cli.warn(f"{where} has a {CARD} of its own, which is left alone")
+    _commit(where, last, "Data card and manifest")
     uploaded = hub.pinned(where)
     there = {file.path: file for file in hub.listing(uploaded)}
-    wrong = [shard.file for shard in data.shards if not _is_there(shard, there.get(shard.file))]
+    wrong = [shard.file for shard in data.shards if not _is_there(data, shard, there.get(shard.file))]
     if wrong:
         raise DataError(f"{uploaded}: {', '.join(wrong[:5])} did not arrive as they are; run the same command again")
     cli.say(f"every shard's hash agrees; train on it with --data.dir {uploaded}")
 
 
-def _is_there(shard: Shard, file: hub.HubFile | None) -> bool:
-    return file is not None and file.bytes == shard.bytes and file.sha256 == shard.sha256
+def _is_there(data: Manifest, shard: Shard, file: hub.HubFile | None) -> bool:
+    """By the sha256 of large-file storage, or by git's id of what a repository keeps as an ordinary file."""
+    if file is None or file.bytes != shard.bytes:
+        return False
+    if file.sha256 is not None:
+        return file.sha256 == shard.sha256
+    contents = (Path(data.where) / shard.file).read_bytes()
+    return file.blob_id == hashlib.sha1(b"blob %d\0" % len(contents) + contents).hexdigest()
+
+
+def _may_write_card(where: Repository, there: Mapping[str, hub.HubFile]) -> bool:
+    """Whether there is no data card, or one of ours."""
+    if CARD not in there:
+        return True
+    with hub.fetched(where, CARD) as path:
+        return "made by gpt2hpc" in path.read_text(encoding="utf-8", errors="replace")
 
 
 def _commit(where: Repository, files: dict[str, Path | bytes], message: str) -> None:

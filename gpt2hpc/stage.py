@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from gpt2hpc.errors import DataError, UsageError
 HELLASWAG = "Rowan/hellaswag"
 WEIGHTS = ("*.safetensors", "*.json", "merges.txt")
 _AT_ONCE = 4
+NOTE_EVERY_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,10 @@ def _wanted(arguments: argparse.Namespace) -> Iterator[Wanted]:
     for source in arguments.source:
         dataset = hub.pinned(hub.parse(source, arguments.revision))
         files = hub.source_files(dataset, arguments.config, arguments.split)
-        yield Wanted(dataset, tuple(files), f"datasets/{dataset.repo}", "gpt2hpc prepare --source {folder} --out …")
+        # Another commit, configuration or split is another dataset.
+        part = f"{arguments.config or hub.DEFAULT_CONFIGS.get(dataset.repo, 'default')}-{arguments.split}"
+        folder = f"datasets/{dataset.repo}/{(dataset.revision or '')[:8]}-{part}"
+        yield Wanted(dataset, tuple(files), folder, "gpt2hpc prepare --source {folder} --out …")
     for source in arguments.shards:
         dataset = hub.pinned(hub.parse(source))
         listed = [
@@ -129,7 +134,7 @@ def _name_and_revision(text: str) -> tuple[str, str | None]:
 
 
 def _fetch(wanted: Wanted, out: Path) -> None:
-    """Several files at once; each is noted in stage.json as soon as it is there."""
+    """Several files at once; those that are there are noted in stage.json now and then."""
     known = {file.path: file for file in staging.read(out)} if staging.is_staged(out) else {}
 
     def one(file: HubFile) -> StagedFile | None:
@@ -143,13 +148,20 @@ def _fetch(wanted: Wanted, out: Path) -> None:
         return StagedFile(relative, file.bytes, file.sha256 or sha256_of(path), origin)
 
     downloads = ThreadPoolExecutor(_AT_ONCE)
+    fresh: list[StagedFile] = []
+    noted = time.monotonic()
     try:
         for number, staged in enumerate(downloads.map(one, wanted.files), start=1):
             if staged is not None:
-                staging.add(out, [staged])
+                fresh.append(staged)
                 cli.say(f"{number / len(wanted.files):4.0%}  {staged.path}  {staged.bytes / 1e6:,.1f} MB")
+            if fresh and time.monotonic() - noted > NOTE_EVERY_S:
+                staging.add(out, fresh)
+                noted, fresh = time.monotonic(), []
     finally:
         downloads.shutdown(cancel_futures=True)
+        if fresh:
+            staging.add(out, fresh)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from gpt2hpc.cluster.dist_env import LOCAL
 from gpt2hpc.cluster.ledger import Attempt, Cause, Decision, Ledger, Outcome
 from gpt2hpc.data import survey
 from gpt2hpc.data.survey import Survey
-from gpt2hpc.errors import ConfigError, RunDirError
+from gpt2hpc.errors import ConfigError, DataError, RunDirError
 from gpt2hpc.run_dir import RunDir
 
 
@@ -151,10 +151,19 @@ def _found(paths: Sequence[Path]) -> list[RunStatus | DataStatus]:
         inside = [path] if _is_run(RunDir(path)) or survey.is_prepared(path) else sorted(path.iterdir())
         for each in inside:
             if survey.is_prepared(each):
-                found.append(DataStatus(survey.survey(each)))
+                found.append(DataStatus(_surveyed(each)))
             elif _is_run(RunDir(each)):
                 found.append(read_status(RunDir(each)))
     return found
+
+
+def _surveyed(directory: Path) -> Survey:
+    """One that cannot be read is a row like the others."""
+    try:
+        return survey.survey(directory)
+    except DataError as error:
+        cli.warn(error.line)
+        return Survey(directory.name, "damaged", 0, 0, 0, None, None, None)
 
 
 def _is_run(run: RunDir) -> bool:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ast
+import functools
 import sysconfig
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -12,15 +12,17 @@ DEMO: Final = "demo"
 _NO_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idlelib"}
 
 
-def demo_documents() -> Iterator[str]:
+@functools.cache
+def demo_documents() -> tuple[str, ...]:
     """The language reference's topics, then the library's docstrings, a module a document."""
     import pydoc_data.topics
 
-    yield from (text for _, text in sorted(pydoc_data.topics.topics.items()))
     library = Path(sysconfig.get_paths()["stdlib"])
-    for path in sorted(library.rglob("*.py")):
-        if _NO_LIBRARY.isdisjoint(path.relative_to(library).parts) and (text := _docstrings(path)):
-            yield text
+    modules = (
+        path for path in sorted(library.rglob("*.py")) if _NO_LIBRARY.isdisjoint(path.relative_to(library).parts)
+    )
+    texts = (*(text for _, text in sorted(pydoc_data.topics.topics.items())), *map(_docstrings, modules))
+    return tuple(text for text in texts if text)
 
 
 def _docstrings(path: Path) -> str:

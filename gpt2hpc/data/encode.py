@@ -5,6 +5,7 @@ A unit is done when its record `unit_NNNNNN.json`, written last, belongs to the 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,7 @@ from gpt2hpc.data.backends import Backend
 from gpt2hpc.data.manifest import Manifest
 from gpt2hpc.data.plan import Plan, Unit, asked_before
 from gpt2hpc.data.readers import Bad
-from gpt2hpc.data.shards import SPLITS, Shard, Split, Tokens
+from gpt2hpc.data.shards import SPLITS, Shard, ShardWriter, Split, Tokens
 from gpt2hpc.data.sources import SourceFile, check_unchanged
 from gpt2hpc.errors import DataError
 
@@ -76,41 +77,65 @@ def encode_unit(
 
     Raises DataError at more than `max_bad_documents` documents that cannot be read, or at a source that has changed.
     """
-    tokens: dict[Split, list[Tokens]] = {split: [] for split in plan.splits(unit)}
-    bad: list[Bad] = []
-    for batch in _batches(_documents(plan, unit, locate)):
-        bad += (each for each in batch if isinstance(each, Bad))
-        check_bad(bad, max_bad_documents)
-        texts = [each for each in batch if isinstance(each, str)]
-        encoded = backend.encode(texts)
-        if plan.val_fraction is None:
-            tokens[plan.splits(unit)[0]] += encoded
-        else:
-            for text, found in zip(texts, encoded, strict=True):
-                tokens[plan.split_of(text, unit)].append(found)
-        count(sum(map(len, texts)), sum(map(len, encoded)))
-    if done(directory, plan, unit):
-        return None
     try:
-        written = tuple(
-            shards.write_shard(directory, split=split, unit=unit.index, documents=found)
-            for split, found in tokens.items()
-        )
-    except FileNotFoundError:  # `finalize` cleared our half-written file away, since somebody else was done
-        if done(directory, plan, unit):
+        return _encode(directory, plan, unit, backend, locate, max_bad_documents, made or {}, count)
+    except (DataError, FileNotFoundError):
+        if done(directory, plan, unit):  # and so our source was freed, or our half-written file cleared away
             return None
         raise
-    record = Record(plan.sha256, written, tuple(bad), {"tokenizer": backend.name, **(made or {})})
+
+
+def _encode(
+    directory: Path,
+    plan: Plan,
+    unit: Unit,
+    backend: Backend,
+    locate: Locate,
+    max_bad_documents: int,
+    made: dict[str, Any],
+    count: Count,
+) -> Record | None:
+    bad: list[Bad] = []
+    with contextlib.ExitStack() as stack:
+        writers = {
+            split: stack.enter_context(ShardWriter(directory, split=split, unit=unit.index))
+            for split in plan.splits(unit)
+        }
+        for batch in _batches(_documents(plan, unit, locate)):
+            bad += (each for each in batch if isinstance(each, Bad))
+            check_bad(bad, max_bad_documents)
+            texts = [each for each in batch if isinstance(each, str)]
+            encoded = backend.encode(texts)
+            of_split: dict[Split, list[Tokens]] = {split: [] for split in writers}
+            for text, tokens in zip(texts, encoded, strict=True):
+                of_split[plan.split_of(text, unit)].append(tokens)
+            for split, writer in writers.items():
+                writer.append(of_split[split])
+            count(sum(map(len, texts)), sum(map(len, encoded)))
+        if done(directory, plan, unit):
+            return None
+        written = tuple(writer.publish() for writer in writers.values())
+    record = Record(plan.sha256, written, tuple(bad), {"tokenizer": backend.name, **made})
     durable.publish_json(record_path(directory, unit), dataclasses.asdict(record))
     return record
+
+
+def has_both_splits(directory: Path, plan: Plan) -> bool:
+    """Whether the units that are done have documents of either split already, so that they can be trained on in the end."""
+    found: set[Split] = set()
+    for unit in plan.units:
+        record = done(directory, plan, unit)
+        found |= {shard.split for shard in record.shards if shard.documents} if record else set()
+        if len(found) == len(SPLITS):
+            return True
+    return False
 
 
 def _documents(plan: Plan, unit: Unit, locate: Locate) -> Iterator[readers.Document]:
     for piece in unit.pieces:
         file = plan.files[piece.file]
         local = locate(file)
-        if file.format != "demo":
-            check_unchanged(local, file)
+        check_unchanged(local, file)
         yield from readers.documents(file, local, piece, plan.reading)
 
 
@@ -157,15 +182,21 @@ def finalize(directory: Path, plan: Plan, max_bad_documents: int = 0) -> Manifes
         vocab_size=tokenizer.VOCAB_SIZE,
         plan={
             "sha256": plan.sha256,
-            "sources": (asked_before(directory) or {}).get("source", []),
+            "sources": [_public(source) for source in (asked_before(directory) or {}).get("source", [])],
             "commits": plan.commits,
             **plan.rules,
         },
         bad_documents=[dataclasses.asdict(each) for each in bad],
     )
-    for path in durable.leftovers(directory):  # of writers that were killed; one that still writes has nothing to add
-        path.unlink(missing_ok=True)
+    for path in durable.leftovers(directory):  # of writers that were killed; one that still writes finds its unit done
+        if path.name.startswith((".train_", ".val_", ".unit_")):
+            path.unlink(missing_ok=True)
     return published
+
+
+def _public(source: str) -> str:
+    """A manifest may be published: of local paths it tells the last part."""
+    return source if not source.startswith("/") else Path(source).name
 
 
 def _check_splits(written: Sequence[Shard], plan: Plan) -> None:

@@ -11,10 +11,10 @@ import re
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
 
 from gpt2hpc import durable
 from gpt2hpc.data.patience import WrongBytesError, asked
@@ -29,6 +29,7 @@ DEFAULT_CONFIGS = {"HuggingFaceFW/fineweb-edu": "sample-10BT"}
 """Where a dataset's own default is terabytes."""
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+T = TypeVar("T")
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -47,11 +48,12 @@ class Repository:
 
 @dataclass(frozen=True)
 class HubFile:
-    """A file of a repository; `sha256` is known of those in large-file storage."""
+    """A file of a repository; `sha256` is known of those in large-file storage, git's own id of all."""
 
     path: str
     bytes: int
     sha256: str | None = None
+    blob_id: str | None = None
 
 
 def is_remote(where: str) -> bool:
@@ -96,7 +98,7 @@ def listing(dataset: Repository) -> list[HubFile]:
 
 
 def _hub_file(entry: Any) -> HubFile:
-    return HubFile(entry.path, entry.size, entry.lfs.sha256 if entry.lfs else None)
+    return HubFile(entry.path, entry.size, entry.lfs.sha256 if entry.lfs else None, entry.blob_id)
 
 
 def source_files(dataset: Repository, config: str | None, split: str) -> list[HubFile]:
@@ -177,19 +179,20 @@ def fetched(dataset: Repository, path: str) -> Iterator[Path]:
         yield target
 
 
-def opened(path: str) -> IO[bytes]:
-    """`hf://datasets/USER/NAME@COMMIT/PATH` for reading parts of it."""
+def read_from(path: str, read: Callable[[IO[bytes]], T]) -> T:
+    """What `read` makes of `hf://datasets/USER/NAME@COMMIT/PATH`, of which it may read parts; asked again as a whole."""
     from huggingface_hub import HfFileSystem
 
-    dataset, _ = split_path(path)
-    opened: IO[bytes] = asked(dataset, lambda api: HfFileSystem().open(path, "rb", block_size=1 << 20))
-    return opened
+    def attempt(api: HfApi) -> T:
+        with HfFileSystem().open(path, "rb", block_size=1 << 20) as file:
+            return read(file)
+
+    return asked(path, attempt)
 
 
 def read_start(dataset: Repository, path: str, count: int) -> bytes:
     """The first bytes of a file."""
-    with opened(f"{dataset}/{path}") as file:
-        return file.read(count)
+    return read_from(f"{dataset}/{path}", lambda file: file.read(count))
 
 
 @contextlib.contextmanager
@@ -210,3 +213,12 @@ def clear_leftovers(directory: Path) -> None:
     """Remove what this process's downloads left half-done."""
     for path in directory.rglob(f".*.{socket.gethostname()}.{os.getpid()}.*.tmp"):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def clear_downloads(directory: Path) -> None:
+    """Once all is done: what killed downloads left, and folders that are empty."""
+    for path in directory.rglob(".*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
+    for path in sorted((*directory.rglob("*"), directory), reverse=True):
+        with contextlib.suppress(OSError):
+            path.rmdir()

@@ -7,6 +7,7 @@ The global batch of a step is samples `consumed … consumed + G - 1` of the ord
 from __future__ import annotations
 
 import collections
+import statistics
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -90,6 +91,13 @@ class TrainLoader:
         self._windows, self._store = Windows(manifest, store, "train", block_size), store
         self.order = Order(self._windows.per_shard, seed=seed, identity=manifest.sha256, group_shards=shuffle_shards)
         self.part = part
+        largest = sorted(self._windows.shards, key=lambda shard: -shard.bytes)
+        store.room_for(largest[: self._shards_at_a_time(shuffle_shards)])
+
+    def _shards_at_a_time(self, shuffle_shards: int) -> int:
+        """The most that may be read about the same time: whole groups of usual shards, at the seam of two or more."""
+        usual = statistics.median(count for count in self._windows.per_shard if count) * shuffle_shards
+        return shuffle_shards * (2 + int(2 * STEPS_APART * self.part.samples_per_step / usual))
 
     def micro_batch(self, consumed: int, micro_step: int) -> Tokens:
         """Tokens shaped (micro_batch_size, block_size + 1)."""
@@ -116,12 +124,16 @@ class TrainLoader:
 
     def stream(self, consumed: int) -> Iterator[Tokens]:
         """Every micro batch from `consumed` samples on; a thread reads READ_AHEAD of them ahead."""
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader") as reader:
-            ahead: collections.deque[Future[Tokens]] = collections.deque()
+        reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader")
+        ahead: collections.deque[Future[Tokens]] = collections.deque()
+        try:
             for position in self._positions(consumed):
                 ahead.append(reader.submit(self._read, *position))
                 if len(ahead) > READ_AHEAD:
                     yield ahead.popleft().result()
+        finally:
+            with self._store.impatient():
+                reader.shutdown(cancel_futures=True)
 
     def _positions(self, consumed: int) -> Iterator[tuple[int, int, Indices, Indices]]:
         """Samples consumed, micro step, and where the micro batch lies; located many at a time, since a few cost as much."""

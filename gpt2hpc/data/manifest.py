@@ -36,10 +36,17 @@ class Manifest:
 
     @property
     def sha256(self) -> str:
-        """Identity of the token stream: the vocabulary and the shards' names, splits and hashes in their order."""
+        """Identity of the token stream: the vocabulary and the shards' names, splits and hashes in their order.
+
+        Where nobody has hashed them, by the hashes of their edges.
+        """
+        edges = self.plan.get("edges", {})
         identity = [
             self.vocab_size,
-            *((shard.file, shard.split, shard.tokens, shard.sha256 or shard.bytes) for shard in self.shards),
+            *(
+                (shard.file, shard.split, shard.tokens, shard.sha256 or edges.get(shard.file, shard.bytes))
+                for shard in self.shards
+            ),
         ]
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 

@@ -55,6 +55,14 @@ def asked(about: object, question: Callable[[HfApi], T], *, what: str = "") -> T
             mend = OFFLINE
         except (*passing, ConnectionError, TimeoutError, WrongBytesError) as error:
             mend = _wait(error, left)
+        except RuntimeError as error:  # of Xet storage, or of an upload, with what was the matter as its cause
+            mend = _wait(error.__cause__ or error, left)
+        except OSError as error:
+            if (
+                type(error).__module__.partition(".")[0] != "hf_xet"
+            ):  # whose errors pose as missing files and permissions
+                raise
+            mend = _wait(error, left)
         if mend:
             raise DataError(f"{name} {mend}")
     raise AssertionError("unreachable: without a try left there is a mend")

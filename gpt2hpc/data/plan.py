@@ -44,7 +44,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Piece:
-    """Row groups `start … stop - 1` of a parquet file, lines or paragraphs that begin in these bytes; from 0 to its size, all."""
+    """Row groups `start … stop - 1` of a parquet file, lines or paragraphs that begin in these bytes, or all of it."""
 
     file: int
     start: int
@@ -158,6 +158,17 @@ def make(
     return Plan(tuple(files), units, reading, val_fraction)
 
 
+def warnings(plan: Plan, unit_tokens: int) -> list[str]:
+    """Units that are much larger than asked for, since their files cannot be cut."""
+    limit = 3 * unit_tokens * BYTES_PER_TOKEN
+    large = [unit for unit in plan.units if unit.bytes > limit and len(unit.pieces) == 1]
+    return [
+        f"unit {unit.index} is about {unit.bytes / BYTES_PER_TOKEN / 1e6:,.0f} Mtok, for one process: "
+        f"{plan.files[unit.pieces[0].file].path} cannot be cut; make smaller files or row groups of it to share the work"
+        for unit in large[:5]
+    ]
+
+
 def _append(pieces: list[Piece], piece: Piece) -> None:
     """Let consecutive row groups be one piece."""
     if pieces and pieces[-1].file == piece.file and pieces[-1].stop == piece.start:
@@ -184,9 +195,12 @@ def _row_groups(file: SourceFile, text_key: str) -> Iterator[tuple[int, int, int
     import pyarrow.parquet as pq
 
     try:
-        with hub.opened(file.path) if file.is_remote else Path(file.path).open("rb") as source:
-            footer = pq.ParquetFile(source).metadata
-    except (pa.ArrowInvalid, pa.ArrowIOError) as error:
+        if file.is_remote:
+            footer = hub.read_from(file.path, lambda source: pq.ParquetFile(source).metadata)
+        else:
+            with Path(file.path).open("rb") as source:
+                footer = pq.ParquetFile(source).metadata
+    except pa.ArrowInvalid as error:
         raise DataError(f"{file.path} is no parquet file ({' '.join(str(error).split())}); fetch it again") from None
     names = [footer.schema.column(column).path for column in range(footer.num_columns)]
     if text_key not in names:
@@ -232,7 +246,7 @@ def load(directory: Path) -> Plan:
     """Raises DataError where there is no plan, or one that contradicts itself."""
     path = directory / NAME
     facts: Any = durable.read_json(path)
-    if facts is None:
+    if facts is None and not path.exists():
         raise DataError(f"{directory} holds no {NAME}; begin with `gpt2hpc prepare --source … --out {directory}`")
     with contextlib.suppress(KeyError, TypeError, ValueError):
         if facts["format"] != FORMAT:

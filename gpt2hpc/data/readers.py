@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import io
 import json
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +27,13 @@ class Bad:
 
 
 Document = str | Bad
+_ROWS = 1024
 
 
 def documents(file: SourceFile, local: Path, piece: Piece, reading: Reading) -> Iterator[Document]:
     """The documents of a piece of `file`, which lies at `local`; DataError where not even documents can be told apart."""
     if file.format == "demo":
-        return demo_documents()
+        return iter(demo_documents())
     return _guarded(local, _READERS[file.format](_Place(file, local, piece), reading))
 
 
@@ -54,11 +57,13 @@ class _Place:
 
 
 def _guarded(local: Path, found: Iterator[Document]) -> Iterator[Document]:
-    """Truncated gzip, a torn parquet page: there is no telling what is lost, so the unit must fail."""
+    """Truncated gzip, a torn parquet page, no CSV at all: there is no telling what is lost, so the unit must fail."""
     try:
         yield from found
-    except OSError as error:  # Arrow's errors too
-        raise DataError(f"{local} cannot be read: {' '.join(str(error).split())}; fetch it again") from error
+    except (OSError, ValueError) as error:  # Arrow's and pandas's errors too
+        raise DataError(
+            f"{local} cannot be read: {' '.join(str(error).split())}; mend it, or fetch it again"
+        ) from error
 
 
 # Text ---------------------------------------------------------------------------------------------------------------
@@ -107,7 +112,8 @@ def _first_line(file: IO[bytes], start: int) -> int:
 
 def _decoded(contents: bytes, where: str) -> Document:
     try:
-        return contents.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")  # as Python reads a text file
+        text = contents.decode("utf-8-sig")  # a byte order mark is no part of the text
+        return text.replace("\r\n", "\n").replace("\r", "\n")  # as Python reads a text file
     except UnicodeDecodeError as error:
         return Bad(where, f"is not UTF-8 at byte {error.start} of it; convert it, as with iconv -t UTF-8")
 
@@ -139,7 +145,7 @@ def _lines_before(path: Path, position: int) -> int:
 def _record(line: bytes, text_key: str) -> Document:
     try:
         record = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return Bad("", f"is not JSON ({error}); mend or remove the line")
     return _checked(record.get(text_key) if isinstance(record, dict) else None, "", text_key)
 
@@ -149,14 +155,21 @@ def _parquet(place: _Place, reading: Reading) -> Iterator[Document]:
 
     with pq.ParquetFile(place.local, memory_map=False) as file:
         for group in range(place.piece.start, place.piece.stop):
-            column = file.read_row_group(group, columns=[reading.text_key]).column(0)
-            where = f"{place.local} row group {group}"
-            try:
-                texts = column.to_pylist()
-            except UnicodeDecodeError:
-                texts = [_value(value) for value in column]
-            for row, text in enumerate(texts):
-                yield text if type(text) is str else _checked(text, f"{where} row {row}", reading.text_key)
+            row = 0
+            for batch in file.iter_batches(_ROWS, row_groups=[group], columns=[reading.text_key]):
+                for text in _values(batch.column(0)):
+                    if type(text) is not str:
+                        text = _checked(text, f"{place.local} row group {group} row {row}", reading.text_key)
+                    yield text
+                    row += 1
+
+
+def _values(column: Any) -> list[Any]:
+    """Texts; the bytes of those that are not UTF-8."""
+    with contextlib.suppress(UnicodeDecodeError):
+        texts: list[Any] = column.to_pylist()
+        return texts
+    return [_value(value) for value in column]
 
 
 def _value(value: Any) -> Any:
@@ -167,12 +180,18 @@ def _value(value: Any) -> Any:
 
 def _table(place: _Place, reading: Reading) -> Iterator[Document]:
     """CSV, TSV, JSON and Arrow files, by the `datasets` library."""
-    from datasets import load_dataset
+    from datasets import load_dataset, logging
+    from tqdm import tqdm
 
+    logging.set_verbosity(logging.CRITICAL)  # errors come as exceptions too
+    tqdm.set_lock(threading.RLock())  # its own would be a semaphore of the system, for all processes
     suffix = Path(place.file.path.removesuffix(".gz").removesuffix(".zst")).suffix
     builder = {".csv": "csv", ".tsv": "csv", ".json": "json", ".arrow": "arrow"}[suffix]
-    options = {"sep": "\t"} if suffix == ".tsv" else {}
-    rows = load_dataset(builder, data_files=str(place.local), split="train", streaming=True, **options)
+    options: dict[str, Any] = {}
+    if builder == "csv":  # a text that reads NA is a text
+        options = {"sep": "\t" if suffix == ".tsv" else ",", "keep_default_na": False, "na_filter": False}
+    name = glob.escape(str(place.local))  # it takes patterns
+    rows = load_dataset(builder, data_files=name, split="train", streaming=True, **options)
     for number, row in enumerate(rows):
         yield _checked(row.get(reading.text_key), f"{place.local} row {number}", reading.text_key)
 

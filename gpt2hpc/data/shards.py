@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,6 +20,8 @@ Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")
 Tokens = npt.NDArray[np.uint16]
 
+HEADER_BYTES = 128
+"""Of the .npy files that are written here."""
 BIN_MAGIC, BIN_VERSION = 20240520, 1
 BIN_HEADER_BYTES = 256 * 4
 """llm.c's `.bin`: 256 int32, of which the first three are magic, version and the number of uint16 tokens that follow."""
@@ -40,29 +43,65 @@ def shard_name(split: Split, unit: int) -> str:
     return f"{split}_{unit:06d}.npy"
 
 
-def write_shard(directory: Path, *, split: Split, unit: int, documents: Sequence[Tokens]) -> Shard:
-    """Publish the tokens of documents, each 1-D uint16, as one 1-D array."""
-    path = directory / shard_name(split, unit)
-    tokens = sum(map(len, documents))
+class ShardWriter:
+    """Documents as they come, into one 1-D array on disk: memory does not grow with the unit.
+
+    Within its block; at the end `publish`, or nothing is left of it.
+    """
+
+    def __init__(self, directory: Path, *, split: Split, unit: int) -> None:
+        self._path, self._split = directory / shard_name(split, unit), split
+        self._temporary = durable.temporary_name(self._path)
+        self._tokens = self._documents = 0
+
+    def __enter__(self) -> ShardWriter:
+        self._file = self._temporary.open("w+b")
+        self._file.write(_header(0))
+        return self
+
+    def append(self, documents: Sequence[Tokens]) -> None:
+        """Each 1-D uint16."""
+        if documents:
+            self._file.write(np.concatenate(documents).astype("<u2", copy=False).data.cast("B"))
+            self._tokens += sum(map(len, documents))
+            self._documents += len(documents)
+
+    def publish(self) -> Shard:
+        self._file.seek(0)
+        self._file.write(_header(self._tokens))
+        self._file.seek(0)
+        digest = hashlib.file_digest(self._file, "sha256").hexdigest()
+        os.fsync(self._file.fileno())
+        self._temporary.replace(self._path)
+        durable.fsync_dir(self._path.parent)
+        size = HEADER_BYTES + 2 * self._tokens
+        return Shard(self._path.name, self._split, self._tokens, self._documents, size, digest)
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+        self._temporary.unlink(missing_ok=True)
+
+
+def _header(tokens: int) -> bytes:
+    """Of a .npy file, format 1.0; numpy pads it so that any count fits the same bytes."""
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "<u2", "fortran_order": False, "shape": (tokens,)})
-    digest = hashlib.sha256(header.getvalue())
-    with durable.publishing(path) as file:
-        file.write(header.getvalue())
-        for chunk in _chunks(documents):
-            digest.update(chunk)
-            file.write(chunk)
-    return Shard(path.name, split, tokens, len(documents), len(header.getvalue()) + 2 * tokens, digest.hexdigest())
+    assert len(header.getvalue()) == HEADER_BYTES
+    return header.getvalue()
 
 
-def _chunks(documents: Sequence[Tokens], at_once: int = 4096) -> Iterator[memoryview]:
-    """The bytes of the documents in large pieces, without a second copy of them all."""
-    for start in range(0, len(documents), at_once):
-        yield np.concatenate(documents[start : start + at_once]).astype("<u2", copy=False).data.cast("B")
+def write_shard(directory: Path, *, split: Split, unit: int, documents: Sequence[Tokens]) -> Shard:
+    """All at once."""
+    with ShardWriter(directory, split=split, unit=unit) as writer:
+        writer.append(documents)
+        return writer.publish()
 
 
 def has_size(path: Path, shard: Shard) -> bool:
-    return path.is_file() and path.stat().st_size == shard.bytes
+    try:
+        return path.stat().st_size == shard.bytes
+    except OSError:
+        return False
 
 
 def check_size(path: Path, shard: Shard) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from gpt2hpc.data import hub
+from gpt2hpc.data import hub, staging
 from gpt2hpc.data.demo import DEMO, demo_documents
 from gpt2hpc.errors import DataError
 
@@ -71,13 +72,25 @@ def find_files(sources: Sequence[str], selection: Selection) -> list[SourceFile]
 
     Raises DataError for a source that is missing, or that holds nothing to read.
     """
-    return [file for source in sources for file in _files(source, selection)]
+    found = [file for source in sources for file in _files(source, selection)]
+    seen: dict[str, str] = {}
+    for file in found:
+        real = file.path if file.is_remote else os.path.realpath(file.path)
+        if real in seen:
+            raise DataError(f"--source names {file.path} twice (as {seen[real]}); name it once")
+        seen[real] = file.path
+    return found
+
+
+def _of_demo() -> tuple[int, str]:
+    """Size and hash of the demo text, which differ from Python to Python."""
+    text = "\0".join(demo_documents()).encode()
+    return len(text), f"sha256:{hashlib.sha256(text).hexdigest()}"
 
 
 def _files(source: str, selection: Selection) -> list[SourceFile]:
     if source == DEMO:
-        text = "\0".join(demo_documents()).encode()
-        return [SourceFile(DEMO, len(text), f"sha256:{hashlib.sha256(text).hexdigest()}")]
+        return [SourceFile(DEMO, *_of_demo())]
     path = Path(source)
     if path.is_dir():
         return [_pinned(each) for each in _inside(path)]
@@ -112,9 +125,10 @@ def format_of(path: str | Path) -> Format | None:
 
 def _inside(directory: Path) -> list[Path]:
     """Texts, JSON lines and parquet below a directory, in order; a .json or .csv may be anything, and must be named itself."""
+    if listed := staging.files_below(directory):  # of one dataset, whatever their kind
+        return listed
     kinds = ("text", "jsonl", "parquet")
-    found = [each for each in sorted(directory.rglob("*")) if format_of(each) in kinds and each.is_file()]
-    found = [each for each in found if not any(part.startswith(".") for part in each.relative_to(directory).parts)]
+    found = [each for each in _walk(directory) if format_of(each) in kinds]
     if any(format_of(each) != "text" for each in found):  # of a dataset, which its README describes
         found = [each for each in found if each.stem != "README"]
     if not found:
@@ -122,6 +136,22 @@ def _inside(directory: Path) -> list[Path]:
             f"--source={directory} holds no {', '.join(key for key in FORMATS if FORMATS[key] in kinds)} file; check the path"
         )
     return found
+
+
+def _walk(directory: Path) -> list[Path]:
+    """Every file, through links to directories too, in the order of the paths; what cannot be read is an error, not a gap."""
+
+    def unreadable(error: OSError) -> None:
+        raise DataError(f"--source={error.filename} cannot be read ({error.strerror}); check its permissions") from None
+
+    found, seen = [], set()
+    for folder, folders, names in os.walk(directory, followlinks=True, onerror=unreadable):
+        real = os.path.realpath(folder)
+        folders[:] = [] if real in seen else [each for each in folders if not each.startswith(".")]
+        if real not in seen:
+            found += [Path(folder) / name for name in names if not name.startswith(".")]
+        seen.add(real)
+    return sorted(each for each in found if each.is_file())
 
 
 def _pinned(path: Path) -> SourceFile:
@@ -145,6 +175,10 @@ def hash_of(path: Path) -> str:
 
 def check_unchanged(local: Path, file: SourceFile) -> None:
     """Raise DataError where the file is no longer what the plan pinned; a download was hashed when it came."""
+    if file.format == DEMO:
+        if _of_demo() != (file.bytes, file.hash):
+            raise DataError("the demo text of this Python differs from the planned one; use one Python on all nodes")
+        return
     try:
         same = local.stat().st_size == file.bytes and (file.is_remote or hash_of(local) == file.hash)
     except OSError as error:

@@ -31,6 +31,16 @@ def is_staged(directory: Path) -> bool:
     return (directory / NAME).is_file()
 
 
+def files_below(folder: Path) -> list[Path]:
+    """The files of `folder` that were staged, in order, if it lies in a staged directory; else none."""
+    folder = folder.absolute()
+    for directory in (folder, *folder.parents):
+        if is_staged(directory):
+            paths = (directory / file.path for file in read(directory))
+            return sorted(path for path in paths if path.is_relative_to(folder))
+    return []
+
+
 def add(directory: Path, files: list[StagedFile]) -> None:
     """Note files that are there; those noted before stay."""
     known = {file.path: file for file in (*(read(directory) if is_staged(directory) else ()), *files)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -9,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from string import Template
 from typing import Protocol
 
 from gpt2hpc import durable
@@ -22,7 +24,7 @@ Fetch = Callable[[Shard, Path], None]
 """Puts a shard at a path, whole and verified, or raises."""
 
 _POLL_S = 0.05
-_ABANDONED_S = 3600.0
+_ABANDONED_S = 86_400.0
 
 
 class Store(Protocol):
@@ -40,14 +42,37 @@ class Store(Protocol):
         """Training has come to `now`; what comes `then` may be fetched, and what is in neither may go."""
         ...
 
-    def close(self) -> None: ...
+    def room_for(self, shards: Sequence[Shard]) -> None:
+        """Raise DataError unless so much may be needed at a time, beside what is kept."""
+        ...
+
+    def impatient(self) -> contextlib.AbstractContextManager[None]:
+        """A block in which whoever waits for a shard stops waiting: nobody wants it any more."""
+        ...
+
+    def close(self) -> None:
+        """Fetch no more."""
+        ...
+
+    def remove(self) -> None:
+        """Delete what was fetched, once no process of the node reads any more."""
+        ...
 
 
-def open_store(manifest: Manifest, config: DataConfig, env: Mapping[str, str], *, fetches: bool) -> Store:
-    """The store that the settings ask for; of a node's ranks one `fetches`."""
+def open_store(manifest: Manifest, config: DataConfig, env: Mapping[str, str], *, job: str, fetches: bool) -> Store:
+    """The store that the settings ask for; of the ranks that a job has on a node one `fetches`."""
     if not hub.is_remote(manifest.where) and not config.stage:
         return Directory(Path(manifest.where))
-    directory = cache_directory(config.cache_dir, env) / manifest.sha256[:16]
+    if not hub.is_remote(manifest.where) and any(shard.sha256 is None for shard in manifest.shards):
+        raise DataError(
+            f"data.stage=true, but {manifest.where} has no hashes to compare copies with; note them with "
+            f"`gpt2hpc verify --adopt {manifest.where}`"
+        )
+    place = cache_directory(config.cache_dir, env)
+    if fetches:
+        clear_abandoned(place)
+    # A job of its own: two that share one would delete each other's shards.
+    directory = place / f"{job}-{manifest.sha256[:16]}"
     return NodeCache(
         fetch_from(manifest.where),
         directory,
@@ -60,10 +85,21 @@ def open_store(manifest: Manifest, config: DataConfig, env: Mapping[str, str], *
 def cache_directory(chosen: str | None, env: Mapping[str, str]) -> Path:
     """On the node's own disk: what is chosen, else where the job's temporary files go."""
     if chosen is not None:
-        return Path(os.path.expandvars(chosen)).expanduser()
+        expanded = Template(chosen).safe_substitute(env)
+        if "$" in expanded:
+            raise DataError(f"data.cache_dir={chosen} names a variable that is not set; set it, or name a directory")
+        return Path(expanded).expanduser()
     named = [env[name] for name in ("SLURM_TMPDIR", "TMPDIR") if env.get(name)]
     there = [path for path in named if os.access(path, os.W_OK)]  # in a container they may be missing
     return Path(there[0] if there else "/tmp") / f"gpt2hpc-data-{os.getuid()}"
+
+
+def clear_abandoned(place: Path) -> None:
+    """Remove what jobs left that were killed: caches that nothing came to for a day."""
+    for path in place.glob("*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _ABANDONED_S:
+                shutil.rmtree(path)
 
 
 def fetch_from(where: str) -> Fetch:
@@ -106,8 +142,17 @@ class Directory:
     def follow(self, now: Sequence[Shard], then: Iterator[Shard]) -> None:
         """Nothing comes and nothing goes."""
 
+    def room_for(self, shards: Sequence[Shard]) -> None:
+        """There is."""
+
+    def impatient(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
     def close(self) -> None:
         self._open.clear()
+
+    def remove(self) -> None:
+        """They are the user's."""
 
 
 class NodeCache:
@@ -115,7 +160,7 @@ class NodeCache:
 
     One process of the node fetches, in the order of training, as far ahead as the budget goes, and deletes what training
     has left behind; the others wait for names to appear, `patience_s` seconds at most. Files come and go by rename and
-    unlink alone, so a cache that an earlier or another job of the user has filled serves as well.
+    unlink alone, so what an earlier attempt of the job has fetched serves as well.
     """
 
     def __init__(self, fetch: Fetch, directory: Path, *, budget_bytes: int, patience_s: float, fetches: bool) -> None:
@@ -126,13 +171,15 @@ class NodeCache:
         self._wanted: tuple[Shard, ...] = ()
         self._changed, self._closed = threading.Condition(), False
         self._failure: BaseException | None = None
+        self._impatient = False
         self._thread = threading.Thread(target=self._serve, name="fetch", daemon=True) if fetches else None
         try:
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DataError(f"data.cache_dir={directory} cannot be made ({error.strerror}); choose another") from None
         if self._thread:
-            self._clear_abandoned()
+            for path in directory.glob(".*.tmp"):  # of an attempt that was killed: nobody else fetches here
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
             self._thread.start()
 
     def tokens(self, shard: Shard) -> Tokens:
@@ -143,16 +190,20 @@ class NodeCache:
 
     def _awaited(self, shard: Shard) -> Tokens:
         path, deadline = self._path(shard), time.monotonic() + self._patience_s
-        while not has_size(path, shard):
+        while True:
+            if has_size(path, shard):
+                with contextlib.suppress(FileNotFoundError):  # it may go again, while another process leads
+                    return open_shard(path, shard)
             if self._failure is not None:
                 raise self._failure
+            if self._impatient:
+                raise DataError(f"{path} is no longer waited for")
             if time.monotonic() > deadline:
                 raise DataError(
                     f"{path} did not come within data.patience_s={self._patience_s:g} seconds; raise that, or prepare or copy the "
                     "data where this job can read it"
                 )
             time.sleep(_POLL_S)
-        return open_shard(path, shard)
 
     def _path(self, shard: Shard) -> Path:
         return self._directory / shard.file.replace("/", "__")
@@ -163,12 +214,8 @@ class NodeCache:
 
     def follow(self, now: Sequence[Shard], then: Iterator[Shard]) -> None:
         needed = dict.fromkeys([*self._kept, *now])
+        self._check_room(list(needed))
         size = sum(shard.bytes for shard in needed)
-        if size > self._budget_bytes:
-            raise DataError(
-                f"data.cache_gib={self._budget_bytes / 2**30:g} is too small for the shards that are read at a time, "
-                f"{size / 2**30:.3g} GiB; raise it, or lower data.shuffle_shards"
-            )
         for shard in then:
             size += shard.bytes
             if size > self._budget_bytes or shard in needed:  # the next epoch comes back to what is here
@@ -180,11 +227,35 @@ class NodeCache:
             self._wanted = tuple(needed)
             self._changed.notify()
 
+    def room_for(self, shards: Sequence[Shard]) -> None:
+        self._check_room([*self._kept, *shards])
+
+    def _check_room(self, shards: Sequence[Shard]) -> None:
+        size = sum(shard.bytes for shard in shards)
+        if size > self._budget_bytes:
+            raise DataError(
+                f"data.cache_gib={self._budget_bytes / 2**30:.3g} is too small for the {len(shards)} shards that are read at a time, "
+                f"{size / 2**30:.3g} GiB; raise it, or lower data.shuffle_shards"
+            )
+
+    @contextlib.contextmanager
+    def impatient(self) -> Iterator[None]:
+        self._impatient = True
+        try:
+            yield
+        finally:
+            self._impatient = False
+
     def close(self) -> None:
         with self._changed:
             self._closed = True
             self._changed.notify()
         self._open.clear()
+
+    def remove(self) -> None:
+        if self._thread is not None:
+            self.close()
+            shutil.rmtree(self._directory, ignore_errors=True)
 
     # The process that fetches -------------------------------------------------------------------------------------
 
@@ -193,7 +264,7 @@ class NodeCache:
             while True:
                 with self._changed:
                     while not self._closed and self._next() is None:
-                        self._changed.wait()
+                        self._changed.wait(timeout=1.0)  # and look again: what was here may have been deleted
                     shard = self._next()
                 if self._closed:
                     return
@@ -214,7 +285,10 @@ class NodeCache:
     def _make_room(self, size: int) -> None:
         """Delete what is not wanted, the oldest first, until `size` bytes more fit the budget."""
         wanted = {self._path(shard) for shard in self._wanted}
-        here = [(path.stat(), path) for path in self._directory.glob("[!.]*")]
+        here = []
+        for path in self._directory.glob("[!.]*"):
+            with contextlib.suppress(FileNotFoundError):
+                here.append((path.stat(), path))
         total = sum(stat.st_size for stat, _ in here)
         for stat, path in sorted(here, key=lambda each: each[0].st_mtime):
             if total + size <= self._budget_bytes:
@@ -222,9 +296,3 @@ class NodeCache:
             if path not in wanted:
                 path.unlink(missing_ok=True)
                 total -= stat.st_size
-
-    def _clear_abandoned(self) -> None:
-        """Half-written files of processes that were killed."""
-        for path in self._directory.glob(".*.tmp"):
-            if time.time() - path.stat().st_mtime > _ABANDONED_S:
-                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -38,30 +40,45 @@ def _problem(path: Path, shard: Shard) -> str | None:
     return None
 
 
-def check_once(manifest: Manifest, memo: Path) -> int:
-    """Hash those shards of a directory whose size or time of change is not in `memo`, then note them there.
+class Checker:
+    """Hashes those shards of a directory whose size or time of change is not in the file `memo`, and notes them there.
 
-    Returns the bytes hashed. Raises DataError, naming it, for a shard that is damaged.
+    Attributes:
+        left: Shards that are to be hashed still.
+        hashed: Bytes hashed so far.
     """
-    known: Any = durable.read_json(memo)
-    known = known if isinstance(known, dict) else {}
-    marks = {shard.file: _mark(Path(manifest.where) / shard.file, shard) for shard in manifest.shards if shard.sha256}
-    new = tuple(shard for shard in manifest.shards if shard.sha256 and known.get(shard.file) != marks[shard.file])
-    for shard, problem in problems(Manifest(manifest.where, new, manifest.vocab_size)):
-        if problem:
-            raise DataError(
-                f"{Path(manifest.where) / shard.file} {problem}: damaged since it was made; restore it, or delete it with its "
-                "unit_*.json and run `gpt2hpc prepare` again"
-            )
-    if new:
-        durable.publish_json(memo, marks)
-    return sum(shard.bytes for shard in new)
 
+    def __init__(self, manifest: Manifest, memo: Path) -> None:
+        known: Any = durable.read_json(memo)
+        self._memo, self._known = memo, known if isinstance(known, dict) else {}
+        self._directory, self.hashed = Path(manifest.where), 0
+        self.left = [
+            shard for shard in manifest.shards if shard.sha256 and self._known.get(shard.file) != self._mark(shard)
+        ]
 
-def _mark(path: Path, shard: Shard) -> list[Any]:
-    """What an ordinary write to the file changes."""
-    try:
-        status = path.stat()
-        return [shard.sha256, status.st_size, status.st_mtime_ns, status.st_ino]
-    except OSError:
+    def advance(self, seconds: float) -> None:
+        """Hash for about so long, a shard a core at a time. Raises DataError, naming it, for one that is damaged."""
+        deadline, at_once = time.monotonic() + seconds, len(os.sched_getaffinity(0))
+        before = self.hashed
+        with ThreadPoolExecutor(at_once) as threads:
+            while self.left and (time.monotonic() < deadline or self.hashed == before):
+                now, self.left = self.left[:at_once], self.left[at_once:]
+                marks = [self._mark(shard) for shard in now]  # of before: what is written meanwhile is hashed again
+                found = list(threads.map(lambda shard: _problem(self._directory / shard.file, shard), now))
+                for shard, mark, problem in zip(now, marks, found, strict=True):
+                    if problem:
+                        raise DataError(
+                            f"{self._directory / shard.file} {problem}: damaged since it was made; restore it, or delete it with "
+                            "its unit_*.json and run `gpt2hpc prepare` again"
+                        )
+                    self._known[shard.file] = mark
+                    self.hashed += shard.bytes
+        if self.hashed > before:
+            durable.publish_json(self._memo, self._known)
+
+    def _mark(self, shard: Shard) -> list[Any]:
+        """What an ordinary write to the file changes."""
+        with contextlib.suppress(OSError):
+            status = (self._directory / shard.file).stat()
+            return [shard.sha256, status.st_size, status.st_mtime_ns, status.st_ino]
         return []

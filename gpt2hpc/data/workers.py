@@ -92,6 +92,13 @@ class Task:
             processes, context, _start_worker, (os.getpid(), work, self._characters, self._tokens)
         )
         self._pids: set[int] = set()
+        self._users: dict[int, list[Unit]] = {}
+        for unit in work.plan.units:
+            for number in unit.files:
+                self._users.setdefault(number, []).append(unit)
+        self._freed: set[int] = set()
+        """Files to delete as soon as all of their units are done."""
+        self._sure = False
 
     def run(self, units: Sequence[Unit], report: Callable[[Counts], None]) -> Iterator[tuple[Unit, Record | None]]:
         """Yields each unit as it is done, with None for one that another task did meanwhile.
@@ -131,14 +138,16 @@ class Task:
             ) from None
 
     def _free_files(self, unit: Unit) -> None:
-        """Delete the unit's files that no other unit needs any more."""
+        """Delete files that no unit needs any more; local ones only once it is sure that the result can be finalized."""
         work = self.work
-        for number in unit.files:
+        self._freed |= {number for number in unit.files if self._free(work.plan.files[number])}
+        if any(not work.plan.files[number].is_remote for number in self._freed) and not self._sure:
+            self._sure = encode.has_both_splits(work.directory, work.plan)
+        for number in sorted(self._freed):
             file = work.plan.files[number]
-            if self._free(file):
-                users = [each for each in work.plan.units if number in each.files]
-                if not encode.missing(work.directory, work.plan, users):
-                    work.locate(file).unlink(missing_ok=True)
+            if (file.is_remote or self._sure) and not encode.missing(work.directory, work.plan, self._users[number]):
+                work.locate(file).unlink(missing_ok=True)
+                self._freed.remove(number)
 
     @contextlib.contextmanager
     def _cleared_up(self) -> Iterator[None]:

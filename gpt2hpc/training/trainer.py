@@ -84,7 +84,12 @@ class Trainer:
         accum = grad_accum_steps(config, world_size=self.ranks.world_size)
         part = Slice(self.ranks.rank, self.ranks.world_size, config.train.micro_batch_size, accum)
         block_size, data = config.model.block_size, config.data
-        self.store = open_store(manifest, data, os.environ, fetches=self.ranks.env.local_rank == 0)
+        self.store = open_store(
+            manifest, data, os.environ, job=self.ranks.env.job, fetches=self.ranks.env.local_rank == 0
+        )
+        self.val_loader = ValLoader(
+            manifest, self.store, block_size=block_size, tokens=config.train.eval_tokens, part=part
+        )
         self.loader = TrainLoader(
             manifest,
             self.store,
@@ -92,9 +97,6 @@ class Trainer:
             seed=config.train.seed,
             shuffle_shards=data.shuffle_shards,
             part=part,
-        )
-        self.val_loader = ValLoader(
-            manifest, self.store, block_size=block_size, tokens=config.train.eval_tokens, part=part
         )
         self.manifest_sha256 = manifest.sha256
         self.clock = Clock(config.checkpoint, self.ranks.env.job_end, state_bytes=12 * config.model.parameters)

@@ -157,7 +157,7 @@ def drive_tortured(kit: Kit) -> Array:
         until_over(kit, array)
         while not (array.out / "manifest.json").exists():  # those that were killed too often
             assert len(array.numbers) < 6, array.told()[-4000:]
-            sbatch(kit, array, "--array=0-4", "-w", nodes[0], "--nodes=1", pace_s=0.0)  # another number of tasks
+            sbatch(kit, array, "--array=1-5", "-w", nodes[0], "--nodes=1", pace_s=0.0)  # another number of tasks
             until_over(kit, array)
     return array
 

@@ -365,11 +365,12 @@ def test_staging_is_resumed_and_verified(hub: HubServer, dataset: str, tmp_path:
     )
     staged = tmp_path / "staged"
     told = run(hub, *words, "--out", staged)
-    assert f"gpt2hpc prepare --source {staged}/datasets/{dataset}" in told
+    folder = f"datasets/{dataset}/{hub.repo(dataset).commits[-1].sha[:8]}-sample-train"
+    assert f"gpt2hpc prepare --source {staged}/{folder}" in told
     files = {str(path.relative_to(staged)) for path in staged.rglob("*") if path.is_file()}
     assert files == {
         "stage.json",
-        *(f"datasets/{dataset}/sample/{number}.parquet" for number in range(2)),
+        *(f"{folder}/sample/{number}.parquet" for number in range(2)),
         *(f"models/some/gpt2/{name}" for name in ("model.safetensors", "config.json", "merges.txt")),
         "datasets/Rowan/hellaswag/data/validation-00000.parquet",
         "shards/me/tokens/train_000001.npy",

@@ -4,6 +4,7 @@ import gzip
 import itertools
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -348,6 +349,118 @@ def test_the_last_task_writes_the_manifest(texts: Path, tmp_path: Path) -> None:
 def test_sources_are_freed_if_asked(texts: Path, tmp_path: Path, free: str, left: int) -> None:
     prepared(tmp_path / "out", "--source", texts, "--unit-tokens", "500", "--free", free)
     assert len(list(texts.rglob("*.txt"))) == left
+
+
+def test_freed_sources_are_not_missed(texts: Path, tmp_path: Path) -> None:
+    """The same command again goes on with the plan."""
+    words = ("--source", texts, "--unit-tokens", "500", "--free", "sources")
+    prepared(tmp_path / "out", *words)
+    prepared(tmp_path / "out", *words)
+    (tmp_path / "one.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    for _ in range(2):
+        prepared(tmp_path / "b", "--source", tmp_path / "one.jsonl", "--free", "sources")
+
+
+def test_nothing_is_freed_that_may_be_wanted_again(texts: Path, tmp_path: Path) -> None:
+    """A split without documents is mended by another plan, which needs the sources."""
+    few = tmp_path / "few"
+    few.mkdir()
+    for number in range(3):
+        (few / f"{number}.txt").write_text(f"text {number}")
+    words = ("--source", few, "--out", tmp_path / "out", "--val-fraction", "0.000001", "--free", "sources")
+    done = gpt2hpc("prepare", *words)
+    assert done.returncode == 4
+    assert "fell to the val split" in done.stderr
+    assert len(list(few.iterdir())) == 3
+
+
+def test_finalizing_twice_at_once_does_no_harm(texts: Path, tmp_path: Path) -> None:
+    the_plan = new_plan(texts)
+    for unit in the_plan.units:
+        encoded(tmp_path, the_plan, unit)
+    with ThreadPoolExecutor(4) as threads:
+        made = list(threads.map(lambda _: encode.finalize(tmp_path, the_plan), range(60)))
+    assert len({each.sha256 for each in made}) == 1
+
+
+def test_a_doubled_task_whose_source_was_freed_meanwhile(texts: Path, tmp_path: Path) -> None:
+    the_plan = new_plan(texts)
+    unit = the_plan.units[1]
+
+    def freed(file: sources.SourceFile) -> Path:
+        encoded(tmp_path, the_plan, unit)
+        Path(file.path).unlink()
+        return Path(file.path)
+
+    assert encode.encode_unit(tmp_path, the_plan, unit, backend=backends.new_backend("tiktoken"), locate=freed) is None
+
+
+# Names --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_name_is_no_pattern(tmp_path: Path) -> None:
+    for name, count in (("part[1].csv", 40), ("part1.csv", 7)):
+        (tmp_path / name).write_text("text\n" + "".join(f'"{name} {number}"\n' for number in range(count)) + "NA\n")
+    found = prepared(tmp_path / "out", "--source", tmp_path / "part[1].csv", "--val-fraction", "0.4")
+    assert sum(found.documents(split) or 0 for split in shards.SPLITS) == 41
+
+
+def test_a_source_named_twice_is_refused(texts: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(texts)
+    for again in (texts, texts / "sub", tmp_path / "link"):
+        done = gpt2hpc("prepare", "--source", texts, "--source", again, "--out", tmp_path / "out")
+        assert done.returncode == 4
+        assert "name it once" in done.stderr
+
+
+def test_links_are_followed_once(texts: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "linked").symlink_to(texts)
+    (texts / "loop").symlink_to(texts)
+    assert len(sources.find_files([str(folder)], Selection())) == len(TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.csv", b"text\na\nb,c,d\n", "a.csv cannot be read"),
+        ("a.json", b'{"text": "a"', "a.json cannot be read"),
+        ("a.jsonl", b'{"text": ' + b"[" * 100_000 + b"\n", "a.jsonl:1 is not JSON"),
+    ],
+)
+def test_what_a_library_cannot_read_is_a_line(name: str, content: bytes, words: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    done = gpt2hpc("prepare", "--source", tmp_path / name, "--out", tmp_path / "out")
+    assert done.returncode == 4, done.stderr
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfhello")
+    file = sources.find_files([str(tmp_path / "a.txt")], Selection())[0]
+    assert list(readers.documents(file, tmp_path / "a.txt", plan.Piece(0, 0, 8), Reading())) == ["hello"]
+
+
+def test_a_file_that_cannot_be_cut_is_warned_of(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl.gz").write_bytes(
+        gzip.compress("".join(json.dumps({"text": text}) + "\n" for text in TEXTS).encode())
+    )
+    done = gpt2hpc("prepare", "--source", tmp_path, "--out", tmp_path / "out", "--unit-tokens", "10", "--step", "plan")
+    assert done.returncode == 0
+    assert "a.jsonl.gz cannot be cut; make smaller files" in done.stderr
+
+
+def test_a_truncated_plan_is_said(texts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "data" / "out"
+    prepared(out, "--source", texts)
+    prepared(tmp_path / "data" / "whole", "--source", texts)
+    (out / "plan.json").write_text('{"format"')
+    assert "plan.json is damaged" in gpt2hpc("prepare", "--out", out, "--source", texts).stderr
+    status = gpt2hpc("status", tmp_path / "data")
+    assert "damaged" in status.stdout
+    assert "prepared" in status.stdout
 
 
 # What is there ------------------------------------------------------------------------------------------------------
