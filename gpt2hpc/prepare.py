@@ -11,17 +11,16 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from gpt2hpc import cli
+from gpt2hpc import cli, prepare_options
 from gpt2hpc.cluster.dist_env import job_name
 from gpt2hpc.cluster.signals import SignalFlag
 from gpt2hpc.data import encode, hub, plan, sources
-from gpt2hpc.data.backends import Wanted
 from gpt2hpc.data.demo import DEMO
 from gpt2hpc.data.manifest import Manifest
 from gpt2hpc.data.meter import Meter
-from gpt2hpc.data.plan import Plan, Reading, Separator
+from gpt2hpc.data.plan import Plan, Reading
 from gpt2hpc.data.readers import Bad
 from gpt2hpc.data.shards import SPLITS
 from gpt2hpc.data.sources import Selection, SourceFile
@@ -29,88 +28,16 @@ from gpt2hpc.data.workers import DOWNLOADS, Task, Work, allowed_cores
 from gpt2hpc.errors import CrashBudgetError, DataError, StoppedError, UsageError
 
 STEPS = ("all", "plan", "encode", "finalize")
-FREE = ("downloads", "sources", "nothing")
 MOST_RESTARTS = 20
 """Of a task that is stopped each time before it has done a unit."""
-
-
-def add_plan_options(parser: argparse.ArgumentParser) -> None:
-    """What decides the tokens; `gpt2hpc submit prepare` has the same options."""
-    parser.add_argument(
-        "--source",
-        action="append",
-        metavar="S",
-        help="a file (.txt .md .rst .jsonl .parquet .csv .tsv .json .arrow, also .gz and .zst), a directory of them, a dataset on the "
-        "Hugging Face Hub as USER/NAME, or `demo`; may be given more than once; not needed where --out has a plan",
-    )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory for shards and manifest.json")
-    of_hub = "of a Hub dataset"
-    parser.add_argument(
-        "--config", metavar="NAME", help=f"configuration {of_hub} (default: its own; sample-10BT of fineweb-edu)"
-    )
-    parser.add_argument("--split", default="train", metavar="NAME", help=f"split {of_hub} (default: train)")
-    parser.add_argument(
-        "--revision",
-        metavar="REV",
-        help=f"branch, tag or commit {of_hub} (default: today's commit, pinned in the plan)",
-    )
-    parser.add_argument(
-        "--document-separator",
-        choices=get_args(Separator),
-        default="file",
-        help="what ends a document of a text file (default: the file's end)",
-    )
-    parser.add_argument(
-        "--text-key", default="text", metavar="KEY", help="key or column of a record's text (default: text)"
-    )
-    parser.add_argument(
-        "--val-fraction",
-        type=float,
-        metavar="F",
-        help="share of the documents for validation, chosen by a hash of their text (default: the first unit, or 0.1 where there "
-        "is only one)",
-    )
-    parser.add_argument(
-        "--unit-tokens",
-        type=int,
-        default=plan.UNIT_TOKENS,
-        metavar="N",
-        help="tokens of a unit, roughly: a shard, and the work that a kill may cost (default: 100 million)",
-    )
-
-
-def add_task_options(parser: argparse.ArgumentParser) -> None:
-    """What decides how the work is done, and no token."""
-    parser.add_argument(
-        "--tokenizer",
-        choices=get_args(Wanted),
-        default="auto",
-        help="tiktoken is the reference; gigatoken is faster and is checked against it in each unit (default: gigatoken if installed)",
-    )
-    parser.add_argument(
-        "--max-bad-documents",
-        type=int,
-        default=0,
-        metavar="N",
-        help="documents that may be unreadable; they are left out, and named in the manifest (default: 0)",
-    )
-    parser.add_argument(
-        "--free",
-        choices=FREE,
-        default="downloads",
-        help="delete what, once its units are done: what was downloaded, or the source files themselves too (default: downloads)",
-    )
-    parser.add_argument(
-        "--processes", type=int, metavar="N", help="processes (default: one for each core that is allowed)"
-    )
 
 
 def new_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="gpt2hpc prepare", description="Tokenize text with GPT-2's encoding into shards to train on."
     )
-    add_plan_options(parser)
-    add_task_options(parser)
+    prepare_options.add_plan_options(parser)
+    prepare_options.add_task_options(parser)
     parser.add_argument("--step", choices=STEPS, default="all", help="do only this step (default: all)")
     parser.add_argument(
         "--task",
@@ -124,8 +51,8 @@ def new_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str]) -> int:
     arguments = new_parser().parse_args(argv)
-    check_options(arguments)
-    task, tasks = _task(arguments.task)
+    prepare_options.check(arguments)
+    task, tasks = prepare_options.task_of(arguments.task)
     if arguments.dry_run:
         describe(new_plan(arguments), arguments.out)
         return 0
@@ -148,39 +75,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def check_options(arguments: argparse.Namespace) -> None:
-    """Raise UsageError for a number that cannot be."""
-    if arguments.val_fraction is not None and not 0 < arguments.val_fraction < 1:
-        raise UsageError(f"--val-fraction={arguments.val_fraction} must be above 0 and below 1; try 0.1")
-    for name, least in (("unit_tokens", 1), ("processes", 1), ("max_bad_documents", 0)):
-        value = getattr(arguments, name, None)
-        if value is not None and value < least:
-            raise UsageError(f"--{name.replace('_', '-')}={value} must be {least} or more")
-
-
-def _task(text: str) -> tuple[int, int]:
-    task, _, tasks = text.partition("/")
-    if not (task.isdecimal() and tasks.isdecimal() and int(task) < int(tasks)):
-        raise UsageError(f"--task={text} must be K/N with K from 0 to N - 1, as 0/8")
-    return int(task), int(tasks)
-
-
 # The plan -----------------------------------------------------------------------------------------------------------
-
-
-def asked(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The options that decide the plan, for comparison with those of a plan that is there."""
-    keys = ("config", "split", "revision", "document_separator", "text_key", "val_fraction", "unit_tokens")
-    return {
-        "source": [_named(each) for each in arguments.source or ()],
-        **{key: getattr(arguments, key) for key in keys},
-    }
-
-
-def _named(source: str) -> str:
-    """A path as an absolute one; a dataset on the Hub, and the demo, as they are."""
-    is_path = Path(source).exists() or not (source == DEMO or hub.looks_like_dataset(source))
-    return os.path.abspath(source) if is_path else source  # noqa: PTH100 -- links stay as they are
 
 
 def new_plan(arguments: argparse.Namespace) -> Plan:
@@ -208,10 +103,10 @@ def settled_plan(arguments: argparse.Namespace, *, look_again: bool) -> Plan:
         made = new_plan(arguments)
         for line in plan.warnings(made, arguments.unit_tokens):
             cli.warn(line)
-        return plan.publish(arguments.out, made, asked(arguments))
+        return plan.publish(arguments.out, made, prepare_options.asked(arguments))
     if not arguments.source:
         return plan.load(arguments.out)
-    now = asked(arguments)
+    now = prepare_options.asked(arguments)
     if now["source"] != before.get("source"):  # a file that was freed can no longer be told from a dataset's name
         absolute = [os.path.abspath(each) for each in arguments.source]  # noqa: PTH100
         now["source"] = before["source"] if absolute == before.get("source") else now["source"]
@@ -223,7 +118,7 @@ def settled_plan(arguments: argparse.Namespace, *, look_again: bool) -> Plan:
         )
     there = plan.load(arguments.out)
     if look_again and not any(_was_freed(file) for file in there.files):
-        return plan.publish(arguments.out, new_plan(arguments), asked(arguments))
+        return plan.publish(arguments.out, new_plan(arguments), prepare_options.asked(arguments))
     return there
 
 

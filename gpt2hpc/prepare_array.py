@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt2hpc import cli, prepare
+from gpt2hpc import cli, prepare, prepare_options
 from gpt2hpc.cluster import choices, slurm
-from gpt2hpc.cluster.array import ArrayJob
+from gpt2hpc.cluster.array_job import ArrayJob
 from gpt2hpc.cluster.batch import first_queued, submitted
 from gpt2hpc.cluster.choices import Choices
 from gpt2hpc.data import encode, manifest
@@ -41,8 +41,8 @@ def new_parser() -> argparse.ArgumentParser:
         prog="gpt2hpc submit prepare",
         description="Tokenize text as an array of Slurm jobs. Submit the same again after a failure: it does what is missing.",
     )
-    prepare.add_plan_options(parser)
-    prepare.add_task_options(parser)
+    prepare_options.add_plan_options(parser)
+    prepare_options.add_task_options(parser)
     parser.add_argument(
         "--array", type=int, default=TASKS, metavar="N", help=f"tasks (default: {TASKS}, or one a unit)"
     )
@@ -61,7 +61,7 @@ def new_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str]) -> int:
     arguments = new_parser().parse_args(argv)
-    prepare.check_options(arguments)
+    prepare_options.check(arguments)
     for name in ("array", "at_once", "cpus_per_task"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
@@ -117,7 +117,7 @@ def _words(arguments: argparse.Namespace, *, source: bool = False) -> tuple[str,
     if source:
         for each in arguments.source or ():
             words += ["--source", each]
-        for name, value in prepare.asked(arguments).items():
+        for name, value in prepare_options.asked(arguments).items():
             if name != "source" and value is not None:
                 words += [f"--{name.replace('_', '-')}", str(value)]
     return tuple(words)

@@ -107,14 +107,15 @@ def source_files(dataset: Repository, config: str | None, split: str) -> list[Hu
 
     config = config or DEFAULT_CONFIGS.get(dataset.repo)
     datasets.disable_progress_bars()
-    try:
-        builder = asked(
-            dataset,
-            lambda api: datasets.load_dataset_builder(dataset.repo, config, revision=dataset.revision),
-        )
-    except (ValueError, RuntimeError, datasets.exceptions.DatasetsError, FileNotFoundError) as error:
-        said = " ".join(str(error).split())
-        raise DataError(f"{dataset}: {said[:400]}; name its configuration with --config") from None
+
+    def attempt(api: HfApi) -> Any:
+        try:
+            return datasets.load_dataset_builder(dataset.repo, config, revision=dataset.revision)
+        except (ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+            said = " ".join(str(error).split())
+            raise DataError(f"{dataset}: {said[:400]}; name its configuration with --config") from None
+
+    builder = asked(dataset, attempt)
     found = builder.config.data_files or {}
     if split not in found:
         raise DataError(f"{dataset} has no split {split!r} but {', '.join(found) or 'none'}; choose one with --split")

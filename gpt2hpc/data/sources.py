@@ -96,8 +96,13 @@ def _files(source: str, selection: Selection) -> list[SourceFile]:
         return [_pinned(each) for each in _inside(path)]
     if path.exists():
         return [_pinned(path)]
-    if hub.looks_like_dataset(source):
+    if hub.is_remote(source):
         return _on_hub(source, selection)
+    if hub.looks_like_dataset(source):
+        try:
+            return _on_hub(source, selection)
+        except DataError as error:
+            raise DataError(f"--source={source} is no file or directory here, and {error}") from None
     raise DataError(
         f"--source={source} does not exist; give a file, a directory, a Hub dataset as USER/NAME, or `{DEMO}`"
     )

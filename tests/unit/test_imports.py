@@ -16,7 +16,18 @@ LAYERS = (
     {"cluster", "data", "model"},
     {"training", "evaluation"},
     {"jobs"},
-    {"prepare", "verify", "push_data", "stage", "submit", "prepare_array", "train", "status", "sample"},
+    {
+        "prepare",
+        "verify",
+        "push_data",
+        "stage",
+        "submit",
+        "prepare_array",
+        "prepare_options",
+        "train",
+        "status",
+        "sample",
+    },
     {"__main__"},
 )
 TORCHLESS_PACKAGES = ("cluster", "data")
