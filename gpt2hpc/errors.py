@@ -48,7 +48,7 @@ class DivergedError(Gpt2hpcError):
 
 class StoppedError(Gpt2hpcError):
     exit_code = 6
-    meaning = "stopped before the end, with a checkpoint; the same command goes on from it"
+    meaning = "stopped before the end, with all that was done kept; the same command goes on from it"
 
 
 class CrashBudgetError(Gpt2hpcError):

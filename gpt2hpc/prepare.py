@@ -16,7 +16,7 @@ from typing import Any
 from gpt2hpc import cli, prepare_options
 from gpt2hpc.cluster.dist_env import job_name
 from gpt2hpc.cluster.signals import SignalFlag
-from gpt2hpc.data import encode, hub, plan, sources
+from gpt2hpc.data import encode, hub, manifest, plan, sources
 from gpt2hpc.data.demo import DEMO
 from gpt2hpc.data.manifest import Manifest
 from gpt2hpc.data.meter import Meter
@@ -53,6 +53,8 @@ def main(argv: Sequence[str]) -> int:
     arguments = new_parser().parse_args(argv)
     prepare_options.check(arguments)
     task, tasks = prepare_options.task_of(arguments.task)
+    if tasks > 1 and arguments.step != "encode":
+        raise UsageError(f"--task={arguments.task} needs --step encode; without --task all units are done here")
     if arguments.dry_run:
         describe(new_plan(arguments), arguments.out)
         return 0
@@ -94,32 +96,45 @@ def settled_plan(arguments: argparse.Namespace, *, look_again: bool) -> Plan:
 
     `look_again` compares it with the sources as they are now; a task of many does not, which may have no network.
     """
-    before = plan.asked_before(arguments.out)
+    out = arguments.out
+    before = plan.asked_before(out)
     if before is None:
         if not arguments.source:
-            raise UsageError(
-                f"--out={arguments.out} holds no plan yet; give a --source, as a directory of texts or `demo`"
-            )
-        made = new_plan(arguments)
-        for line in plan.warnings(made, arguments.unit_tokens):
-            cli.warn(line)
-        return plan.publish(arguments.out, made, prepare_options.asked(arguments))
+            raise UsageError(f"--out={out} holds no plan yet; give a --source, as a directory of texts or `demo`")
+        if (out / manifest.NAME).exists() or any(out.glob("unit_*.json")) or any(out.glob("*_[0-9]*.npy")):
+            raise DataError(f"--out={out} holds data without its {plan.NAME}; choose another --out, or delete it first")
+        return _published(arguments)
     if not arguments.source:
-        return plan.load(arguments.out)
+        return plan.load(out)
+    may_replace = look_again and not any(out.glob("unit_*.json"))  # nothing is lost by a better plan
     now = prepare_options.asked(arguments)
     if now["source"] != before.get("source"):  # a file that was freed can no longer be told from a dataset's name
         absolute = [os.path.abspath(each) for each in arguments.source]  # noqa: PTH100
         now["source"] = before["source"] if absolute == before.get("source") else now["source"]
     differing = [key for key, value in now.items() if before.get(key) != value]
+    if differing and may_replace:
+        (out / plan.NAME).unlink(missing_ok=True)
+        return _published(arguments)
     if differing:
         listed = ", ".join(f"{key.replace('_', '-')} was {before.get(key)}" for key in differing)
         raise DataError(
-            f"--out={arguments.out} holds data of another source or rule ({listed}); choose another --out, or delete it first"
+            f"--out={out} holds data of another source or rule ({listed}); choose another --out, or delete it first"
         )
-    there = plan.load(arguments.out)
+    there = plan.load(out)
     if look_again and not any(_was_freed(file) for file in there.files):
-        return plan.publish(arguments.out, new_plan(arguments), prepare_options.asked(arguments))
+        made = new_plan(arguments)
+        if may_replace and made.sha256 != there.sha256:
+            (out / plan.NAME).unlink(missing_ok=True)
+        return plan.publish(out, made, now)
     return there
+
+
+def _published(arguments: argparse.Namespace) -> Plan:
+    """A plan made now."""
+    made = new_plan(arguments)
+    for line in plan.warnings(made, arguments.unit_tokens):
+        cli.warn(line)
+    return plan.publish(arguments.out, made, prepare_options.asked(arguments))
 
 
 def _was_freed(file: SourceFile) -> bool:

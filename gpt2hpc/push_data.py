@@ -46,9 +46,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = new_parser().parse_args(argv)
     directory = arguments.directory
     if not (directory / manifest.NAME).is_file():
-        raise DataError(
-            f"{directory} holds no {manifest.NAME}; make it with `gpt2hpc prepare`, or `gpt2hpc verify --adopt`"
-        )
+        raise DataError(f"{directory} holds no {manifest.NAME}; make it with `gpt2hpc prepare --out {directory}`")
     data = catalog.load(str(directory))
     where = hub.parse(arguments.repo)
     if where.revision is not None:
@@ -128,7 +126,8 @@ def _commit(where: Repository, files: dict[str, Path | bytes], message: str) -> 
         operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=file) for name, file in files.items()]
         api.create_commit(where.repo, operations, commit_message=message, repo_type="dataset")
 
-    asked(where, attempt)
+    with hub.quiet():
+        asked(where, attempt)
 
 
 def data_card(data: Manifest, repo: str, licence: str | None) -> str:

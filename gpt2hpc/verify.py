@@ -28,6 +28,10 @@ def main(argv: Sequence[str]) -> int:
         help=f"write a {manifest.NAME} with hashes for shards of others, which have none",
     )
     arguments = parser.parse_args(argv)
+    if not arguments.directory.is_dir():
+        raise DataError(
+            f"{arguments.directory} is no directory here; give one that `gpt2hpc prepare` or `gpt2hpc stage` made"
+        )
     if arguments.adopt:
         return _adopt(arguments.directory)
     if staging.is_staged(arguments.directory):

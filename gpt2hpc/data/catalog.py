@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt2hpc.data import hub, manifest, tokenizer
+from gpt2hpc.data import hub, manifest, plan, tokenizer
 from gpt2hpc.data.manifest import Manifest
 from gpt2hpc.data.shards import BIN_HEADER_BYTES, BIN_MAGIC, BIN_VERSION, Shard, Split
 from gpt2hpc.errors import DataError
@@ -24,12 +24,20 @@ def load(where: str) -> Manifest:
 
     Raises DataError where there is nothing to train on, or it contradicts itself.
     """
+    if where.startswith("hf:") and not hub.is_remote(where):
+        raise DataError(
+            f"data.dir={where} is no dataset on the Hub; write {hub.SCHEME}USER/NAME or {hub.SCHEME}USER/NAME@REVISION"
+        )
     return _from_hub(hub.parse(where)) if hub.is_remote(where) else _from_directory(Path(where))
 
 
 def _from_directory(directory: Path) -> Manifest:
     if (directory / manifest.NAME).is_file():
         return manifest.read(directory / manifest.NAME, str(directory))
+    if (directory / plan.NAME).is_file():
+        raise DataError(
+            f"{directory} is not finished: it holds a {plan.NAME} but no {manifest.NAME}; run `gpt2hpc prepare --out {directory}`"
+        )
     files = [hub.HubFile(path.name, path.stat().st_size) for path in sorted(directory.glob("*")) if path.is_file()]
 
     def read_start(name: str, count: int) -> bytes:

@@ -73,10 +73,12 @@ def encode_unit(
     made: dict[str, Any] | None = None,
     count: Count = lambda characters, tokens: None,
 ) -> Record | None:
-    """Tokenize a unit and publish its shards, then its record; None if somebody else has done so by then.
+    """Tokenize a unit and publish its shards, then its record; None if somebody else has done so, at the start or by then.
 
     Raises DataError at more than `max_bad_documents` documents that cannot be read, or at a source that has changed.
     """
+    if done(directory, plan, unit):
+        return None
     try:
         return _encode(directory, plan, unit, backend, locate, max_bad_documents, made or {}, count)
     except (DataError, FileNotFoundError):
@@ -169,7 +171,7 @@ def finalize(directory: Path, plan: Plan, max_bad_documents: int = 0) -> Manifes
     if lacking:
         raise DataError(
             f"{len(lacking)} of {len(records)} units in {directory} are not done ({ranges(lacking)}); "
-            "run the same command again: it does these alone"
+            f"run `gpt2hpc prepare --out {directory}`, or submit the array again: that does these alone"
         )
     found = [record for _, record in records if record]
     bad = [each for record in found for each in record.bad]

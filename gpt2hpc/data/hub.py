@@ -30,7 +30,7 @@ DEFAULT_CONFIGS = {"HuggingFaceFW/fineweb-edu": "sample-10BT"}
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 T = TypeVar("T")
-_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def fetch(dataset: Repository, path: str, target: Path, *, size: int | None = No
             found.replace(target)
         durable.fsync_dir(target.parent)
 
-    with _quiet():
+    with quiet():
         asked(dataset, attempt, what=path)
 
 
@@ -197,7 +197,7 @@ def read_start(dataset: Repository, path: str, count: int) -> bytes:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without a progress bar for each file: logs would be full of them."""
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar, cast
 
+from gpt2hpc import cli
 from gpt2hpc.errors import DataError
 
 if TYPE_CHECKING:
@@ -48,21 +49,21 @@ def asked(about: object, question: Callable[[HfApi], T], *, what: str = "") -> T
         except errors.RevisionNotFoundError:
             mend = "has no such revision (any more): name a commit, branch or tag"
         except errors.LocalEntryNotFoundError as error:  # what a download makes of any failure of its first request
-            mend = _wait(error.__cause__ or error, left) if not is_offline_mode() else OFFLINE
+            mend = _wait(error.__cause__ or error, left, name) if not is_offline_mode() else OFFLINE
         except errors.EntryNotFoundError:
             mend = "is not in the repository: check the path"
         except errors.OfflineModeIsEnabled:
             mend = OFFLINE
         except (*passing, ConnectionError, TimeoutError, WrongBytesError) as error:
-            mend = _wait(error, left)
+            mend = _wait(error, left, name)
         except RuntimeError as error:  # of Xet storage, or of an upload, with what was the matter as its cause
-            mend = _wait(error.__cause__ or error, left)
+            mend = _wait(error.__cause__ or error, left, name)
         except OSError as error:
             if (
                 type(error).__module__.partition(".")[0] != "hf_xet"
             ):  # whose errors pose as missing files and permissions
                 raise
-            mend = _wait(error, left)
+            mend = _wait(error, left, name)
         if mend:
             raise DataError(f"{name} {mend}")
     raise AssertionError("unreachable: without a try left there is a mend")
@@ -71,7 +72,7 @@ def asked(about: object, question: Callable[[HfApi], T], *, what: str = "") -> T
 OFFLINE = "is not here, and HF_HUB_OFFLINE is set: fetch it with `gpt2hpc stage` where there is a network"
 
 
-def _wait(error: BaseException, left: int) -> str:
+def _wait(error: BaseException, left: int, name: str) -> str:
     """Wait as long as the Hub asks for, or longer each time and at random, so that many tasks do not come back at once.
 
     Returns, at once, what to tell the user if there shall be no further try.
@@ -83,6 +84,8 @@ def _wait(error: BaseException, left: int) -> str:
     said = " ".join(str(error).split())[:300]
     if status is not None and status < 500 and status not in (408, 409, 412, 429):
         return f"cannot be had: {said}"
+    if left == TRIES - 1:
+        cli.warn(f"{name}: {said}; trying again for some minutes (without a network, see `gpt2hpc stage`)")
     if not left:
         return f"cannot be had: {said} ({TRIES} tries); try again later: what is complete is kept"
     longest_s = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (TRIES - left))

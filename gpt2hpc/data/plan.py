@@ -239,6 +239,8 @@ def publish(directory: Path, plan: Plan, asked: Mapping[str, Any]) -> Plan:
 def asked_before(directory: Path) -> dict[str, Any] | None:
     """What the plan in `directory` was asked to be; None where there is none."""
     facts: Any = durable.read_json(directory / NAME)
+    if not isinstance(facts, dict) and (directory / NAME).exists():
+        load(directory)  # tells what is the matter
     return facts.get("asked", {}) if isinstance(facts, dict) else None
 
 
@@ -262,4 +264,6 @@ def load(directory: Path) -> Plan:
         )
         if plan.sha256 == facts["sha256"]:
             return plan
-    raise DataError(f"{path} is damaged, was edited, or is of another version; prepare into another --out")
+    raise DataError(
+        f"{path} is damaged, was edited, or is of another version; restore it, or prepare into another --out"
+    )

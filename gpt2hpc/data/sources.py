@@ -98,7 +98,7 @@ def _files(source: str, selection: Selection) -> list[SourceFile]:
         return [_pinned(path)]
     if hub.is_remote(source):
         return _on_hub(source, selection)
-    if hub.looks_like_dataset(source):
+    if hub.looks_like_dataset(source) and format_of(source) is None and not path.parent.exists():
         try:
             return _on_hub(source, selection)
         except DataError as error:

@@ -36,8 +36,13 @@ def files_below(folder: Path) -> list[Path]:
     folder = folder.absolute()
     for directory in (folder, *folder.parents):
         if is_staged(directory):
-            paths = (directory / file.path for file in read(directory))
-            return sorted(path for path in paths if path.is_relative_to(folder))
+            found = [file.path for file in read(directory) if (directory / file.path).is_relative_to(folder)]
+            parts = sorted({"/".join(path.split("/")[:4]) for path in found if path.startswith("datasets/")})
+            if len(parts) > 1:
+                raise DataError(
+                    f"--source={folder} holds several staged datasets; name one, as {directory / parts[-1]}"
+                )
+            return sorted(directory / path for path in found)
     return []
 
 

@@ -68,8 +68,8 @@ class Checker:
                 for shard, mark, problem in zip(now, marks, found, strict=True):
                     if problem:
                         raise DataError(
-                            f"{self._directory / shard.file} {problem}: damaged since it was made; restore it, or delete it with "
-                            "its unit_*.json and run `gpt2hpc prepare` again"
+                            f"{self._directory / shard.file} {problem}: damaged since it was made; restore it, or delete it "
+                            "and run `gpt2hpc prepare` again: it does that unit alone"
                         )
                     self._known[shard.file] = mark
                     self.hashed += shard.bytes

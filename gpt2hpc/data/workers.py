@@ -247,8 +247,6 @@ def _die_with(parent: int) -> None:
 
 def _encode(unit: Unit) -> Record | None:
     work = _work
-    if encode.done(work.directory, work.plan, unit):  # by now; a task may have waited long for its turn
-        return None
     began = time.time()
 
     def count(characters: int, tokens: int) -> None:

@@ -384,6 +384,10 @@ def test_staging_is_resumed_and_verified(hub: HubServer, dataset: str, tmp_path:
         for line in hub.requests
         if "model.safetensors" in line or "sample/0.parquet" in line.partition("resolve")[2]
     ]
+    hub.commit(dataset, {"sample/0.parquet": parquet(TEXTS[:50])})
+    run(hub, *words, "--out", staged)
+    several = gpt2hpc("prepare", "--source", staged / "datasets" / dataset, "--out", tmp_path / "out")
+    assert "holds several staged datasets; name one" in several.stderr
     flip(staged / "models/some/gpt2/model.safetensors")
     verified = gpt2hpc("verify", staged)
     assert verified.returncode == 4

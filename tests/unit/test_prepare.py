@@ -148,6 +148,37 @@ def test_other_data_is_not_overwritten(texts: Path, tmp_path: Path) -> None:
     assert "holds data of another plan (files, units differ)" in done.stderr
 
 
+def test_a_plan_of_which_nothing_is_done_may_be_replaced(texts: Path, tmp_path: Path) -> None:
+    """So that the mend that a message names is not refused."""
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"content": text}) + "\n" for text in TEXTS))
+    words = ("prepare", "--source", tmp_path / "a.jsonl", "--out", tmp_path / "out")
+    assert "name the right one with --text-key" in gpt2hpc(*words).stderr
+    assert gpt2hpc(*words, "--text-key", "content").returncode == 0
+    refused = gpt2hpc(*words, "--text-key", "other")
+    assert refused.returncode == 4
+    assert "text-key was content" in refused.stderr
+
+
+def test_data_without_its_plan_is_not_overwritten(texts: Path, tmp_path: Path) -> None:
+    prepared(tmp_path / "out", "--source", texts)
+    (tmp_path / "out" / "plan.json").unlink()
+    done = gpt2hpc("prepare", "--source", texts / "sub", "--out", tmp_path / "out")
+    assert done.returncode == 4
+    assert "holds data without its plan.json" in done.stderr
+
+
+def test_a_half_prepared_directory_is_no_data(texts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ("--source", texts, "--out", out, "--unit-tokens", "200", "--step", "encode", "--task", "0/2")
+    assert "of other tasks not done yet" in gpt2hpc("prepare", *words).stdout
+    for command in (["verify", out], ["verify", out, "--adopt"], ["push-data", out, "--repo", "me/a"]):
+        done = gpt2hpc(*command)
+        assert done.returncode == 4, done.stdout
+        assert f"`gpt2hpc prepare --out {out}`" in done.stderr
+    with pytest.raises(DataError, match="is not finished"):
+        catalog.load(str(out))
+
+
 def test_a_source_that_changed_is_refused(texts: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert gpt2hpc("prepare", "--source", texts, "--out", out, "--step", "plan").returncode == 0
@@ -304,6 +335,9 @@ def test_a_column_that_is_not_there_is_named(tmp_path: Path) -> None:
         (["--source", "demo", "--out", "/proc/nowhere"], 4, "--out=/proc/nowhere cannot be written"),
         (["--source", "demo", "--task", "3/3"], 2, "--task=3/3 must be K/N"),
         (["--source", "demo", "--processes", "0"], 2, "--processes=0 must be 1 or more"),
+        (["--source", "demo", "--task", "0/3"], 2, "--task=0/3 needs --step encode"),
+        (["--source", "./gone.txt"], 4, "--source=./gone.txt does not exist"),
+        (["--source", "gone/a.txt"], 4, "--source=gone/a.txt does not exist"),
         ([], 2, "holds no plan yet"),
     ],
 )
