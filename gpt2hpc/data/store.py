@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import threading
 import time
@@ -25,6 +26,7 @@ Fetch = Callable[[Shard, Path], None]
 
 _POLL_S = 0.05
 _ABANDONED_S = 86_400.0
+_CACHE = re.compile(r"gpt2hpc-.+-[0-9a-f]{16}")
 
 
 class Store(Protocol):
@@ -72,7 +74,7 @@ def open_store(manifest: Manifest, config: DataConfig, env: Mapping[str, str], *
     if fetches:
         clear_abandoned(place)
     # A job of its own: two that share one would delete each other's shards.
-    directory = place / f"{job}-{manifest.sha256[:16]}"
+    directory = place / f"gpt2hpc-{job}-{manifest.sha256[:16]}"
     return NodeCache(
         fetch_from(manifest.where),
         directory,
@@ -95,8 +97,10 @@ def cache_directory(chosen: str | None, env: Mapping[str, str]) -> Path:
 
 
 def clear_abandoned(place: Path) -> None:
-    """Remove what jobs left that were killed: caches that nothing came to for a day."""
-    for path in place.glob("*"):
+    """Remove what jobs left that were killed: caches, and nothing else there, in which no process showed itself for a day."""
+    for path in place.glob("gpt2hpc-*"):
+        if not _CACHE.fullmatch(path.name):
+            continue
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > _ABANDONED_S:
                 shutil.rmtree(path)
@@ -264,6 +268,7 @@ class NodeCache:
             while True:
                 with self._changed:
                     while not self._closed and self._next() is None:
+                        os.utime(self._directory)  # somebody lives here
                         self._changed.wait(timeout=1.0)  # and look again: what was here may have been deleted
                     shard = self._next()
                 if self._closed:

@@ -235,14 +235,29 @@ def test_what_is_deleted_comes_again(many: Manifest, tmp_path: Path) -> None:
 
 
 def test_abandoned_caches_go(many: Manifest, tmp_path: Path) -> None:
-    old, new = tmp_path / "old-job", tmp_path / "new-job"
-    for folder in (old, new):
-        folder.mkdir()
-        (folder / "train_000001.npy").write_bytes(b"x")
-    os.utime(old, (0, 0))
+    sha = many.sha256[:16]
+    for name in (f"gpt2hpc-1-{sha}", f"gpt2hpc-2-{sha}", "gpt2hpc-paper", "thesis"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train_000001.npy").write_bytes(b"x")
+        if name != f"gpt2hpc-2-{sha}":
+            os.utime(tmp_path / name, (0, 0))
     config = DataConfig(dir=many.where, stage=True, cache_dir=str(tmp_path))
     store.open_store(many, config, {}, job="7", fetches=True).remove()
-    assert [path.name for path in tmp_path.iterdir()] == ["new-job"]
+    assert {path.name for path in tmp_path.iterdir()} == {f"gpt2hpc-2-{sha}", "gpt2hpc-paper", "thesis"}
+
+
+def test_a_living_cache_says_so(many: Manifest, tmp_path: Path) -> None:
+    """Everything may be there for days, so that nothing comes or goes."""
+    where = cache(many, tmp_path, budget=1 << 20)
+    where.follow(many.split("train"), iter(()))
+    for shard in many.split("train"):
+        where.tokens(shard)
+    os.utime(tmp_path, (0, 0))
+    deadline = time.monotonic() + 10
+    while tmp_path.stat().st_mtime < 1 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    where.close()
+    assert tmp_path.stat().st_mtime > 1
 
 
 def test_a_variable_that_is_not_set_is_no_directory(many: Manifest) -> None:
