@@ -23,14 +23,16 @@ class Meter:
         self._units, self._total = len(units), max(1, sum(unit.bytes for unit in units))
         self._started = self._said = time.monotonic()
         self._live = sys.stdout.isatty()
-        self._bar = Progress(BarColumn(), TextColumn("{task.description}"), console=Console(), disable=not self._live)
+        self._bar = Progress(BarColumn(), TextColumn("{task.description}"), console=Console())
         self._task = self._bar.add_task("", total=1.0)
-        self._bar.start()
+        if self._live:
+            self._bar.start()
 
     def show(self, counts: Counts) -> None:
         """Called several times a second."""
         text = self.line(counts)
-        self._bar.update(self._task, completed=self._share(counts), description=text)
+        if self._live:
+            self._bar.update(self._task, completed=self._share(counts), description=text)
         now = time.monotonic()
         if not self._live and now - self._said >= LINE_EVERY_S:
             self._said = now
@@ -49,6 +51,7 @@ class Meter:
         )
 
     def close(self, counts: Counts) -> None:
-        self._bar.stop()
-        if not self._live:
+        if self._live:
+            self._bar.stop()
+        else:  # where even stopping the bar would leave control codes
             cli.say(self.line(counts))

@@ -147,12 +147,12 @@ def drive_tortured(kit: Kit) -> Array:
     with kit.nodes() as pair:
         nodes = pair.split(",")
         for partition in ("low", "lowc"):
-            sbatch(
-                kit, array, "--array=0-7", "-p", partition, "-w", nodes[len(array.numbers)], "--nodes=1", pace_s=0.08
-            )
+            sbatch(kit, array, "--array=0-7", "-p", partition, "-w", nodes[len(array.numbers)], "--nodes=1", pace_s=0.3)
         deadline = time.monotonic() + 120
+        while not list(array.begun.iterdir()) and time.monotonic() < deadline:
+            time.sleep(0.1)
         while len(list(array.out.glob("unit_*.json"))) < 0.8 * UNITS and time.monotonic() < deadline:
-            time.sleep(chance.uniform(0.3, 1.5))
+            time.sleep(chance.uniform(0.1, 0.8))
             strike(kit, array, chance, nodes)
         until_over(kit, array)
         while not (array.out / "manifest.json").exists():  # those that were killed too often

@@ -272,7 +272,9 @@ def test_a_closed_terminal_does_not_cost_the_save(
 ) -> None:
     """As when ssh drops: nobody reads any more, the launcher gets HUP, the ranks TERM."""
     settings = tiny.config(shared_data.where, total_steps=100_000)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, also by what is started here
     children.append(_start("submit", run, "--nproc", "2", *tiny.flags(settings)))
+    signal.signal(signal.SIGHUP, before)
     until(lambda: run.log.exists() and "4 train" in run.log.read_text(), "step 4")
     assert children[0].stdout is not None
     children[0].stdout.close()
