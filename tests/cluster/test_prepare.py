@@ -177,6 +177,8 @@ def same_bytes(one: Path, other: Path) -> None:
 def test_a_tortured_array_makes_the_bytes_of_one_process(driven: Array) -> None:
     assert {"kill", "requeue", "signal", "preempt"} <= set(driven.struck), driven.struck
     assert driven.restarts >= 3, driven.told()[-4000:]
+    assert "\x1b" not in driven.told(), "a log is no terminal"
+    assert re.search(r"(?m)^ *\d+%  unit \d+/\d+ .* Mtok/s  ETA ", driven.told())
     same_bytes(driven.out, driven.whole)
     verified = gpt2hpc("verify", driven.out)
     assert verified.returncode == 0, verified.stderr
