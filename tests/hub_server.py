@@ -22,6 +22,7 @@ import contextlib
 import hashlib
 import json
 import re
+import signal
 import socket
 import struct
 import sys
@@ -609,6 +610,7 @@ def main() -> None:
             files = {str(path.relative_to(repo)): path.read_bytes() for path in repo.rglob("*") if path.is_file()}
             hub.add_repo(f"{repo.parent.name}/{repo.name}", files)
         print(hub.url, flush=True)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
 
