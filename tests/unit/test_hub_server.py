@@ -23,7 +23,6 @@ an exception of httpx2, which is no OSError: RemoteProtocolError (closed), ReadE
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import io
 import json
 import os
@@ -44,9 +43,6 @@ import pytest
 
 from tests.hub_server import HubServer, Kind, serving
 
-pytestmark = pytest.mark.skipif(
-    not all(map(importlib.util.find_spec, ("huggingface_hub", "datasets"))), reason="no huggingface_hub and datasets"
-)
 ROOT = Path(__file__).parents[2]
 CALL = """
 import json, sys
