@@ -11,8 +11,6 @@ import functools
 import hashlib
 from importlib import resources
 
-import numpy as np
-import numpy.typing as npt
 import tiktoken
 
 from gpt2hpc.errors import DataError
@@ -45,12 +43,6 @@ def _parse(ranks: bytes) -> dict[bytes, int]:
         )
     pairs = (line.split() for line in ranks.splitlines() if line)
     return {base64.b64decode(token): int(rank) for token, rank in pairs}
-
-
-def encode_document(text: str) -> npt.NDArray[np.uint16]:
-    """END_OF_TEXT, then the tokens of `text`; text that spells `<|endoftext|>` stays text."""
-    tokens = gpt2().encode_to_numpy(text, disallowed_special=())
-    return np.concatenate(([END_OF_TEXT], tokens)).astype(np.uint16)
 
 
 def decode(tokens: list[int]) -> str:
