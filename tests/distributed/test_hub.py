@@ -84,12 +84,14 @@ def shards_of(directory: Path) -> list[tuple[str, str | None]]:
 
 def test_a_dataset_is_prepared_through_failures(hub: HubServer, dataset: str, tmp_path: Path) -> None:
     """And the files are deleted as soon as their units are done, so that a small disk suffices."""
+    out = tmp_path / "out"
+    words = ("prepare", "--source", dataset, "--config", "sample", "--out", out, "--unit-tokens", "500")
+    run(hub, *words, "--step", "plan")
     hub.faults.rate_limit("GET .*resolve.*parquet", 1, 1)
     hub.faults.drop("GET .*resolve.*parquet", 2, 500)
     hub.faults.error("GET .*resolve.*1.parquet", 1, 503)
     hub.faults.corrupt("GET .*resolve.*0.parquet$", 1)
-    out = tmp_path / "out"
-    run(hub, "prepare", "--source", dataset, "--config", "sample", "--out", out, "--unit-tokens", "500")
+    run(hub, *words, "--step", "encode")  # which reads whole files alone
     assert hub.faults.unspent() == []
     assert shards_of(out) == shards_of(local_result(tmp_path))
     assert [path for path in (out / "downloads").rglob("*") if path.is_file()] == []
