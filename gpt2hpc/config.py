@@ -97,6 +97,8 @@ class TrainConfig:
         tokens_per_step: Tokens of one optimizer step, over all ranks.
         micro_batch_size: Sequences that one rank computes at once.
         seed: Of the initial weights, the data order and dropout.
+        init: Weights to begin with instead of random ones: gpt2, gpt2-medium, gpt2-large, gpt2-xl, or the path of a transformers
+            directory, of a run or of a checkpoint.
         device: auto takes CUDA, then MPS, then the CPU.
         precision: auto takes bf16 or fp16 where the device computes it fast, else fp32.
         compile: torch.compile; null is on for CUDA and off elsewhere.
@@ -112,6 +114,7 @@ class TrainConfig:
     tokens_per_step: int = 524_288
     micro_batch_size: int = 16
     seed: int = 1337
+    init: str | None = None
     device: DeviceName = "auto"
     precision: PrecisionName = "auto"
     compile: bool | None = None
@@ -160,12 +163,19 @@ class CheckpointConfig:
         every_minutes: Minutes between saves.
         every_steps: Steps between saves, in addition.
         keep_last: Checkpoints kept; at least 2, so that a damaged one has a predecessor.
+        keep_every_steps: Checkpoints whose step is a multiple of it are kept for good.
+        repo: Model repository on the Hugging Face Hub, as USER/NAME, to which every checkpoint is uploaded beside the training.
+        resume: Where a run that has saved nothing begins: auto (the furthest checkpoint in repo, or step 0), none (step 0), the path of
+            a checkpoint, of a run or of a .pt file, or hf://USER/NAME[@STEP]. A run goes on from its own checkpoints after that.
         stop_margin_s: Seconds left before the job's end, beside what a save takes, at which the run saves and stops.
     """
 
     every_minutes: float = 15.0
     every_steps: int | None = None
     keep_last: int = 3
+    keep_every_steps: int | None = None
+    repo: str | None = None
+    resume: str = "auto"
     stop_margin_s: float = 60.0
 
 
@@ -255,6 +265,7 @@ def _check_ranges(config: Config) -> None:
         "data.patience_s": config.data.patience_s,
         "checkpoint.every_minutes": config.checkpoint.every_minutes,
         "checkpoint.every_steps": config.checkpoint.every_steps,
+        "checkpoint.keep_every_steps": config.checkpoint.keep_every_steps,
     }
     for key, value in positive.items():
         if value is not None and not 0 < value < math.inf:

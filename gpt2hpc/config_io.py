@@ -22,11 +22,17 @@ from gpt2hpc.config import Config, check
 from gpt2hpc.errors import ConfigError, UsageError
 from gpt2hpc.run_dir import RunDir
 
-SHORT_FLAGS = {"--device": "--train.device", "--steps": "--train.total_steps", "--seed": "--train.seed"}
+SHORT_FLAGS = {
+    "--device": "--train.device",
+    "--steps": "--train.total_steps",
+    "--seed": "--train.seed",
+    "--init": "--train.init",
+    "--resume": "--checkpoint.resume",
+}
 SHORT_SWITCHES = {"--deterministic": "--train.deterministic=true"}
 
 EPILOG = (
-    "Short forms: --device D, --steps N, --seed N, --deterministic for the train.* settings. "
+    "Short forms: --device D, --steps N, --seed N, --init I, --deterministic for train.*, --resume R for checkpoint.resume. "
     "Presets: {presets}. Exit codes: 0 finished, 3 config, 4 data, 5 diverged, 6 stopped, 7 gave up, 8 missing, "
     "9 run directory; docs/exit-codes.md has them all."
 )

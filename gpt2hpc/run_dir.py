@@ -58,6 +58,11 @@ class RunDir:
         return self.path / "verified.json"
 
     @property
+    def uploads(self) -> Path:
+        """What of the checkpoints is on the Hub, and what waits to go there."""
+        return self.path / "uploads"
+
+    @property
     def slurm(self) -> Path:
         """Scripts, logs and pickles of Slurm jobs."""
         return self.path / "slurm"
