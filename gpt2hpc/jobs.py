@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from gpt2hpc.training.process_group import Ranks
 
 
-HASHING_ROUND_S = 30.0
-
-
 @dataclass(frozen=True)
 class Opened:
     """A run that an attempt may work on; None of an attempt means that it is finished already."""
@@ -162,22 +159,14 @@ def _same_commit(run: RunDir, where: str) -> str:
 
 
 def check_shards(run: RunDir, config: Config, manifest: Manifest, ranks: Ranks) -> None:
-    """Hash, on rank 0, the shards that this run has not hashed yet; those that are copied or streamed are hashed when they come.
-
-    In rounds, between which the ranks meet: one that waited longer than a collective may take would give up.
-    """
+    """Hash, on rank 0, the shards that this run has not hashed yet; those that are copied or streamed are hashed when they come."""
     if hub.is_remote(manifest.where) or config.data.stage or not config.data.verify:
         return
-    checker = verify.Checker(manifest, run.verified) if ranks.is_first else None
-    began, left = time.monotonic(), True
-    while left:
-        with ranks.first_decides():
-            if checker is not None:
-                checker.advance(HASHING_ROUND_S)
-        left = ranks.from_first(checker is not None and bool(checker.left))
-    if checker is not None and checker.hashed:
+    began = time.monotonic()
+    hashed = ranks.first_works(lambda: verify.check(manifest, run.verified))
+    if hashed and ranks.is_first:
         seconds = time.monotonic() - began
-        cli.say(f"hashed {checker.hashed / 1e6:,.1f} MB of shards in {seconds:.1f} s: as the manifest says")
+        cli.say(f"hashed {hashed / 1e6:,.1f} MB of shards in {seconds:.1f} s: as the manifest says")
 
 
 def is_finished(run: RunDir, config: Config) -> bool:
