@@ -255,6 +255,9 @@ def _run_attempt(opened: Opened, run: RunDir, ranks: Ranks, signals: SignalFlag)
             with contextlib.suppress(OSError):  # a full disk; the exit code tells as well
                 ledger.close(attempt, _outcome(attempt, Cause.ERROR, step, error.exit_code, error.line))
         raise error from caught
+    finally:
+        if trainer:
+            trainer.saver.abandon()
     if ranks.is_first:
         _close(ledger, run, trainer.attempt, stop, trainer.step)
         say(_closing_line(run, stop, trainer.step))

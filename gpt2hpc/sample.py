@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 from gpt2hpc import cli, jobs
 from gpt2hpc.config import ModelConfig
 from gpt2hpc.data import tokenizer
-from gpt2hpc.errors import ConfigError, RunDirError, UsageError
-from gpt2hpc.run_dir import RunDir
+from gpt2hpc.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     from gpt2hpc.model.gpt import GPT
@@ -40,30 +39,14 @@ def main(argv: Sequence[str]) -> int:
         if not value >= least:
             raise UsageError(f"--{name}={value} must be {least} or more")
     jobs.require_torch()
-    found = find_checkpoint(arguments.path)
+    from gpt2hpc.training import checkpoint
+
+    found = checkpoint.at(arguments.path, cli.warn)
     model = load_model(found)
     cli.say(f"--- {found.path.name}")
     prompt = [tokenizer.END_OF_TEXT, *tokenizer.gpt2().encode_ordinary(arguments.prompt)]
     cli.say(arguments.prompt + tokenizer.decode(_write(model, prompt, arguments)))
     return 0
-
-
-def find_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint at `path`, or the newest whole one of the run there; RunDirError where there is none."""
-    from gpt2hpc.training import checkpoint
-
-    given = checkpoint.Checkpoint(path.resolve())
-    if given.step >= 0:
-        if damage := given.damage():
-            raise RunDirError(f"{path} is damaged: {damage}; choose another checkpoint")
-        return given
-    run = RunDir(path)
-    directory = run.checkpoints if run.checkpoints.is_dir() else path
-    found = checkpoint.newest_valid(directory, cli.warn)
-    if found is None:
-        word = "no whole checkpoint" if checkpoint.found(directory) else "no checkpoint"
-        raise RunDirError(f"{path} holds {word}; give a run that has saved one, or a checkpoint's directory")
-    return found
 
 
 def load_model(found: Checkpoint) -> GPT:

@@ -134,7 +134,8 @@ def _last_metrics(path: Path) -> tuple[int, float | None, float | None]:
                 facts = json.loads(line)
             except ValueError:  # being written
                 continue
-            step, loss, val_loss = facts["step"], facts.get("loss", loss), facts.get("val_loss", val_loss)
+            step = max(step, facts["step"])  # a save is logged once it is done, some steps later
+            loss, val_loss = facts.get("loss", loss), facts.get("val_loss", val_loss)
     return step, loss, val_loss
 
 

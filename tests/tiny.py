@@ -27,7 +27,7 @@ from gpt2hpc.config import (
 from gpt2hpc.data import manifest, shards
 from gpt2hpc.data.manifest import Manifest
 from gpt2hpc.run_dir import RunDir
-from gpt2hpc.training.checkpoint import Checkpoint, newest_valid
+from gpt2hpc.training.checkpoint import METRICS, Checkpoint, newest_valid
 
 VOCAB = 256
 RANK_PROGRAM = Path(__file__).parent / "distributed" / "rank.py"
@@ -91,10 +91,10 @@ def newest(run: RunDir) -> Checkpoint:
 
 
 def content(found: Checkpoint) -> dict[str, Any]:
-    """What must be equal for two checkpoints to be the same bytes: files' hashes, position, scaler, step."""
+    """What must be equal for two checkpoints to be the same bytes: files' hashes, position, scaler, step; no times."""
     facts = found.manifest()
     return {
-        "files": {name: entry["sha256"] for name, entry in facts["files"].items()},
+        "files": {name: entry["sha256"] for name, entry in facts["files"].items() if name != METRICS},
         **{key: facts[key] for key in ("step", "world_size", "data", "scaler")},
     }
 

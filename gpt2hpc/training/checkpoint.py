@@ -3,38 +3,37 @@
     20260131-120000_gpt2-124m-ctx1024_step0001000/
         state-00000-of-00004.safetensors    full tensors by name, spread over the ranks that wrote them
         rank-00000.safetensors              what belongs to one rank: its random number generators
+        metrics.jsonl                       what was logged up to this step, to go on with the curves on an empty disk
         manifest.json                       step, config, data position, versions; size and sha256 of every file, its own too
 
-All of it is written to a directory `….tmp`, fsynced, read back, compared and renamed. A reader needs no particular number of files.
-Nothing is pickled, so nothing that is loaded can run.
+`saver` writes them. A reader needs no particular number of files. Nothing is pickled, so nothing that is loaded can run.
+No torch is needed but for the tensors themselves.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import safetensors
-import safetensors.torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from gpt2hpc import durable
-from gpt2hpc.errors import RunDirError, as_users
-from gpt2hpc.training.process_group import Ranks
+from gpt2hpc.config import CheckpointConfig
+from gpt2hpc.errors import RunDirError
+from gpt2hpc.run_dir import RunDir
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+METRICS = "metrics.jsonl"
 
 _NAME = re.compile(r"(?P<started>\d{8}-\d{6})_(?P<tag>[\w.-]+)_step(?P<step>\d{7,})$")
-
-Tensors = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -48,10 +47,16 @@ class Checkpoint:
         match = _NAME.match(self.path.name)
         return int(match["step"]) if match else -1
 
+    @property
+    def started(self) -> str:
+        """When its run began, as `20260131-120000`: what the checkpoints of one run have in common."""
+        match = _NAME.match(self.path.name)
+        return match["started"] if match else ""
+
     def manifest(self) -> dict[str, Any]:
         """What was written of it; empty where that is missing or not what was written."""
         facts = durable.read_json(self.path / MANIFEST)
-        return facts if isinstance(facts, dict) and facts.get("sha256") == _facts_sha256(facts) else {}
+        return facts if isinstance(facts, dict) and facts.get("sha256") == facts_sha256(facts) else {}
 
     def damage(self) -> str | None:
         """What is wrong with it, or None if every file has the size and sha256 that the manifest says."""
@@ -62,22 +67,30 @@ class Checkpoint:
             return f"format {facts.get('format')}, this version reads {FORMAT}"
         for name, expected in facts["files"].items():
             path = self.path / name
-            if not path.is_file():
+            try:
+                size = path.stat().st_size
+                if size != expected["bytes"]:
+                    return f"{name} has {size} bytes instead of {expected['bytes']}"
+                if file_sha256(path) != expected["sha256"]:
+                    return f"{name} has another sha256 than the manifest says"
+            except FileNotFoundError:
                 return f"{name} is missing"
-            if path.stat().st_size != expected["bytes"]:
-                return f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
-            if file_sha256(path) != expected["sha256"]:
-                return f"{name} has another sha256 than the manifest says"
+            except OSError as error:
+                return f"{name} cannot be read ({error.strerror})"
         return None
 
     def tensors(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
         """State tensors by name, those whose name begins with `prefix`, one at a time."""
+        import safetensors
+
         for path in sorted(self.path.glob("state-*.safetensors")):
             with safetensors.safe_open(path, framework="pt") as file:
                 yield from ((name, file.get_tensor(name)) for name in file.keys() if name.startswith(prefix))  # noqa: SIM118
 
     def rank_state(self, rank: int) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Tensors and texts of one rank."""
+        import safetensors
+
         with safetensors.safe_open(self.path / f"rank-{rank:05d}.safetensors", framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return tensors, json.loads(file.metadata()["texts"])
@@ -106,47 +119,52 @@ def newest_valid(directory: Path, say: Callable[[str], None]) -> Checkpoint | No
     return None
 
 
-def save(
-    target: Path,
-    *,
-    ranks: Ranks,
-    state: Tensors,
-    rank_state: tuple[Tensors, Mapping[str, str]],
-    facts: Mapping[str, Any],
-    attempt: int,
-    fence: Callable[[], None],
-) -> None:
-    """Write and publish a checkpoint; every rank calls it with the same `state`, of which each writes a share.
-
-    `attempt` keeps a zombie's files apart; `fence` runs on rank 0 right before publishing, and raises if this attempt
-    may not. Raises RunDirError where the disk is full or read-only; what was there before stays.
-    """
-    temporary = target.with_name(f"{target.name}.{attempt:04d}.tmp")
-    with ranks.first_decides(), _disk_errors(target):
-        if ranks.is_first:
-            fence()
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-    files = _write_together(temporary, target, ranks, state, rank_state)
-    with ranks.first_decides(), _disk_errors(target):
-        if ranks.is_first:
-            written_facts = {"format": FORMAT, **facts, "files": files}
-            durable.publish_json(temporary / MANIFEST, {**written_facts, "sha256": _facts_sha256(written_facts)})
-            fence()
-            if target.exists():  # damaged, or it would not be written again
-                shutil.rmtree(target)
-            temporary.rename(target)
-            durable.fsync_dir(target.parent)
+def at(path: Path, say: Callable[[str], None]) -> Checkpoint:
+    """The checkpoint at `path`, or the newest whole one of the run there; RunDirError where there is none."""
+    given = Checkpoint(path.resolve())
+    if given.step >= 0:
+        if damage := given.damage():
+            raise RunDirError(f"{path} is damaged: {damage}; choose another checkpoint")
+        return given
+    run = RunDir(path)
+    directory = run.checkpoints if run.checkpoints.is_dir() else path
+    newest = newest_valid(directory, say)
+    if newest is None:
+        word = "no whole checkpoint" if found(directory) else "no checkpoint"
+        raise RunDirError(f"{path} holds {word}; give a run that has saved one, or a checkpoint's directory")
+    return newest
 
 
-def prune(directory: Path, *, saved_step: int, keep_last: int, keep: Path | None) -> None:
-    """Delete all but the last `keep_last` up to the one just saved, and the one at `keep`.
+def check_space(directory: Path, *, bytes_each: int, config: CheckpointConfig) -> None:
+    """Raise RunDirError if the disk has no room for the checkpoints that will be kept and the one being written."""
+    there = sum(
+        path.stat().st_size for checkpoint in found(directory) for path in checkpoint.path.iterdir() if path.is_file()
+    )
+    needed = (config.keep_last + 1) * bytes_each - there
+    free = shutil.disk_usage(directory).free
+    if free < needed:
+        raise RunDirError(
+            f"{directory} has {free / 1e9:,.1f} GB free, but checkpoints of {bytes_each / 1e9:,.1f} GB each need another "
+            f"{needed / 1e9:,.1f} GB (checkpoint.keep_last={config.keep_last}, and one being written); free space, lower "
+            "--checkpoint.keep_last, or choose another --run-dir"
+        )
+
+
+def outdated(saved: Collection[int], config: CheckpointConfig) -> set[int]:
+    """Those of the `saved` steps that need not be kept: not among the last, nor one of every so many."""
+    older, every = sorted(saved, reverse=True)[config.keep_last :], config.keep_every_steps
+    return {step for step in older if every is None or step % every}
+
+
+def prune(directory: Path, *, saved_step: int, config: CheckpointConfig, keep: Collection[Path]) -> None:
+    """Delete what is outdated up to the one just saved, but for those in `keep`.
 
     Those ahead of it are damaged ones that were skipped; they do not count. A half-deleted one has another name.
     """
     saved = [checkpoint for checkpoint in found(directory) if checkpoint.step <= saved_step]
-    for checkpoint in saved[keep_last:]:
-        if checkpoint.path != keep:
+    unneeded = outdated({checkpoint.step for checkpoint in saved}, config)
+    for checkpoint in saved:
+        if checkpoint.step in unneeded and checkpoint.path not in keep:
             discarded = checkpoint.path.with_name(f"{checkpoint.path.name}.tmp")
             checkpoint.path.rename(discarded)
             shutil.rmtree(discarded, ignore_errors=True)
@@ -158,7 +176,7 @@ def remove_unfinished(directory: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _facts_sha256(facts: Mapping[str, Any]) -> str:
+def facts_sha256(facts: Mapping[str, Any]) -> str:
     """Of the manifest itself, but for this hash."""
     rest = {key: value for key, value in facts.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
@@ -167,65 +185,3 @@ def _facts_sha256(facts: Mapping[str, Any]) -> str:
 def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write_together(
-    temporary: Path, target: Path, ranks: Ranks, state: Tensors, rank_state: tuple[Tensors, Mapping[str, str]]
-) -> dict[str, dict[str, Any]]:
-    """Every rank writes its share; an error of one is the error of all. Returns the files of all ranks."""
-    written: dict[str, dict[str, Any]] = {}
-    caught: RunDirError | OSError | None = None
-    try:
-        with _disk_errors(target):
-            written = _write_share(temporary, ranks, state, rank_state)
-    except (RunDirError, OSError) as error:
-        caught = error
-    results = ranks.gather((written, str(caught) if caught else None, isinstance(caught, RunDirError)))
-    for _, message, is_users in results:
-        if message:
-            raise (RunDirError if is_users else OSError)(message) from caught
-    return {name: entry for part, _, _ in results for name, entry in part.items()}
-
-
-def _write_share(
-    directory: Path, ranks: Ranks, state: Tensors, rank_state: tuple[Tensors, Mapping[str, str]]
-) -> dict[str, dict[str, Any]]:
-    """Write this rank's files; returns the size and sha256 of each."""
-    owners = _owners(state, ranks.world_size)
-    share = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items() if owners[name] == ranks.rank}
-    paths = {
-        directory / f"state-{ranks.rank:05d}-of-{ranks.world_size:05d}.safetensors": (share, None),
-        # one key only: safetensors writes several in random order, and equal states should be equal bytes
-        directory / f"rank-{ranks.rank:05d}.safetensors": (
-            dict(rank_state[0]),
-            {"texts": json.dumps(dict(rank_state[1]), sort_keys=True)},
-        ),
-    }
-    written = {}
-    for path, (tensors, texts) in paths.items():
-        contents = safetensors.torch.save(tensors, metadata=texts)
-        digest = hashlib.sha256(contents).hexdigest()
-        durable.write_bytes(path, contents)
-        if file_sha256(path) != digest:
-            raise OSError(f"{path.name} reads back differently than it was written")
-        written[path.name] = {"bytes": len(contents), "sha256": digest}
-    return written
-
-
-def _owners(state: Tensors, world_size: int) -> dict[str, int]:
-    """Which rank writes a tensor: the largest first, each to the rank with the least so far."""
-    load = [0] * world_size
-    owners = {}
-    for key in sorted(state, key=lambda key: (-state[key].nbytes, key)):
-        owners[key] = load.index(min(load))
-        load[owners[key]] += state[key].nbytes
-    return owners
-
-
-@contextlib.contextmanager
-def _disk_errors(target: Path) -> Iterator[None]:
-    """Turn a full or read-only disk into an error of the user's; any other one may pass, so it stays a crash."""
-    try:
-        yield
-    except OSError as error:
-        raise RunDirError(f"checkpoint {target} could not be written: {as_users(error)}") from error

@@ -15,6 +15,7 @@ from typing import TextIO
 
 from gpt2hpc import durable
 from gpt2hpc.run_dir import RunDir
+from gpt2hpc.training.checkpoint import METRICS
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class MetricsLog:
     ) -> None:
         self._fence, self._say = fence, say
         self._files: tuple[TextIO, TextIO] | None = None
+        self._path = run.metrics if run is not None else None
         self._validated: set[int] = set()
         if run is not None:
             fence()
@@ -65,14 +67,26 @@ class MetricsLog:
         self._write(f"{step} val {loss:.6f}", {"step": step, "val_loss": loss, "val_tokens": tokens})
         self._say(f"step {step}  validation loss {loss:.4f} over {tokens:,} tokens")
 
+    def save(self, step: int, *, seconds: float, stall_s: float, size: int) -> None:
+        """A checkpoint of `size` bytes is there."""
+        rate = size / max(seconds, 1e-9)
+        facts = {"save_s": seconds, "save_stall_ms": stall_s * 1e3, "save_bytes": size, "save_bytes_per_s": rate}
+        self._write(f"{step} save {seconds:.6f}", {"step": step, **facts})
+
     def has_validation(self, step: int) -> bool:
         """Whether that step was validated, by an earlier attempt or by this one; rank 0 knows."""
         return step in self._validated
 
-    def sync(self) -> None:
-        """Put what was written on the disk, before a checkpoint that counts on it."""
-        for file in self._files or ():
-            os.fsync(file.fileno())
+    def put_on_disk(self, step: int) -> Callable[[], dict[str, bytes]]:
+        """What a checkpoint of that step asks for, in another thread, before it is published: that what was written is on the
+        disk, and the history that goes with it."""
+
+        def put() -> dict[str, bytes]:
+            for file in self._files or ():
+                os.fsync(file.fileno())
+            return {} if self._path is None else {METRICS: history(self._path, step)}
+
+        return put
 
     def close(self) -> None:
         for file in self._files or ():
@@ -90,8 +104,32 @@ class MetricsLog:
         metrics.flush()
 
 
+def history(path: Path, step: int) -> bytes:
+    """The lines of a metrics.jsonl up to a step, for the checkpoint of that step."""
+    return "".join(_kept(path, step, lambda line: int(json.loads(line)["step"]))).encode()
+
+
+def restore(run: RunDir, saved: Path) -> None:
+    """Begin the log and the metrics of a run that has none with those that came with its checkpoint."""
+    if not saved.exists() or (run.metrics.exists() and run.metrics.stat().st_size):
+        return
+    lines = []
+    for text in saved.read_text(encoding="utf-8").splitlines():
+        facts = json.loads(text)
+        for word, key in (("train", "loss"), ("val", "val_loss"), ("save", "save_s")):
+            if facts.get(key) is not None:
+                lines.append(f"{facts['step']} {word} {facts[key]:.6f}\n")
+    durable.publish_text(run.log, "".join(lines))
+    durable.publish_bytes(run.metrics, saved.read_bytes())
+
+
 def _cut(path: Path, step: int, step_of: Callable[[str], int]) -> None:
-    """Keep the lines up to `step`; torn ones go. A new file takes the name, so an older attempt writes into the old one."""
+    """Keep the lines up to `step`; a new file takes the name, so an older attempt writes into the old one."""
+    durable.publish_text(path, "".join(_kept(path, step, step_of)) if step else "")
+
+
+def _kept(path: Path, step: int, step_of: Callable[[str], int]) -> list[str]:
+    """The lines up to `step`, without torn ones."""
     kept = []
     if path.exists():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
@@ -101,4 +139,4 @@ def _cut(path: Path, step: int, step_of: Callable[[str], int]) -> None:
                 keep = False
             if keep:
                 kept.append(line)
-    durable.publish_text(path, "".join(kept) if step else "")
+    return kept

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import datetime
 import gc
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -26,15 +28,21 @@ from gpt2hpc.cluster.dist_env import DistEnv
 from gpt2hpc.errors import Gpt2hpcError, MissingError, PeerGoneError, UsageError, error_for
 
 _PEER_IS_GONE = ("closed by peer", "reset by peer", "Broken pipe", "ncclRemoteError")
-TIMEOUT = datetime.timedelta(minutes=10)
+TIMEOUT, TIMEOUT_APART = datetime.timedelta(minutes=10), datetime.timedelta(hours=2)
+ROUND_S = 30.0
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among its peers."""
+    """This process among its peers.
+
+    `group` carries what is said here; None is the one that the training uses too.
+    """
 
     env: DistEnv
     device: torch.device
+    group: dist.ProcessGroup | None = None
 
     @property
     def rank(self) -> int:
@@ -48,20 +56,42 @@ class Ranks:
     def is_first(self) -> bool:
         return self.env.rank == 0
 
+    def apart(self) -> Ranks:
+        """The same ranks in a group of their own, for a thread; collective. It waits long for a slow disk."""
+        group = dist.new_group(backend="gloo", timeout=TIMEOUT_APART)
+        return dataclasses.replace(self, group=group)
+
     def barrier(self) -> None:
-        dist.all_reduce(torch.zeros(1))
+        dist.all_reduce(torch.zeros(1), group=self.group)
 
     def from_first(self, value: Any) -> Any:
         """Rank 0's `value`, on every rank."""
         box = [value]
-        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"), group=self.group)
         return box[0]
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's `value`, by rank."""
         values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.group)
         return values
+
+    def first_works(self, work: Callable[[], T]) -> T:
+        """What `work` returns on rank 0, on every rank; an error of the user's in it ends all with the same one.
+
+        However long it takes: the ranks meet in between, since one that waited longer than a collective may take would
+        give up. It runs in a thread on rank 0.
+        """
+        with ThreadPoolExecutor(1) if self.is_first else contextlib.nullcontext() as pool:
+            future = pool.submit(work) if pool else None
+            while not self.from_first(future is not None and bool(wait([future], ROUND_S).done)):
+                pass
+        result = None
+        with self.first_decides():
+            if future is not None:
+                result = future.result()
+        answer: T = self.from_first(result)
+        return answer
 
     @contextlib.contextmanager
     def first_decides(self) -> Iterator[None]:

@@ -22,10 +22,11 @@ SLOW_DISK_BYTES_PER_S = 300e6
 
 @dataclass(frozen=True)
 class Agreement:
-    """What all ranks do after the step: nothing, save, or stop (which saves, unless diverged)."""
+    """What all ranks do after the step: nothing, save, stop (which saves, unless diverged), or end since a save has failed."""
 
     stop: Stop = Stop.NO
     save: bool = False
+    failed: bool = False
 
 
 class Clock:
@@ -47,8 +48,12 @@ class Clock:
         self._longest_save_s, self._measured = facts["save_s"], True
         self._longest_validation_s = facts["validation_s"]
 
-    def saved(self, seconds: float) -> None:
+    def begins_to_save(self) -> None:
+        """The next interval counts from here."""
         self._saved_at, self._asked = time.monotonic(), False
+
+    def saved(self, seconds: float) -> None:
+        """How long a save took from its beginning until it was there."""
         self._longest_save_s = max(self._longest_save_s, seconds) if self._measured else seconds
         self._measured = True
 
@@ -62,11 +67,12 @@ class Clock:
         self._asked = True
         return True
 
-    def is_end_near(self, step_s: float) -> bool:
-        """Whether what is left of the job is less than agreeing on a step, a validation, a save and the margin take."""
+    def is_end_near(self, step_s: float, *, is_saving: bool) -> bool:
+        """Whether what is left of the job is less than agreeing on a step, a validation, the saves and the margin take."""
         if self._job_end is None:
             return False
-        needed_s = 3 * step_s + self._longest_validation_s + 1.5 * self._longest_save_s + self._config.stop_margin_s
+        saves = 1.5 + is_saving  # the last one waits for the one under way
+        needed_s = 3 * step_s + self._longest_validation_s + saves * self._longest_save_s + self._config.stop_margin_s
         return self._job_end - time.time() < needed_s
 
 
@@ -89,10 +95,10 @@ class Consensus:
     def __init__(self) -> None:
         self._running: tuple[dist.Work | None, torch.Tensor] | None = None
 
-    def exchange(self, stop: Stop, save: bool) -> Agreement:
+    def exchange(self, stop: Stop, *, save: bool, failed: bool) -> Agreement:
         """Raises the backend's error if a peer is gone."""
         agreed = self.settle()
-        wish = torch.tensor([int(stop), int(save)], dtype=torch.int32)
+        wish = torch.tensor([stop, save, failed], dtype=torch.int32)
         self._running = dist.all_reduce(wish, op=dist.ReduceOp.MAX, async_op=True), wish
         return agreed
 
@@ -104,5 +110,5 @@ class Consensus:
         self._running = None
         if work is not None:
             work.wait()
-        stop, save = wish.tolist()
-        return Agreement(Stop(stop), bool(save))
+        stop, save, failed = wish.tolist()
+        return Agreement(Stop(stop), bool(save), bool(failed))

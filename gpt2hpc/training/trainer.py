@@ -23,16 +23,16 @@ from gpt2hpc.data.loader import Slice, TrainLoader, ValLoader
 from gpt2hpc.data.manifest import Manifest
 from gpt2hpc.data.shards import Tokens
 from gpt2hpc.data.store import open_store
-from gpt2hpc.errors import DataError, RunDirError
 from gpt2hpc.model.gpt import GPT
 from gpt2hpc.run_dir import RunDir
-from gpt2hpc.training import checkpoint, precision, state
+from gpt2hpc.training import checkpoint, metrics, precision, resume, state
 from gpt2hpc.training.batches import to_device, trace
 from gpt2hpc.training.checkpoint import Checkpoint
 from gpt2hpc.training.metrics import MetricsLog
 from gpt2hpc.training.optimizer import learning_rate, new_optimizer
 from gpt2hpc.training.process_group import Ranks
 from gpt2hpc.training.progress import Progress
+from gpt2hpc.training.saver import Order, Saver
 from gpt2hpc.training.stop import Agreement, Clock, Consensus, StopFile
 from gpt2hpc.training.validation import validation_loss
 
@@ -72,6 +72,7 @@ class Trainer:
         self.step = self.consumed = 0
         self._saved_step: int | None = None
         self._resumed_from: Checkpoint | None = None
+        self.saver = Saver(ranks, attempt=attempt.number, fence=lambda: ledger.fence(attempt))
         self._build(manifest)
 
     def _build(self, manifest: Manifest) -> None:
@@ -109,6 +110,10 @@ class Trainer:
         """Resume if there is a checkpoint, wrap the model, warm up, open the logs."""
         self.say(self._described())
         rank_state = self._resume()
+        with self.ranks.first_decides():
+            if self.ranks.is_first:
+                size = 3 * sum(parameter.nbytes for parameter in self.model.parameters())
+                checkpoint.check_space(self.run_dir.checkpoints, bytes_each=size, config=self.config.checkpoint)
         wish = self.config.train.compile
         if wish or (wish is None and self.ranks.device.type == "cuda"):
             self.model.compile()  # in place, so no prefix ever enters a name
@@ -128,6 +133,7 @@ class Trainer:
             fence=lambda: self.ledger.fence(self.attempt),
             say=self.say,
         )
+        self._first_step = self.step
         self.progress = Progress(self.config, self.ranks, self.log, step=self.step)
         if self.ranks.is_first:
             self.attempt = dataclasses.replace(self.attempt, first_step=self.step, saved_step=self.step)
@@ -145,37 +151,31 @@ class Trainer:
         )
 
     def _resume(self) -> state.RankState:
-        """Load the newest whole checkpoint, if any; returns the random generators to begin with."""
-        found = None
-        with self.ranks.first_decides():
-            if self.ranks.is_first:
-                self.ledger.fence(self.attempt)
-                checkpoint.remove_unfinished(self.run_dir.checkpoints)
-                found = checkpoint.newest_valid(self.run_dir.checkpoints, self.say)
-                if found is None and (damaged := checkpoint.found(self.run_dir.checkpoints)):
-                    raise RunDirError(
-                        f"each of the {len(damaged)} checkpoints in {self.run_dir.checkpoints} is damaged; bring a whole one back, "
-                        "or delete them to start at step 0"
-                    )
-        found = self.ranks.from_first(found)
+        """Load what there is to go on from, if anything; returns the random generators to begin with."""
+        found = self.ranks.first_works(self._find)
         if found is None:
             self.say(f"starting at step 0: {self.config.model.tag}")
             state.seed_rank(self.config.train.seed, self.ranks.rank, 0)
             return state.rank_state(self.ranks.device)
         return self._load(found)
 
+    def _find(self) -> Checkpoint | None:
+        self.ledger.fence(self.attempt)
+        found = resume.find(self.run_dir, self.config, started=self.run_started, say=self.say)
+        if found is not None:
+            metrics.restore(self.run_dir, found.path / checkpoint.METRICS)
+        return found
+
     def _load(self, found: Checkpoint) -> state.RankState:
         facts = found.manifest()
-        if facts["data"]["manifest_sha256"] != self.manifest_sha256:
-            raise DataError(
-                f"{found.path} was trained on other data than data.dir={self.config.data.dir}; restore that data"
-            )
         state.load_model(self.model, found.tensors("model/"))
         state.load_optimizer(self.optimizer, self.model, found.tensors("optimizer/"))
         state.load_scaler(self.scaler, facts["scaler"])
         self.clock.remember(facts["measured"])
         self.step, self.consumed = facts["step"], facts["data"]["samples_consumed"]
-        self._saved_step, self._resumed_from = self.step, found
+        self._resumed_from = found
+        if found.path.parent == self.run_dir.checkpoints:
+            self._saved_step, self.run_started = self.step, found.started  # it may have begun on another cluster
         same = facts["world_size"] == self.ranks.world_size
         self.say(
             f"resuming at step {self.step} from {found.path.name}"
@@ -221,7 +221,9 @@ class Trainer:
             while self.step < steps and agreed.stop is Stop.NO:
                 agreed = self._one_step(stream)
         self.consensus.settle()
-        if agreed.stop is Stop.DIVERGED or not self.save():
+        diverged = agreed.stop is Stop.DIVERGED or not self.save()
+        self.settle()
+        if diverged:
             return Stop.DIVERGED
         if self.step < steps:
             return agreed.stop
@@ -232,10 +234,16 @@ class Trainer:
         """A step and what is due after it."""
         train = self.config.train
         loss, norm = self.optimizer_step(stream)
+        if self.step == self._first_step:
+            self.saver.prepare(state.state_tensors(self.model, self.optimizer))
         self.step += 1
         self.consumed += self.loader.part.samples_per_step
         self.progress.add(self.step, loss, norm)
-        agreed = self.consensus.exchange(self._wish(), self.ranks.is_first and self.clock.asks_to_save())
+        self._report_save()
+        asks = self.ranks.is_first and self.clock.asks_to_save()
+        agreed = self.consensus.exchange(self._wish(), save=asks, failed=self.saver.has_failed)
+        if agreed.failed:
+            self.saver.wait()  # raises it on every rank
         if agreed.stop is Stop.NO and self.step < train.steps:
             self._validate_if_due()  # a stop leaves it to the next attempt, and the end saves first
         every = self.config.checkpoint.every_steps
@@ -278,7 +286,7 @@ class Trainer:
     def _wish(self) -> Stop:
         wish = self.signals.stop
         if self.ranks.is_first:
-            if self.clock.is_end_near(self.progress.step_s):
+            if self.clock.is_end_near(self.progress.step_s, is_saving=self.saver.is_saving):
                 wish = max(wish, Stop.TIME_LIMIT)
             if self.stop_file.is_there():
                 wish = max(wish, Stop.STOPPED)
@@ -304,35 +312,45 @@ class Trainer:
     # Saves ------------------------------------------------------------------------------------------------------
 
     def save(self) -> bool:
-        """Save this step unless it is saved; False, and nothing saved, if the loss was not finite since."""
+        """Begin to save this step unless it is saved; False, and nothing saved, if the loss was not finite since."""
         self.progress.flush()
         if self._is_broken():
             return False
         if self._saved_step == self.step:
             return True
-        began, checkpoints = time.perf_counter(), self.run_dir.checkpoints
-        self.log.sync()
-        target = checkpoints / checkpoint.name(started=self.run_started, tag=self.config.model.tag, step=self.step)
-        checkpoint.save(
-            target,
-            ranks=self.ranks,
-            state=state.state_tensors(self.model, self.optimizer),
-            rank_state=state.rank_state(self.ranks.device),
-            facts=self._facts(),
-            attempt=self.attempt.number,
-            fence=lambda: self.ledger.fence(self.attempt),
+        self.settle()
+        name = checkpoint.name(started=self.run_started, tag=self.config.model.tag, step=self.step)
+        order = Order(
+            self.run_dir.checkpoints / name,
+            state.rank_state(self.ranks.device),
+            self._facts(),
+            texts=self.log.put_on_disk(self.step),
+            published=self._published,
         )
-        seconds = time.perf_counter() - began
+        self.clock.begins_to_save()
+        self.saver.begin(state.state_tensors(self.model, self.optimizer), order)
         self._saved_step = self.step
-        self.clock.saved(seconds)
-        if self.ranks.is_first:
-            self.attempt = dataclasses.replace(self.attempt, saved_step=self.step)
-            self.ledger.update(self.attempt)
-            keep = self._resumed_from.path if self._resumed_from else None
-            checkpoint.prune(checkpoints, saved_step=self.step, keep_last=self.config.checkpoint.keep_last, keep=keep)
-            self.say(f"saved step {self.step} in {seconds:.1f} s: {target.name}")
         self.progress.restart_clock(self.step)
         return True
+
+    def _published(self, saved: Checkpoint) -> None:
+        """A checkpoint is there: on rank 0, beside the steps."""
+        self.attempt = dataclasses.replace(self.attempt, saved_step=saved.step)
+        self.ledger.update(self.attempt)
+        keep = [self._resumed_from.path] if self._resumed_from else []
+        checkpoint.prune(self.run_dir.checkpoints, saved_step=saved.step, config=self.config.checkpoint, keep=keep)
+
+    def settle(self) -> None:
+        """Wait for the save under way; raises what went wrong with it, on every rank."""
+        self.saver.wait()
+        self._report_save()
+
+    def _report_save(self) -> None:
+        if saved := self.saver.finished():
+            self.clock.saved(saved.seconds)
+            step = saved.checkpoint.step
+            self.log.save(step, seconds=saved.seconds, stall_s=saved.stall_s, size=saved.bytes)
+            self.say(str(saved))
 
     def _is_broken(self) -> bool:
         flag = self._broken.to(torch.int32).cpu()

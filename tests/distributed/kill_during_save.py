@@ -19,8 +19,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from gpt2hpc.cluster.dist_env import DistEnv
+from gpt2hpc.config import CheckpointConfig
 from gpt2hpc.training import checkpoint, state
 from gpt2hpc.training.process_group import joined
+from gpt2hpc.training.saver import Order, Saver
 
 CPU = torch.device("cpu")
 KILLS = 20
@@ -66,19 +68,16 @@ def _save_for_ever(directory: Path, step: int, report: int) -> None:
     env = DistEnv(rank=0, local_rank=0, world_size=1, local_world_size=1, job="1", restart=0, nodes="n1")
     with joined(env, CPU) as ranks:
         checkpoint.remove_unfinished(directory)
+        saver = Saver(ranks, attempt=1, fence=lambda: None)
         while True:
             step += 1
-            checkpoint.save(
-                directory / checkpoint.name(started="20260131-120000", tag="tiny", step=step),
-                ranks=ranks,
-                state={"model/a": torch.full((300, 1000), float(step))},
-                rank_state=state.rank_state(CPU),
-                facts={"step": step},
-                attempt=1,
-                fence=lambda: None,
+            target = directory / checkpoint.name(started="20260131-120000", tag="tiny", step=step)
+            saver.begin(
+                {"model/a": torch.full((300, 1000), float(step))}, Order(target, state.rank_state(CPU), {"step": step})
             )
+            saver.wait()
             os.write(report, step.to_bytes(8))
-            checkpoint.prune(directory, saved_step=step, keep_last=2, keep=None)
+            checkpoint.prune(directory, saved_step=step, config=CheckpointConfig(keep_last=2), keep=[])
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from gpt2hpc import cli, jobs
 from gpt2hpc.data.shards import Tokens
-from gpt2hpc.training import checkpoint, state
+from gpt2hpc.training import saver, state
 from gpt2hpc.training.checkpoint import Checkpoint
 from gpt2hpc.training.precision import Precision
 from gpt2hpc.training.trainer import Trainer
@@ -77,7 +77,7 @@ def _add_faults(arguments: argparse.Namespace) -> None:
             with Path("/dev/full").open("wb", buffering=0) as file:
                 file.write(contents)
 
-        checkpoint.durable.write_bytes = full
+        saver.durable.write_bytes = full
 
 
 def _take_out(safeguard: str | None) -> None:

@@ -14,13 +14,14 @@ import pytest
 import torch
 
 from gpt2hpc.cluster.dist_env import DistEnv
-from gpt2hpc.config import ModelConfig, OptimizerConfig
+from gpt2hpc.config import CheckpointConfig, ModelConfig, OptimizerConfig
 from gpt2hpc.errors import ConfigError, RunDirError
 from gpt2hpc.model.gpt import GPT
-from gpt2hpc.training import checkpoint, state
+from gpt2hpc.training import checkpoint, saver, state
 from gpt2hpc.training.checkpoint import Checkpoint
 from gpt2hpc.training.optimizer import new_optimizer
 from gpt2hpc.training.process_group import Ranks, joined
+from gpt2hpc.training.saver import Order, Saver
 
 CPU = torch.device("cpu")
 ALONE = DistEnv(rank=0, local_rank=0, world_size=1, local_world_size=1, job="1", restart=0, nodes="n1")
@@ -38,15 +39,10 @@ def save(
 ) -> Checkpoint:
     directory.mkdir(exist_ok=True)
     target = directory / checkpoint.name(started="20260131-120000", tag="gpt2-124m-ctx1024", step=step)
-    checkpoint.save(
-        target,
-        ranks=ranks,
-        state=tensors or {"model/a": torch.full((40, 50), float(step)), "model/b": torch.arange(7)},
-        rank_state=state.rank_state(CPU),
-        facts={"step": step},
-        attempt=1,
-        fence=more.get("fence", lambda: None),
-    )
+    writer = Saver(ranks, attempt=1, fence=more.get("fence", lambda: None))
+    tensors = tensors or {"model/a": torch.full((40, 50), float(step)), "model/b": torch.arange(7)}
+    writer.begin(tensors, Order(target, state.rank_state(CPU), {"step": step}))
+    writer.wait()
     return Checkpoint(target)
 
 
@@ -112,7 +108,7 @@ def test_prune_keeps_the_last_and_the_one_resumed_from(tmp_path: Path, ranks: Ra
     first = save(tmp_path, 1, ranks)
     for step in (2, 3, 4, 5):
         save(tmp_path, step, ranks)
-    checkpoint.prune(tmp_path, saved_step=5, keep_last=2, keep=first.path)
+    checkpoint.prune(tmp_path, saved_step=5, config=CheckpointConfig(keep_last=2), keep=[first.path])
     assert [found.step for found in checkpoint.found(tmp_path)] == [5, 4, 1]
 
 
@@ -120,7 +116,7 @@ def test_prune_does_not_count_damaged_ones_ahead(tmp_path: Path, ranks: Ranks) -
     """Skipped on resume, they have higher steps than what is saved after; that must not be what goes."""
     for step in (80, 85, 90, 100):
         save(tmp_path, step, ranks)
-    checkpoint.prune(tmp_path, saved_step=85, keep_last=2, keep=None)
+    checkpoint.prune(tmp_path, saved_step=85, config=CheckpointConfig(keep_last=2), keep=[])
     assert [found.step for found in checkpoint.found(tmp_path)] == [100, 90, 85, 80]
 
 
@@ -161,7 +157,7 @@ def test_a_full_disk_keeps_what_was_there(tmp_path: Path, ranks: Ranks, monkeypa
         with Path("/dev/full").open("wb", buffering=0) as file:
             file.write(contents)
 
-    monkeypatch.setattr(checkpoint.durable, "write_bytes", full)
+    monkeypatch.setattr(saver.durable, "write_bytes", full)
     with pytest.raises(RunDirError, match=r"could not be written: .*No space left.*what was complete before is kept"):
         save(tmp_path, 10, ranks)
     found = checkpoint.newest_valid(tmp_path, print)
@@ -173,8 +169,8 @@ def test_a_disk_that_lies_is_caught_before_anything_is_pruned(
     tmp_path: Path, ranks: Ranks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(tmp_path, 5, ranks)
-    genuine = checkpoint.durable.write_bytes
-    monkeypatch.setattr(checkpoint.durable, "write_bytes", lambda path, contents: genuine(path, contents[:-1] + b"?"))
+    genuine = saver.durable.write_bytes
+    monkeypatch.setattr(saver.durable, "write_bytes", lambda path, contents: genuine(path, bytes(contents[:-1]) + b"?"))
     with pytest.raises(OSError, match="reads back differently"):
         save(tmp_path, 10, ranks)
     assert [found.step for found in checkpoint.found(tmp_path)] == [5]
@@ -183,11 +179,11 @@ def test_a_disk_that_lies_is_caught_before_anything_is_pruned(
 def test_every_writer_gets_a_share() -> None:
     """Full tensors spread over the ranks, each in one file, evenly by bytes."""
     tensors = {f"t{size}": torch.zeros(size) for size in (100, 90, 50, 40, 20, 10, 5)}
-    owners = checkpoint._owners(tensors, 3)
+    owners = saver._owners(tensors, 3)
     assert set(owners) == set(tensors)
     loads = [sum(tensors[name].nbytes for name, owner in owners.items() if owner == rank) for rank in range(3)]
     assert max(loads) - min(loads) <= 4 * 20
-    assert checkpoint._owners({"only": torch.zeros(3)}, 4) == {"only": 0}
+    assert saver._owners({"only": torch.zeros(3)}, 4) == {"only": 0}
 
 
 def trained(seed: int, steps: int) -> tuple[GPT, torch.optim.AdamW]:

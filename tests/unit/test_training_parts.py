@@ -145,7 +145,7 @@ def test_the_clock_asks_once_a_period() -> None:
     time.sleep(0.07)
     assert clock.asks_to_save()
     assert not clock.asks_to_save(), "asked twice before it was saved, it would be saved twice"
-    clock.saved(1.0)
+    clock.begins_to_save()
     assert not clock.asks_to_save()
     time.sleep(0.07)
     assert clock.asks_to_save()
@@ -153,21 +153,25 @@ def test_the_clock_asks_once_a_period() -> None:
 
 def test_the_end_is_near_when_a_save_would_not_fit() -> None:
     config = CheckpointConfig(stop_margin_s=60)
-    assert not Clock(config, job_end=None).is_end_near(1.0)
+    assert not Clock(config, job_end=None).is_end_near(1.0, is_saving=False)
     clock = Clock(config, job_end=time.time() + 100)
-    assert not clock.is_end_near(1.0)
-    assert clock.is_end_near(20.0), "three long steps do not fit"
+    assert not clock.is_end_near(1.0, is_saving=False)
+    assert clock.is_end_near(20.0, is_saving=False), "three long steps do not fit"
     clock.saved(40.0)
-    assert clock.is_end_near(1.0), "a save as long as the last one does not fit"
-    assert Clock(config, job_end=time.time() + 100, state_bytes=12 * 1_557_611_200).is_end_near(1.0), (
+    assert clock.is_end_near(1.0, is_saving=False), "a save as long as the last one does not fit"
+    assert Clock(config, job_end=time.time() + 100, state_bytes=12 * 1_557_611_200).is_end_near(1.0, is_saving=False), (
         "nor a first one of 1.5B"
     )
     clock = Clock(config, job_end=time.time() + 100)
+    clock.saved(15.0)
+    assert not clock.is_end_near(1.0, is_saving=False)
+    assert clock.is_end_near(1.0, is_saving=True), "a save that waits for another does not fit"
+    clock = Clock(config, job_end=time.time() + 100)
     clock.validated(50.0)
-    assert clock.is_end_near(1.0), "nor a validation that may be due"
+    assert clock.is_end_near(1.0, is_saving=False), "nor a validation that may be due"
     resumed = Clock(config, job_end=time.time() + 100)
     resumed.remember(clock.facts())
-    assert resumed.is_end_near(1.0), "nor in an attempt that has not validated yet"
+    assert resumed.is_end_near(1.0, is_saving=False), "nor in an attempt that has not validated yet"
 
 
 def test_a_stop_file_is_seen(tmp_path: Path) -> None:
