@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gpt2hpc import cli, config_io
 from gpt2hpc.cluster.ledger import Ledger
@@ -21,9 +21,9 @@ from gpt2hpc.data import hub
 from gpt2hpc.data.patience import HubDownError
 from gpt2hpc.errors import ConfigError, DataError, Gpt2hpcError, MissingError, RunDirError, StoppedError
 from gpt2hpc.run_dir import RunDir
-
-if TYPE_CHECKING:
-    from gpt2hpc.training.checkpoint import Checkpoint
+from gpt2hpc.training import checkpoint, hub_checkpoints, uploads
+from gpt2hpc.training.checkpoint import Checkpoint
+from gpt2hpc.training.hub_access import access
 
 STALL_S = 300.0
 """Without a byte, after which a request is given up: the client itself would wait for ever."""
@@ -75,8 +75,6 @@ def _repository(run: RunDir, config: Config | None, named: str | None) -> str:
 
 
 def _list(run: RunDir, repo: str) -> int:
-    from gpt2hpc.training import uploads
-
     for found in uploads.waiting(run, repo):
         cli.say(f"{found.path.name}  {_bytes(found):,} bytes")
     cli.say(f"hf://{repo}: {uploads.lag(run, repo).line or 'nothing to upload'}")
@@ -88,8 +86,6 @@ def _list(run: RunDir, repo: str) -> int:
 
 def _push(run: RunDir, repo: str, settings: CheckpointConfig) -> None:
     """Upload all that waits; what stops it is kept for `gpt2hpc status`, too."""
-    from gpt2hpc.training import uploads
-
     if not run.checkpoints.is_dir():
         raise RunDirError(f"{run.path} is no run directory: it has no {run.checkpoints.name}; fetch them with --pull")
     if not uploads.waiting(run, repo):
@@ -110,16 +106,11 @@ def push_waiting(run: RunDir, repo: str, settings: CheckpointConfig) -> None:
 
     Raises StoppedError if the Hub is not reached, MissingError if it refuses, DataError if something damaged is left.
     """
-    from gpt2hpc.training import uploads
-    from gpt2hpc.training.hub_access import access
-    from gpt2hpc.training.hub_checkpoints import Retention
-
     if unreachable := access(repo, create=True):
         raise StoppedError(f"hf://{repo}: {unreachable}; what waits is kept, and the same command uploads it")
-    retention = Retention(settings.keep_last, settings.keep_every_steps)
     damaged: set[Path] = set()
     while waits := [found for found in uploads.waiting(run, repo) if found.path not in damaged]:
-        if damage := _push_one(run, waits[0], repo, retention):
+        if damage := _push_one(run, waits[0], repo, settings):
             cli.warn(f"skipping the damaged checkpoint {waits[0].path}: {damage}")
             damaged.add(waits[0].path)
     if damaged:
@@ -128,10 +119,8 @@ def push_waiting(run: RunDir, repo: str, settings: CheckpointConfig) -> None:
         )
 
 
-def _push_one(run: RunDir, found: Checkpoint, repo: str, retention: Any) -> str | None:
+def _push_one(run: RunDir, found: Checkpoint, repo: str, settings: CheckpointConfig) -> str | None:
     """Upload and mark one; returns what is wrong with it, if something is."""
-    from gpt2hpc.training import hub_checkpoints, uploads
-
     with uploads.lease(run, found):
         try:
             damage = found.damage()
@@ -139,7 +128,7 @@ def _push_one(run: RunDir, found: Checkpoint, repo: str, retention: Any) -> str 
                 return damage
             cli.say(f"uploading step {found.step}: {found.path.name}, {_bytes(found) / 1e6:,.1f} MB")
             began = time.monotonic()
-            commit = hub_checkpoints.push(found, repo, retention)
+            commit = hub_checkpoints.push(found, repo, settings)
             seconds = time.monotonic() - began
             uploads.mark(run, found, repo=repo, commit=commit, seconds=seconds)
             cli.say(f"step {found.step} is on hf://{repo} since commit {commit[:12]}; {seconds:.1f} s")
@@ -163,8 +152,6 @@ def _bytes(found: Checkpoint) -> int:
 
 def pull(run: RunDir, repo: str, *, tag: str | None) -> None:
     """Fetch the furthest checkpoint if it is further than the newest whole one here; refused while an attempt lives."""
-    from gpt2hpc.training import checkpoint, hub_checkpoints
-
     Ledger(run).refuse_if_taken("sync", 0)
     here = checkpoint.newest_valid(run.checkpoints, cli.warn)
     skipped: list[str] = []

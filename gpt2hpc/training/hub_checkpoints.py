@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt2hpc import durable
+from gpt2hpc.config import CheckpointConfig
 from gpt2hpc.data import hub
 from gpt2hpc.data.hub import HubFile, Repository
 from gpt2hpc.data.patience import HubDownError, WrongBytesError, asked
 from gpt2hpc.errors import ConfigError, DataError
+from gpt2hpc.training import checkpoint
 from gpt2hpc.training.checkpoint import MANIFEST, Checkpoint, file_sha256
 
 if TYPE_CHECKING:
@@ -78,25 +80,15 @@ class Contents:
     folders: Mapping[str, Mapping[str, HubFile]]
 
 
-@dataclass(frozen=True)
-class Retention:
-    """What of a run stays, by its steps; as `CheckpointConfig` has it."""
-
-    keep_last: int
-    keep_every_steps: int | None = None
-
-    def discarded(self, names: Iterable[str], *, by: str) -> list[str]:
-        """Which of `names` go when `by` comes: of the same run only, and never itself."""
-        same = {name for name in (*names, by) if run_of(name) == run_of(by)}
-        steps = {name: Checkpoint(Path(name)).step for name in same}
-        last = sorted(same, key=lambda name: steps[name])[-self.keep_last :]
-        every = self.keep_every_steps
-        kept = {by, *last, *(name for name in same if every and steps[name] % every == 0)}
-        return sorted(same - kept)
-
-
 def run_of(name: str) -> str:
     return name.rpartition("_step")[0]
+
+
+def discarded(names: Iterable[str], *, by: str, config: CheckpointConfig) -> list[str]:
+    """Which of `names` go when `by` comes: what the run directory would not keep of the same run, and never itself."""
+    steps = {name: Checkpoint(Path(name)).step for name in {*names, by} if run_of(name) == run_of(by)}
+    unneeded = checkpoint.outdated(set(steps.values()), config)
+    return sorted(name for name, step in steps.items() if step in unneeded and name != by)
 
 
 def is_remote(where: str) -> bool:
@@ -133,7 +125,7 @@ def _contents(api: HfApi, repo: str) -> Contents:
 # Up -----------------------------------------------------------------------------------------------------------------
 
 
-def push(local: Checkpoint, repo: str, retention: Retention) -> str:
+def push(local: Checkpoint, repo: str, config: CheckpointConfig) -> str:
     """Upload a checkpoint, and discard those that it replaces, in one commit; returns the commit that has it.
 
     Asked again from the start after any failure, so that a commit whose answer was lost, or that another process made, is found
@@ -149,7 +141,7 @@ def push(local: Checkpoint, repo: str, retention: Retention) -> str:
             return before.revision
         commit = api.create_commit(
             repo,
-            _operations(local, expected, before, retention),
+            _operations(local, expected, before, config),
             commit_message=f"Step {local.step:,}: {local.path.name}",
             parent_commit=before.revision,
         )
@@ -175,16 +167,18 @@ def _differing(expected: Mapping[str, HubFile], there: Mapping[str, HubFile]) ->
     return sorted({*expected, *there} - same)
 
 
-def _operations(local: Checkpoint, expected: Mapping[str, Any], before: Contents, retention: Retention) -> list[Any]:
+def _operations(
+    local: Checkpoint, expected: Mapping[str, Any], before: Contents, config: CheckpointConfig
+) -> list[Any]:
     """What the commit does: this checkpoint comes, with it goes what it replaces."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     place, own = f"{FOLDER}/{local.path.name}", before.folders.get(local.path.name, {})
-    discarded = retention.discarded((each.name for each in before.checkpoints), by=local.path.name)
+    outdated = discarded((each.name for each in before.checkpoints), by=local.path.name, config=config)
     return [
         *(CommitOperationAdd(f"{place}/{name}", local.path / name) for name in sorted(expected)),
         *(CommitOperationDelete(f"{place}/{name}") for name in sorted(set(own) - set(expected))),
-        *(CommitOperationDelete(f"{FOLDER}/{name}/", is_folder=True) for name in discarded),
+        *(CommitOperationDelete(f"{FOLDER}/{name}/", is_folder=True) for name in outdated),
     ]
 
 
