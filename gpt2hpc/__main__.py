@@ -20,7 +20,9 @@ VERBS = {
     "push-data": "upload prepared data to the Hub",
     "submit": "train or prepare as jobs: restarted, resumed, supervised",
     "train": "train here and now, one process per GPU",
+    "sync": "upload checkpoints that wait to the Hub, or fetch the furthest",
     "status": "what the runs are doing",
+    "doctor": "is there what a training will need?",
     "sample": "write text with a trained model",
 }
 

@@ -7,7 +7,6 @@ same command again uploads what is missing.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -102,12 +101,9 @@ def push(data: Manifest, where: Repository, card: str, *, private: bool) -> None
 
 def _is_there(data: Manifest, shard: Shard, file: hub.HubFile | None) -> bool:
     """By the sha256 of large-file storage, or by git's id of what a repository keeps as an ordinary file."""
-    if file is None or file.bytes != shard.bytes:
-        return False
-    if file.sha256 is not None:
-        return file.sha256 == shard.sha256
-    contents = (Path(data.where) / shard.file).read_bytes()
-    return file.blob_id == hashlib.sha1(b"blob %d\0" % len(contents) + contents).hexdigest()
+    if file is None or file.sha256 is not None:
+        return file is not None and (file.bytes, file.sha256) == (shard.bytes, shard.sha256)
+    return file.bytes == shard.bytes and hub.file_here(Path(data.where) / shard.file, shard.sha256).is_same_as(file)
 
 
 def _may_write_card(where: Repository, there: Mapping[str, hub.HubFile]) -> bool:

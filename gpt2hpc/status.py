@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import sys
@@ -13,15 +14,21 @@ from pathlib import Path
 from gpt2hpc import cli, config_io, durable
 from gpt2hpc.cluster.dist_env import LOCAL
 from gpt2hpc.cluster.ledger import Attempt, Cause, Decision, Ledger, Outcome
+from gpt2hpc.config import Config
 from gpt2hpc.data import survey
 from gpt2hpc.data.survey import Survey
 from gpt2hpc.errors import ConfigError, DataError, RunDirError
 from gpt2hpc.run_dir import RunDir
+from gpt2hpc.training import uploads
+from gpt2hpc.training.uploads import Lag
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """A run in a line; `loss` and `val_loss` are the last logged ones in nats, `pid` is rank 0's while it runs."""
+    """A run in a line; `loss` and `val_loss` are the last logged ones in nats, `pid` is rank 0's while it runs.
+
+    `uploads` is how far the Hub is behind, of a run that uploads its checkpoints.
+    """
 
     run: str
     state: str
@@ -32,13 +39,15 @@ class RunStatus:
     attempts: int
     pid: int | None
     detail: str
+    uploads: Lag | None = None
 
     def line(self, width: int) -> str:
         """A row of the table, its first column `width` wide."""
         share = f"{self.step / self.steps:4.0%}" if self.steps else "   ?"
         progress = f"{self.step:>7}/{self.steps or '?':<7} {share}"
         losses = f"{_number(self.loss)} {_number(self.val_loss)}"
-        return f"{self.run:{width}} {self.state:11} {progress} {losses} {self.attempts:>8}  {self.detail}".rstrip()
+        detail = "; ".join(filter(None, (self.detail, self.uploads.line if self.uploads else "")))
+        return f"{self.run:{width}} {self.state:11} {progress} {losses} {self.attempts:>8}  {detail}".rstrip()
 
 
 HEADER = f"{'STATE':11} {'STEP':>7}/{'OF':<7} {'':4} {'LOSS':>7} {'VAL':>7} {'ATTEMPTS':>8}  DETAIL"
@@ -51,9 +60,12 @@ def read_status(run: RunDir) -> RunStatus:
     step, loss, val_loss = _last_metrics(run.metrics)
     if attempts:
         step = max(step, attempts[-1].saved_step)  # what is logged lags behind
-    state, detail = _state(run, ledger, attempts)
+    config = _config(run)
+    steps, repo = (config.train.steps, config.checkpoint.repo) if config else (None, None)
+    state, detail = _state(ledger, attempts, steps)
     running = attempts[-1].pid if attempts and state == "running" else None
-    return RunStatus(run.name, state, step, _steps(run), loss, val_loss, len(attempts), running, detail)
+    lag = uploads.lag(run, repo) if repo else None
+    return RunStatus(run.name, state, step, steps, loss, val_loss, len(attempts), running, detail, lag)
 
 
 @dataclass(frozen=True)
@@ -79,8 +91,8 @@ class DataStatus:
         return f"{self.run:{width}} {found.state:11} {progress} {'-':>7} {'-':>7} {'-':>8}  {', '.join(told)}"
 
 
-def _state(run: RunDir, ledger: Ledger, attempts: Sequence[Attempt]) -> tuple[str, str]:
-    if ledger.is_finished(_steps(run) or 0):
+def _state(ledger: Ledger, attempts: Sequence[Attempt], steps: int | None) -> tuple[str, str]:
+    if ledger.is_finished(steps or 0):
         return "finished", ""
     decision = ledger.decision()
     gave_up = decision.reason if decision and decision.action in ("exit", "cancelled") else ""
@@ -118,11 +130,10 @@ def _explained(attempt: Attempt, outcome: Outcome | None) -> str:
     return f"attempt {attempt.number} (job {attempt.job}) {how}; it would resume at step {step}; submit the same command to go on"
 
 
-def _steps(run: RunDir) -> int | None:
-    try:
-        return config_io.load(run.config).train.steps
-    except ConfigError:
-        return None
+def _config(run: RunDir) -> Config | None:
+    with contextlib.suppress(ConfigError):
+        return config_io.load(run.config)
+    return None
 
 
 def _last_metrics(path: Path) -> tuple[int, float | None, float | None]:

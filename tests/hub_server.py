@@ -42,6 +42,8 @@ import yaml
 
 Kind = Literal["dataset", "model"]
 Role = Literal["write", "read"]
+Scopes = Mapping[str, tuple[str, ...]]
+"""Of a fine-grained token: permissions by the name of a user, an organization or a repository."""
 LFS_SUFFIXES = {".bin", ".gz", ".npy", ".parquet", ".pt", ".safetensors", ".zip", ".zst"}
 LFS_BYTES = 1_000_000
 DATE = "2026-01-01T00:00:00.000Z"
@@ -207,11 +209,16 @@ class Faults:
 class HubServer:
     """Repositories, tokens and faults; safe to change while clients talk to it.
 
+    All tokens are of one user, who is a member of `orgs` and writes only there and at home.
+    With `has_auth_check` False it is a Hub without the routes of `HfApi.auth_check`.
     `requests` has "METHOD /path?query" of each request, `sent` that and the bytes of its answer, `bugs` this server's own.
     """
 
     def __init__(self, port: int = 0) -> None:
-        self.tokens: dict[str, Role] = {"hf_write": "write", "hf_read": "read"}
+        self.tokens: dict[str, Role | Scopes] = {"hf_write": "write", "hf_read": "read"}
+        self.user = "user"
+        self.orgs: dict[str, str] = {"me": "write"}  # with the role in it
+        self.has_auth_check = True
         self.faults = Faults()
         self.requests: list[str] = []
         self.sent: list[tuple[str, int]] = []
@@ -299,22 +306,32 @@ class HubServer:
                 return page(self, request, {name: unquote(part) for name, part in match.groupdict().items() if part})
         raise Refusal(404, f"Sorry, we can't find the page you are looking for: {request.line}")
 
-    def _role(self, request: Request, *, writes: bool = False) -> Role | None:
+    def _token(self, request: Request) -> Role | Scopes | None:
         token = request.headers.get("authorization", "").removeprefix("Bearer ")
-        role = self.tokens.get(token)
-        if token and role is None:
+        if token and token not in self.tokens:
             # These very words keep the client from taking it for a missing repository.
             raise Refusal(401, "Invalid credentials in Authorization header")
-        if writes and role != "write":
-            raise Refusal(403 if role else 401, "You don't have the rights to write here")
-        return role
+        return self.tokens.get(token)
+
+    def _is_member(self, repo_id: str, *, writes: bool) -> bool:
+        owner = repo_id.split("/")[0]
+        return owner == self.user or (owner in self.orgs and (not writes or self.orgs[owner] != "read"))
+
+    def _may_write(self, token: Role | Scopes | None, repo_id: str) -> bool:
+        """To the repository, or for a name that ends in / to any of its owner's."""
+        if isinstance(token, Mapping):
+            named = (repo_id, repo_id.split("/")[0])
+            if not any("repo.write" in token.get(name, ()) for name in named):
+                return False
+        return token not in (None, "read") and self._is_member(repo_id, writes=True)
 
     def _find(self, request: Request, at: Mapping[str, str], *, writes: bool = False) -> tuple[Repo, Commit]:
-        role = self._role(request)
+        token = self._token(request)
         repo = self._repos.get(("dataset" if at.get("kind") else "model", at["repo_id"]))
-        if repo is None or (repo.private and role is None):
-            raise Refusal(401 if repo else 404, "Repository not found", code="RepoNotFound")
-        self._role(request, writes=writes)
+        if repo is None or (repo.private and (token is None or not self._is_member(repo.id, writes=False))):
+            raise Refusal(401 if repo and token is None else 404, "Repository not found", code="RepoNotFound")
+        if writes and not self._may_write(token, repo.id):
+            raise Refusal(403 if token else 401, "You don't have the rights to write here")
         return repo, repo.at(at.get("revision", "main"))
 
     def _append(self, repo: Repo, files: Mapping[str, bytes | None], *, title: str) -> Commit:
@@ -325,11 +342,28 @@ class HubServer:
     # Pages: the accounts and repositories
 
     def _whoami(self, request: Request, at: Mapping[str, str]) -> Reply:
-        role = self._role(request)
-        if role is None:
+        token = self._token(request)
+        if token is None:
             raise Refusal(401, "Invalid username or password.")
-        access = {"type": "access_token", "accessToken": {"displayName": role, "role": role}}
-        return Reply.of({"type": "user", "id": "0", "name": "user", "fullname": "User", "orgs": [], "auth": access})
+        access: dict[str, Any] = {"displayName": "a token", "createdAt": DATE, "role": token}
+        if isinstance(token, Mapping):
+            scoped = [
+                {"entity": {"_id": "0", "type": self._kind_of(name), "name": name}, "permissions": list(permissions)}
+                for name, permissions in token.items()
+            ]
+            access["role"], access["fineGrained"] = "fineGrained", {"global": [], "scoped": scoped}
+        orgs = [{"type": "org", "id": "0", "name": name, "roleInOrg": role} for name, role in self.orgs.items()]
+        auth = {"type": "access_token", "accessToken": access}
+        return Reply.of({"type": "user", "id": "0", "name": self.user, "fullname": "User", "orgs": orgs, "auth": auth})
+
+    def _kind_of(self, name: str) -> str:
+        return "model" if "/" in name else "org" if name in self.orgs else "user"
+
+    def _auth_check(self, request: Request, at: Mapping[str, str]) -> Reply:
+        if not self.has_auth_check:
+            raise Refusal(404, "Sorry, we can't find the page you are looking for.")
+        self._find(request, at, writes="write" in at)
+        return Reply(200, b"OK")
 
     def _validate_card(self, request: Request, at: Mapping[str, str]) -> Reply:
         try:
@@ -339,10 +373,13 @@ class HubServer:
         return Reply.of({"errors": [], "warnings": []})
 
     def _create(self, request: Request, at: Mapping[str, str]) -> Reply:
-        self._role(request, writes=True)
-        asked = json.loads(request.body)
+        token, asked = self._token(request), json.loads(request.body)
         kind: Kind = "dataset" if asked.get("type") == "dataset" else "model"
-        repo_id = f"{asked.get('organization') or 'user'}/{asked['name']}"
+        owner = asked.get("organization") or self.user
+        if not self._may_write(token, f"{owner}/"):
+            why = f'You don\'t have the rights to create a {kind} under the namespace "{owner}"'
+            raise Refusal(403 if token else 401, why)
+        repo_id = f"{owner}/{asked['name']}"
         exists = (kind, repo_id) in self._repos
         if not exists:
             attributes = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in sorted(LFS_SUFFIXES))
@@ -489,6 +526,7 @@ PAGES: list[tuple[str, str, Callable[[HubServer, Request, Mapping[str, str]], Re
     ("POST", "/api/validate-yaml", HubServer._validate_card),
     ("POST", "/api/repos/create", HubServer._create),
     ("GET", f"{API}(/revision{REVISION})?", HubServer._info),
+    ("GET", f"{API}/auth-check(?P<write>/write)?", HubServer._auth_check),
     ("GET", f"{API}/refs", HubServer._refs),
     ("GET", f"{API}/tree{REVISION}(/(?P<path>.+))?", HubServer._tree),
     ("POST", f"{API}/paths-info{REVISION}", HubServer._paths_info),

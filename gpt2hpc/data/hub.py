@@ -6,6 +6,7 @@ The client library is imported only when the Hub is needed. It compares sizes; t
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import shutil
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
 
 from gpt2hpc import durable
-from gpt2hpc.data.patience import WrongBytesError, asked
+from gpt2hpc.data.patience import STAGE, WrongBytesError, asked
 from gpt2hpc.data.shards import sha256_of
 from gpt2hpc.errors import DataError
 
@@ -55,13 +56,40 @@ class HubFile:
     sha256: str | None = None
     blob_id: str | None = None
 
+    def is_same_as(self, other: HubFile) -> bool:
+        """Whether size and contents are equal, by what is known of both."""
+        if self.sha256 and other.sha256:
+            return (self.bytes, self.sha256) == (other.bytes, other.sha256)
+        return self.blob_id is not None and (self.bytes, self.blob_id) == (other.bytes, other.blob_id)
+
+
+LARGEST_ORDINARY = 10 * 2**20
+"""Bytes; what is larger is in large-file storage, with a sha256."""
+
+
+def file_here(path: Path, sha256: str | None = None) -> HubFile:
+    """A file of this disk as the Hub describes it; its `sha256` is taken on trust, if given."""
+    size = path.stat().st_size
+    return HubFile(path.name, size, sha256 or sha256_of(path), _blob_id(path) if size <= LARGEST_ORDINARY else None)
+
+
+def _blob_id(path: Path) -> str:
+    """Git's id of a file's contents."""
+    contents = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(contents) + contents).hexdigest()
+
 
 def is_remote(where: str) -> bool:
     return where.startswith(SCHEME)
 
 
+def is_name(text: str) -> bool:
+    """Whether it is `USER/NAME`, and nothing more."""
+    return _NAME.fullmatch(text) is not None
+
+
 def looks_like_dataset(text: str) -> bool:
-    return is_remote(text) or _NAME.fullmatch(text) is not None
+    return is_remote(text) or is_name(text)
 
 
 def parse(text: str, revision: str | None = None) -> Repository:
@@ -94,10 +122,11 @@ def listing(dataset: Repository) -> list[HubFile]:
             api.list_repo_tree(dataset.repo, recursive=True, revision=dataset.revision, repo_type=dataset.kind)
         ),
     )
-    return sorted((_hub_file(each) for each in tree if hasattr(each, "size")), key=lambda file: file.path)
+    return sorted((described(each) for each in tree if hasattr(each, "size")), key=lambda file: file.path)
 
 
-def _hub_file(entry: Any) -> HubFile:
+def described(entry: Any) -> HubFile:
+    """A file of a listing, as the client gives it."""
     return HubFile(entry.path, entry.size, entry.lfs.sha256 if entry.lfs else None, entry.blob_id)
 
 
@@ -140,7 +169,16 @@ def _hashed(dataset: Repository, file: HubFile) -> HubFile:
 # Contents -----------------------------------------------------------------------------------------------------------
 
 
-def fetch(dataset: Repository, path: str, target: Path, *, size: int | None = None, sha256: str | None = None) -> None:
+def fetch(
+    dataset: Repository,
+    path: str,
+    target: Path,
+    *,
+    size: int | None = None,
+    sha256: str | None = None,
+    blob_id: str | None = None,
+    elsewhere: str = STAGE,
+) -> None:
     """Download a file to `target`, which is there whole and verified, or not at all.
 
     No locks (they do nothing on Lustre): each caller downloads beside, and renames; two of them do no harm. A dropped
@@ -162,13 +200,15 @@ def fetch(dataset: Repository, path: str, target: Path, *, size: int | None = No
                 raise WrongBytesError(f"{found.stat().st_size} bytes came instead of {size}")
             if sha256 is not None and (digest := sha256_of(found)) != sha256:
                 raise WrongBytesError(f"what came has sha256 {digest[:12]}… instead of {sha256[:12]}…")
+            if blob_id is not None and _blob_id(found) != blob_id:
+                raise WrongBytesError(f"what came is not what git calls {blob_id[:12]}…")
             with found.open("rb") as file:
                 os.fsync(file.fileno())
             found.replace(target)
         durable.fsync_dir(target.parent)
 
     with quiet():
-        asked(dataset, attempt, what=path)
+        asked(dataset, attempt, what=path, elsewhere=elsewhere)
 
 
 @contextlib.contextmanager

@@ -21,14 +21,27 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 120.0
 T = TypeVar("T")
 
 
+STAGE = "fetch it with `gpt2hpc stage`"
+
+
 class WrongBytesError(Exception):
     """A download that is not what the repository says it is."""
 
 
-def asked(about: object, question: Callable[[HfApi], T], *, what: str = "") -> T:
+class HubDownError(DataError):
+    """The Hub was not reached, or failed for as long as it was asked; later it may answer."""
+
+
+def asked(about: object, question: Callable[[HfApi], T], *, what: str = "", elsewhere: str = STAGE) -> T:
     """The Hub's answer; a failure that may pass is followed by another try, at most TRIES in all.
 
-    Raises DataError for one that will not pass, or did not.
+    Args:
+        about: What the question is about, for messages.
+        question: Asked with a client, as often as it takes.
+        what: A file of it.
+        elsewhere: What to do instead where there is a network, for messages.
+
+    Raises DataError for a failure that will not pass, HubDownError for one that did not.
     """
     from huggingface_hub import HfApi, errors, is_offline_mode
 
@@ -49,45 +62,53 @@ def asked(about: object, question: Callable[[HfApi], T], *, what: str = "") -> T
         except errors.RevisionNotFoundError:
             mend = "has no such revision (any more): name a commit, branch or tag"
         except errors.LocalEntryNotFoundError as error:  # what a download makes of any failure of its first request
-            mend = _wait(error.__cause__ or error, left, name) if not is_offline_mode() else OFFLINE
+            if is_offline_mode():
+                raise HubDownError(f"{name} {OFFLINE}: {elsewhere} where there is a network") from None
+            mend = _wait(error.__cause__ or error, left, name, elsewhere)
         except errors.EntryNotFoundError:
             mend = "is not in the repository: check the path"
         except errors.OfflineModeIsEnabled:
-            mend = OFFLINE
+            raise HubDownError(f"{name} {OFFLINE}: {elsewhere} where there is a network") from None
         except (*passing, ConnectionError, TimeoutError, WrongBytesError) as error:
-            mend = _wait(error, left, name)
+            mend = _wait(error, left, name, elsewhere)
         except RuntimeError as error:  # of Xet storage, or of an upload, with what was the matter as its cause
-            mend = _wait(error.__cause__ or error, left, name)
+            mend = _wait(error.__cause__ or error, left, name, elsewhere)
         except OSError as error:
             if (
                 type(error).__module__.partition(".")[0] != "hf_xet"
             ):  # whose errors pose as missing files and permissions
                 raise
-            mend = _wait(error, left, name)
+            mend = _wait(error, left, name, elsewhere)
         if mend:
             raise DataError(f"{name} {mend}")
     raise AssertionError("unreachable: without a try left there is a mend")
 
 
-OFFLINE = "is not here, and HF_HUB_OFFLINE is set: fetch it with `gpt2hpc stage` where there is a network"
+OFFLINE = "is out of reach, for HF_HUB_OFFLINE is set"
 
 
-def _wait(error: BaseException, left: int, name: str) -> str:
+def _wait(error: BaseException, left: int, name: str, elsewhere: str) -> str:
     """Wait as long as the Hub asks for, or longer each time and at random, so that many tasks do not come back at once.
 
-    Returns, at once, what to tell the user if there shall be no further try.
+    Returns, at once, what to tell the user if there shall be no further try; HubDownError if that is for lack of tries.
     """
     response = getattr(error, "response", None)
     status: int | None = getattr(response, "status_code", None)
     if status in (401, 403):
-        return f"is refused by the Hub ({status}): log in with `hf auth login`, with a token that may do this"
+        why = f": {told}" if (told := getattr(error, "server_message", None)) else ""
+        return f"is refused by the Hub ({status}){why}; log in with `hf auth login`, with a token that may do this"
     said = " ".join(str(error).split())[:300]
     if status is not None and status < 500 and status not in (408, 409, 412, 429):
         return f"cannot be had: {said}"
     if left == TRIES - 1:
-        cli.warn(f"{name}: {said}; trying again for some minutes (without a network, see `gpt2hpc stage`)")
+        cli.warn(
+            f"{name}: {said}; trying again for some minutes (where there is no network, {elsewhere} where there is one)"
+        )
     if not left:
-        return f"cannot be had: {said} ({TRIES} tries); try again later: what is complete is kept"
+        failed = f"cannot be had: {said} ({TRIES} tries); try again later: what is complete is kept"
+        if isinstance(error, WrongBytesError):
+            return failed
+        raise HubDownError(f"{name} {failed}")
     longest_s = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (TRIES - left))
     try:
         time.sleep(min(LONGEST_WAIT_S, float(response.headers["Retry-After"])) + random.uniform(0, 1))  # type: ignore[union-attr]
