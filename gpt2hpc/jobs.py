@@ -21,6 +21,7 @@ from gpt2hpc.data import catalog, hub, loader, shards, verify
 from gpt2hpc.data.manifest import Manifest
 from gpt2hpc.errors import USER_ERRORS, ConfigError, DataError, Gpt2hpcError, MissingError, as_users
 from gpt2hpc.run_dir import RunDir
+from gpt2hpc.training import hub_access
 
 if TYPE_CHECKING:
     from gpt2hpc.training.process_group import Ranks
@@ -146,7 +147,24 @@ def check_start(run: RunDir, config: Config, *, world_size: int) -> tuple[Config
     data = dataclasses.replace(config.data, dir=manifest.where, manifest_sha256=manifest.sha256)
     config = dataclasses.replace(config, data=data)
     config_io.changes(run, config)
+    _check_resume(run, config)
     return config, manifest
+
+
+def _check_resume(run: RunDir, config: Config) -> None:
+    """A run that has saved something goes on from that; to begin elsewhere is for another one."""
+    wish = config.checkpoint.resume
+    if wish != "auto" and run.has_checkpoints and run.config.exists() and stored_config(run).checkpoint.resume != wish:
+        raise ConfigError(
+            f"--resume={wish}, but {run.path} has checkpoints of its own, from which it goes on; drop --resume, or choose another "
+            "--run-dir to begin with it"
+        )
+
+
+def check_repo(config: Config) -> None:
+    """Raise MissingError where uploads would be refused. A Hub that is not reached is no error: they will wait."""
+    if config.checkpoint.repo is not None:
+        hub_access.access(config.checkpoint.repo, create=True)
 
 
 def _same_commit(run: RunDir, where: str) -> str:
@@ -188,6 +206,7 @@ def settle(run: RunDir, config: Config) -> None:
 def open_run(run: RunDir, config: Config, env: DistEnv) -> Opened:
     """Check, claim an attempt, settle the settings: rank 0's part before anything is computed."""
     config, manifest = check_start(run, config, world_size=env.world_size)
+    check_repo(config)
     run.create()
     if is_finished(run, config):
         return Opened(config, manifest, None)
@@ -250,6 +269,7 @@ def _run_attempt(opened: Opened, run: RunDir, ranks: Ranks, signals: SignalFlag)
     if ranks.is_first:
         _close(ledger, run, trainer.attempt, stop, trainer.step)
         say(_closing_line(run, stop, trainer.step))
+    ranks.first_works(lambda: trainer.end_uploads(stop))
     ranks.barrier()  # so that no rank ends while another still works: the first exit ends the job
     trainer.store.remove()
 
