@@ -259,17 +259,16 @@ def _run_attempt(opened: Opened, run: RunDir, ranks: Ranks, signals: SignalFlag)
         error = caught if isinstance(caught, Gpt2hpcError) else as_users(caught)
         if ranks.is_first and not ledger.superseded(attempt):
             step = trainer.step if trainer else 0
-            attempt = trainer.attempt if trainer else attempt
             with contextlib.suppress(OSError):  # a full disk; the exit code tells as well
                 ledger.close(attempt, _outcome(attempt, Cause.ERROR, step, error.exit_code, error.line))
         raise error from caught
     finally:
         if trainer:
-            trainer.saver.abandon()
+            trainer.saves.abandon()
     if ranks.is_first:
-        _close(ledger, run, trainer.attempt, stop, trainer.step)
+        _close(ledger, run, attempt, stop, trainer.step)
         say(_closing_line(run, stop, trainer.step))
-    ranks.first_works(lambda: trainer.end_uploads(stop))
+    ranks.first_works(lambda: trainer.saves.end_uploads(wait=not stop))
     ranks.barrier()  # so that no rank ends while another still works: the first exit ends the job
     trainer.store.remove()
 

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from gpt2hpc import durable
 from gpt2hpc.cluster import liveness
@@ -158,15 +159,17 @@ class Ledger:
         self.fence(attempt)
         durable.publish_json(self._path(attempt.number), dataclasses.asdict(attempt))
 
+    def note(self, attempt: Attempt, **facts: Any) -> None:
+        """Change some facts of the attempt's record, and leave the others as they are."""
+        newest = next((each for each in self.attempts() if each.number == attempt.number), attempt)
+        self.update(dataclasses.replace(newest, **facts))
+
     def close(self, attempt: Attempt, outcome: Outcome) -> None:
         """Write the outcome, then the attempt's end."""
         self.fence(attempt)
         durable.publish_json(self._run.outcome, dataclasses.asdict(outcome))
-        self.update(
-            dataclasses.replace(
-                attempt, cause=str(outcome.cause), last_step=outcome.step, exit_code=outcome.exit_code, ended=utc_now()
-            )
-        )
+        end = {"last_step": outcome.step, "exit_code": outcome.exit_code, "ended": utc_now()}
+        self.note(attempt, cause=str(outcome.cause), **end)
 
     def outcome(self) -> Outcome | None:
         """The last one written; None where there is none, or what there is cannot be read."""

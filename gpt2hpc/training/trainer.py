@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import os
 import platform
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, cast
@@ -26,20 +25,16 @@ from gpt2hpc.data.shards import Tokens
 from gpt2hpc.data.store import open_store
 from gpt2hpc.model.gpt import GPT
 from gpt2hpc.run_dir import RunDir
-from gpt2hpc.training import checkpoint, initial, metrics, precision, resume, state, uploads
+from gpt2hpc.training import checkpoint, initial, metrics, precision, resume, state
 from gpt2hpc.training.batches import to_device, trace
 from gpt2hpc.training.checkpoint import Checkpoint
 from gpt2hpc.training.metrics import MetricsLog
 from gpt2hpc.training.optimizer import learning_rate, new_optimizer
 from gpt2hpc.training.process_group import Ranks
 from gpt2hpc.training.progress import Progress
-from gpt2hpc.training.saver import Order, Saver
+from gpt2hpc.training.saves import Saves
 from gpt2hpc.training.stop import Agreement, Clock, Consensus, StopFile
-from gpt2hpc.training.uploader import Uploader
 from gpt2hpc.training.validation import validation_loss
-
-END_S = 20.0
-"""Of a job, in which its last process ends in order."""
 
 Say = Callable[[str], None]
 
@@ -75,12 +70,8 @@ class Trainer:
         self.config, self.run_dir, self.ranks, self.say = config, run, ranks, say
         self.ledger, self.attempt, self.run_started, self.signals = ledger, attempt, run_started, signals
         self.step = self.consumed = 0
-        self._saved_step: int | None = None
-        self._resumed_from: Checkpoint | None = None
-        self.saver = Saver(ranks, attempt=attempt.number, fence=lambda: ledger.fence(attempt))
-        repo = config.checkpoint.repo
-        self.uploader = Uploader(run, repo, say) if repo is not None and ranks.is_first else None
         self._build(manifest)
+        self.saves = Saves(run, config, ranks=ranks, ledger=ledger, attempt=attempt, clock=self.clock, say=say)
 
     def _build(self, manifest: Manifest) -> None:
         config, device = self.config, self.ranks.device
@@ -143,8 +134,7 @@ class Trainer:
         self._first_step = self.step
         self.progress = Progress(self.config, self.ranks, self.log, step=self.step)
         if self.ranks.is_first:
-            self.attempt = dataclasses.replace(self.attempt, first_step=self.step, saved_step=self.step)
-            self.ledger.update(self.attempt)
+            self.ledger.note(self.attempt, first_step=self.step, saved_step=self.step)
 
     def _described(self) -> str:
         """What is about to run, for the log."""
@@ -160,6 +150,7 @@ class Trainer:
     def _resume(self) -> state.RankState:
         """Load what there is to go on from, if anything; returns the random generators to begin with."""
         found = self.ranks.first_works(self._find)
+        self.saves.resumed(found, started=self.run_started)
         if found is None:
             self._initialize()
             state.seed_rank(self.config.train.seed, self.ranks.rank, 0)
@@ -190,9 +181,6 @@ class Trainer:
         if facts["measured"]:
             self.clock.remember(facts["measured"])
         self.step, self.consumed = facts["step"], facts["data"]["samples_consumed"]
-        self._resumed_from = found
-        if found.path.parent == self.run_dir.checkpoints:
-            self._saved_step, self.run_started = self.step, found.started  # it may have begun on another cluster
         same = facts["world_size"] == self.ranks.world_size
         self.say(
             f"resuming at step {self.step} from {found.path.name}"
@@ -239,7 +227,7 @@ class Trainer:
                 agreed = self._one_step(stream)
         self.consensus.settle()
         diverged = agreed.stop is Stop.DIVERGED or not self.save()
-        self.settle()
+        self.saves.settle(self.log)
         if diverged:
             return Stop.DIVERGED
         if self.step < steps:
@@ -252,15 +240,15 @@ class Trainer:
         train = self.config.train
         loss, norm = self.optimizer_step(stream)
         if self.step == self._first_step:
-            self.saver.prepare(state.state_tensors(self.model, self.optimizer))
+            self.saves.prepare(state.state_tensors(self.model, self.optimizer))
         self.step += 1
         self.consumed += self.loader.part.samples_per_step
         self.progress.add(self.step, loss, norm)
-        self._report_save()
+        self.saves.report(self.log)
         asks = self.ranks.is_first and self.clock.asks_to_save()
-        agreed = self.consensus.exchange(self._wish(), save=asks, failed=self.saver.has_failed)
+        agreed = self.consensus.exchange(self._wish(), save=asks, failed=self.saves.has_failed)
         if agreed.failed:
-            self.saver.wait()  # raises it on every rank
+            self.saves.settle(self.log)  # raises it on every rank
         if agreed.stop is Stop.NO and self.step < train.steps:
             self._validate_if_due()  # a stop leaves it to the next attempt, and the end saves first
         every = self.config.checkpoint.every_steps
@@ -303,7 +291,7 @@ class Trainer:
     def _wish(self) -> Stop:
         wish = self.signals.stop
         if self.ranks.is_first:
-            if self.clock.is_end_near(self.progress.step_s, is_saving=self.saver.is_saving):
+            if self.clock.is_end_near(self.progress.step_s, is_saving=self.saves.is_under_way):
                 wish = max(wish, Stop.TIME_LIMIT)
             if self.stop_file.is_there():
                 wish = max(wish, Stop.STOPPED)
@@ -333,53 +321,12 @@ class Trainer:
         self.progress.flush()
         if self._is_broken():
             return False
-        if self._saved_step == self.step:
+        if self.saves.step == self.step:
             return True
-        self.settle()
-        name = checkpoint.name(started=self.run_started, tag=self.config.model.tag, step=self.step)
-        order = Order(
-            self.run_dir.checkpoints / name,
-            state.rank_state(self.ranks.device),
-            self._facts(),
-            texts=self.log.put_on_disk(self.step),
-            published=self._published,
-        )
-        self.clock.begins_to_save()
-        self.saver.begin(state.state_tensors(self.model, self.optimizer), order)
-        self._saved_step = self.step
+        tensors, rank_state = state.state_tensors(self.model, self.optimizer), state.rank_state(self.ranks.device)
+        self.saves.begin(self.step, tensors, rank_state, self._facts(), self.log)
         self.progress.restart_clock(self.step)
         return True
-
-    def _published(self, saved: Checkpoint) -> None:
-        """A checkpoint is there: on rank 0, beside the steps."""
-        self.attempt = dataclasses.replace(self.attempt, saved_step=saved.step)
-        self.ledger.update(self.attempt)
-        keep = {self._resumed_from.path} if self._resumed_from else set()
-        keep |= uploads.leased(self.run_dir)
-        checkpoint.prune(self.run_dir.checkpoints, saved_step=saved.step, config=self.config.checkpoint, keep=keep)
-        shutil.rmtree(self.run_dir.fetched, ignore_errors=True)
-        if self.uploader is not None:
-            self.uploader.published()
-
-    def end_uploads(self, stop: Stop) -> None:
-        """Upload what waits, on rank 0; at a stop that is left to the next attempt."""
-        if self.uploader is not None:
-            wait_s, end = self.config.checkpoint.upload_wait_s, self.ranks.env.job_end
-            if end is not None:
-                wait_s = min(wait_s, end - time.time() - END_S)
-            self.uploader.close(0.0 if stop else max(0.0, wait_s))
-
-    def settle(self) -> None:
-        """Wait for the save under way; raises what went wrong with it, on every rank."""
-        self.saver.wait()
-        self._report_save()
-
-    def _report_save(self) -> None:
-        if saved := self.saver.finished():
-            self.clock.saved(saved.seconds)
-            step = saved.checkpoint.step
-            self.log.save(step, seconds=saved.seconds, stall_s=saved.stall_s, size=saved.bytes)
-            self.say(str(saved))
 
     def _is_broken(self) -> bool:
         flag = self._broken.to(torch.int32).cpu()
