@@ -22,6 +22,7 @@ VERBS = {
     "train": "train here and now, one process per GPU",
     "status": "what the runs are doing",
     "sample": "write text with a trained model",
+    "export": "a checkpoint as a model of transformers, and to the Hub",
 }
 
 

@@ -178,6 +178,17 @@ def to_config(config: ModelConfig, *, end_of_text: int | None) -> GPT2Config:
     return GPT2Config(architectures=["GPT2LMHeadModel"], **facts)
 
 
+def write(directory: Path, config: ModelConfig, weights: Mapping[str, Tensor], *, end_of_text: int | None) -> None:
+    """Write config.json, generation_config.json and model.safetensors, as GPT2LMHeadModel's save_pretrained does."""
+    from safetensors.torch import save_file
+    from transformers import GenerationConfig
+
+    theirs = to_config(config, end_of_text=end_of_text)
+    theirs.save_pretrained(directory)
+    GenerationConfig.from_model_config(theirs).save_pretrained(directory)
+    save_file(to_state_dict(weights, config), directory / "model.safetensors", metadata={"format": "pt"})
+
+
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Without bars and remarks on standard error: what is wrong is said as an error of ours."""

@@ -126,8 +126,9 @@ def _loaded(path: Path) -> Any:
 
 def _said(error: Exception) -> str:
     """The reason, without torch's advice to trust the file."""
-    said = " ".join(str(error).split())
-    return (said.partition("WeightsUnpickler error: ")[2] or said).partition(" Check the documentation")[0][:200]
+    lines = str(error).partition("Check the documentation")[0].split("\n")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), type(error).__name__)
+    return last.rpartition("WeightsUnpickler error: ")[2][:200]
 
 
 def _known_globals() -> dict[str, Any]:

@@ -27,6 +27,7 @@ LAYERS = (
         "train",
         "status",
         "sample",
+        "export",
     },
     {"__main__"},
 )
