@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gpt2hpc.config import ModelConfig
 from gpt2hpc.data.tokenizer import VOCAB_SIZE
-from gpt2hpc.errors import ConfigError, DataError
+from gpt2hpc.errors import ConfigError, DataError, MissingError
 from gpt2hpc.training.checkpoint import Tensors
 
 SUFFIXES = (".pt", ".pth")
@@ -106,6 +106,8 @@ def _loaded(path: Path) -> Any:
             pass
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); name a .pt file") from None
+    if not hasattr(torch.serialization, "get_unsafe_globals_in_checkpoint"):
+        raise MissingError(f"torch {torch.__version__} cannot read {path} safely: pip install 'torch>=2.6'")
     try:
         allowed, strangers = _known_globals(), torch.serialization.get_unsafe_globals_in_checkpoint(path)
         for name in strangers:
