@@ -144,9 +144,9 @@ def _weights(directory: Path, source: str, config: ModelConfig) -> dict[str, Ten
 
 
 def from_state_dict(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Parameters by our names, in fp32; the head is the embedding, and masks are no weights."""
+    """Parameters by our names, in fp32, as views where they are; the head is the embedding, and masks are no weights."""
     return {
-        (name := key.removeprefix(_PREFIX)): (tensor.t() if name.endswith(_TRANSPOSED) else tensor).float().contiguous()
+        (name := key.removeprefix(_PREFIX)): (tensor.t() if name.endswith(_TRANSPOSED) else tensor).float()
         for key, tensor in theirs.items()
         if key != "lm_head.weight" and not key.endswith((".attn.bias", ".attn.masked_bias"))
     }
