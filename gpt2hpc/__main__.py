@@ -24,6 +24,7 @@ VERBS = {
     "status": "what the runs are doing",
     "doctor": "is there what a training will need?",
     "sample": "write text with a trained model",
+    "export": "a checkpoint as a model of transformers, and to the Hub",
 }
 
 

@@ -8,22 +8,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from gpt2hpc import __version__, cli
-from gpt2hpc.data import catalog, hub, manifest, verify
+from gpt2hpc.data import catalog, hub, hub_commit, manifest, verify
 from gpt2hpc.data.hub import Repository
+from gpt2hpc.data.hub_commit import CARD
 from gpt2hpc.data.manifest import Manifest
-from gpt2hpc.data.patience import asked
 from gpt2hpc.data.shards import SPLITS, Shard
 from gpt2hpc.errors import DataError, UsageError
 
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
-
-CARD = "README.md"
 SHARDS_A_COMMIT, MOST_COMMITS = 8, 50
 SHARDS_ON_CARD = 1000
 
@@ -66,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
 
 def push(data: Manifest, where: Repository, card: str, *, private: bool) -> None:
     """Upload what the repository lacks, then compare every file's hash with the Hub's."""
-    asked(where, lambda api: api.create_repo(where.repo, repo_type="dataset", private=private, exist_ok=True))
+    hub_commit.create(where, private=private)
     there = {file.path: file for file in hub.listing(where)}
     if manifest.NAME in there:
         with hub.fetched(where, manifest.NAME) as path:
@@ -82,15 +77,15 @@ def push(data: Manifest, where: Repository, card: str, *, private: bool) -> None
     size = max(SHARDS_A_COMMIT, -(-len(lacking) // MOST_COMMITS))
     for group in (lacking[at : at + size] for at in range(0, len(lacking), size)):
         names = [shard.file for shard in group]
-        _commit(where, {name: Path(data.where) / name for name in names}, f"Shards {names[0]} to {names[-1]}")
+        hub_commit.commit(where, {name: Path(data.where) / name for name in names}, f"Shards {names[0]} to {names[-1]}")
         done += len(group)
         cli.say(f"{done / len(lacking):4.0%}  {done}/{len(lacking)} shards")
     last: dict[str, Path | bytes] = {manifest.NAME: Path(data.where) / manifest.NAME}
-    if _may_write_card(where, there):
+    if hub_commit.may_write_card(where, there):
         last = {CARD: card.encode(), **last}
     else:
         cli.warn(f"{where} has a {CARD} of its own, which is left alone")
-    _commit(where, last, "Data card and manifest")
+    hub_commit.commit(where, last, "Data card and manifest")
     uploaded = hub.pinned(where)
     there = {file.path: file for file in hub.listing(uploaded)}
     wrong = [shard.file for shard in data.shards if not _is_there(data, shard, there.get(shard.file))]
@@ -100,30 +95,7 @@ def push(data: Manifest, where: Repository, card: str, *, private: bool) -> None
 
 
 def _is_there(data: Manifest, shard: Shard, file: hub.HubFile | None) -> bool:
-    """By the sha256 of large-file storage, or by git's id of what a repository keeps as an ordinary file."""
-    if file is None or file.sha256 is not None:
-        return file is not None and (file.bytes, file.sha256) == (shard.bytes, shard.sha256)
-    return file.bytes == shard.bytes and hub.file_here(Path(data.where) / shard.file, shard.sha256).is_same_as(file)
-
-
-def _may_write_card(where: Repository, there: Mapping[str, hub.HubFile]) -> bool:
-    """Whether there is no data card, or one of ours."""
-    if CARD not in there:
-        return True
-    with hub.fetched(where, CARD) as path:
-        return "made by gpt2hpc" in path.read_text(encoding="utf-8", errors="replace")
-
-
-def _commit(where: Repository, files: dict[str, Path | bytes], message: str) -> None:
-    """One commit; the client uploads the contents first, and skips those that the Hub has."""
-    from huggingface_hub import CommitOperationAdd
-
-    def attempt(api: HfApi) -> None:
-        operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=file) for name, file in files.items()]
-        api.create_commit(where.repo, operations, commit_message=message, repo_type="dataset")
-
-    with hub.quiet():
-        asked(where, attempt)
+    return hub_commit.is_same(file, Path(data.where) / shard.file, sha256=shard.sha256)
 
 
 def data_card(data: Manifest, repo: str, licence: str | None) -> str:

@@ -31,7 +31,7 @@ def generate(
     model.eval()
     for _ in range(max_tokens):
         context = torch.tensor([tokens[-model.config.block_size :]], device=device)
-        logits = model(context)[0, -1].float().cpu()
+        logits = model(context)[0, -1, : model.config.vocab_size].float().cpu()  # padding shall not change the draw
         token = int(logits.argmax()) if temperature == 0 else _draw(logits / temperature, top_k, source)
         if token == stop:
             return

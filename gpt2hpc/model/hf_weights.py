@@ -144,9 +144,9 @@ def _weights(directory: Path, source: str, config: ModelConfig) -> dict[str, Ten
 
 
 def from_state_dict(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Parameters by our names, in fp32; the head is the embedding, and masks are no weights."""
+    """Parameters by our names, in fp32, as views where they are; the head is the embedding, and masks are no weights."""
     return {
-        (name := key.removeprefix(_PREFIX)): (tensor.t() if name.endswith(_TRANSPOSED) else tensor).float().contiguous()
+        (name := key.removeprefix(_PREFIX)): (tensor.t() if name.endswith(_TRANSPOSED) else tensor).float()
         for key, tensor in theirs.items()
         if key != "lm_head.weight" and not key.endswith((".attn.bias", ".attn.masked_bias"))
     }
@@ -176,6 +176,17 @@ def to_config(config: ModelConfig, *, end_of_text: int | None) -> GPT2Config:
         **dict.fromkeys(("bos_token_id", "eos_token_id"), end_of_text),
     }
     return GPT2Config(architectures=["GPT2LMHeadModel"], **facts)
+
+
+def write(directory: Path, config: ModelConfig, weights: Mapping[str, Tensor], *, end_of_text: int | None) -> None:
+    """Write config.json, generation_config.json and model.safetensors, as GPT2LMHeadModel's save_pretrained does."""
+    from safetensors.torch import save_file
+    from transformers import GenerationConfig
+
+    theirs = to_config(config, end_of_text=end_of_text)
+    theirs.save_pretrained(directory)
+    GenerationConfig.from_model_config(theirs).save_pretrained(directory)
+    save_file(to_state_dict(weights, config), directory / "model.safetensors", metadata={"format": "pt"})
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gpt2hpc.config import ModelConfig
 from gpt2hpc.data.tokenizer import VOCAB_SIZE
-from gpt2hpc.errors import ConfigError, DataError
+from gpt2hpc.errors import ConfigError, DataError, MissingError
 
 SUFFIXES = (".pt", ".pth")
 PADDED_TO = 128
@@ -105,6 +105,8 @@ def _loaded(path: Path) -> Any:
             pass
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); name a .pt file") from None
+    if not hasattr(torch.serialization, "get_unsafe_globals_in_checkpoint"):
+        raise MissingError(f"torch {torch.__version__} cannot read {path} safely: pip install 'torch>=2.6'")
     try:
         allowed, strangers = _known_globals(), torch.serialization.get_unsafe_globals_in_checkpoint(path)
         for name in strangers:
@@ -125,8 +127,9 @@ def _loaded(path: Path) -> Any:
 
 def _said(error: Exception) -> str:
     """The reason, without torch's advice to trust the file."""
-    said = " ".join(str(error).split())
-    return (said.partition("WeightsUnpickler error: ")[2] or said).partition(" Check the documentation")[0][:200]
+    lines = str(error).partition("Check the documentation")[0].split("\n")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), type(error).__name__)
+    return last.rpartition("WeightsUnpickler error: ")[2][:200]
 
 
 def _known_globals() -> dict[str, Any]:

@@ -11,7 +11,8 @@ from gpt2hpc import config_io
 from gpt2hpc.__main__ import VERBS
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/exit-codes.md", "docs/slurm.md", "docs/data.md"]
+PAGES = ("exit-codes", "slurm", "data", "weights")
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *(f"docs/{page}.md" for page in PAGES)]
 
 
 def files() -> list[Path]:

@@ -29,6 +29,7 @@ LAYERS = (
         "status",
         "doctor",
         "sample",
+        "export",
     },
     {"__main__"},
 )
