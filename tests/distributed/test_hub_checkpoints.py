@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -17,6 +18,8 @@ from typing import Any
 import pytest
 
 from gpt2hpc import config_io
+from gpt2hpc.cluster.dist_env import DistEnv
+from gpt2hpc.cluster.ledger import Ledger
 from gpt2hpc.run_dir import RunDir
 from gpt2hpc.training import checkpoint, uploads
 from gpt2hpc.training.checkpoint import Checkpoint
@@ -46,8 +49,6 @@ def run(tmp_path: Path) -> RunDir:
 
 
 def store(run: RunDir, **settings: Any) -> None:
-    import dataclasses
-
     config = tiny.config("data")
     chosen = {"repo": REPO, "keep_last": 2, **settings}
     config = dataclasses.replace(config, checkpoint=dataclasses.replace(config.checkpoint, **chosen))
@@ -186,14 +187,12 @@ def test_a_killed_sync_goes_on_where_it_was(hub: HubServer, run: RunDir) -> None
     assert [line for line in hub.requests if line.startswith("PUT")] == []
 
 
-def test_a_server_that_is_away_loses_nothing(run: RunDir) -> None:
+def test_a_server_that_is_away_loses_nothing(hub: HubServer, run: RunDir) -> None:
     """The queue stays, quickly; when the server is back, what is still there goes up, in whichever order it was made."""
     for step in (3, 6):
         write_checkpoint(run, step)
-    with serving() as away:
-        pass
     began = time.monotonic()
-    said = sync(away, run, code=6)
+    said = sync(hub, run, code=6, HF_ENDPOINT="http://127.0.0.1:9")
     assert time.monotonic() - began < 15
     assert "the Hub is not reached" in said.splitlines()[-1]
     assert "the same command uploads it" in said.splitlines()[-1]
@@ -202,9 +201,8 @@ def test_a_server_that_is_away_loses_nothing(run: RunDir) -> None:
     shown = json.loads(gpt2hpc("status", run.path, "--json").stdout)[0]["uploads"]
     assert (shown["waiting"], shown["uploaded_step"]) == (2, None)
     assert "the Hub is not reached" in shown["error"]
-    with serving() as hub:
-        sync(hub, run)
-        assert steps(on_hub(hub)) == [6, 9]
+    sync(hub, run)
+    assert steps(on_hub(hub)) == [6, 9]
     shown = json.loads(gpt2hpc("status", run.path, "--json").stdout)[0]["uploads"]
     assert shown == {"repo": REPO, "waiting": 0, "uploaded_step": 9, "behind": None, "error": None}
     write_checkpoint(run, 12)
@@ -344,9 +342,6 @@ def test_an_interrupted_pull_goes_on(hub: HubServer, pushed: dict[int, Checkpoin
 
 
 def test_a_run_that_is_alive_is_not_pulled_into(hub: HubServer, pushed: dict[int, Checkpoint], run: RunDir) -> None:
-    from gpt2hpc.cluster.dist_env import DistEnv
-    from gpt2hpc.cluster.ledger import Ledger
-
     Ledger(run).claim(DistEnv.from_env({}))
     assert "is in use by attempt 1" in sync(hub, run, "--pull", code=9)
     assert hub.requests == []
@@ -505,7 +500,7 @@ def train(hub: HubServer, run: RunDir, *, wait_s: float, step_s: float = 0.0, to
 def test_uploads_run_beside_the_training(hub: HubServer, run: RunDir) -> None:
     hub.faults.slow("POST .*/commit/", 1, seconds=2)
     assert train(hub, run, wait_s=60) == []
-    assert steps(on_hub(hub)) == [6, 9] or steps(on_hub(hub)) == [3, 6, 9]
+    assert {6, 9} <= set(steps(on_hub(hub))), "two are kept, and 3 if it came last"
     assert uploads.waiting(run, REPO) == []
     assert "nothing waits any more" in (run.uploads / uploads.LOG).read_text()
 

@@ -11,7 +11,15 @@ from gpt2hpc import config_io
 from gpt2hpc.__main__ import VERBS
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/exit-codes.md", "docs/slurm.md", "docs/data.md"]
+DOCUMENTS = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "docs/exit-codes.md",
+    "docs/slurm.md",
+    "docs/data.md",
+    "docs/hub.md",
+]
 
 
 def files() -> list[Path]:
