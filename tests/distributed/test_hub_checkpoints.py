@@ -154,6 +154,42 @@ def test_a_commit_by_someone_else_meanwhile_is_kept(hub: HubServer, run: RunDir)
     assert on_hub(hub) == {made.path.name: here(made)}
     titles = [commit.title for commit in hub.repo(REPO, kind="model").commits]
     assert titles[1:] == ["a change by someone else", f"Step 3: {made.path.name}"]
+    assert len([line for line in hub.requests if "/commit/" in line]) == 2, "refused once, and looked again"
+
+
+def test_what_did_not_arrive_as_it_is_goes_again(hub: HubServer, run: RunDir) -> None:
+    """The Hub's hashes are compared after the commit, not before only."""
+    made = write_checkpoint(run, 3)
+    hub.add_repo(REPO, {}, kind="model")
+    hub.faults.slow(f"GET /api/models/{REPO}$", 2, seconds=3)
+    with started(hub, run) as process:
+        wait_for(lambda: len(hub.repo(REPO, kind="model").commits) == 2)
+        hub.commit(REPO, {f"checkpoints/{made.path.name}/metrics.jsonl": b"other"}, kind="model")
+        assert process.wait(60) == 0
+    assert hub.faults.unspent() == []
+    assert on_hub(hub) == {made.path.name: here(made)}
+
+
+def test_another_checkpoint_by_the_same_name_replaces_it(hub: HubServer, run: RunDir) -> None:
+    """A damaged one was skipped, say, and the step trained again on another machine."""
+    made = write_checkpoint(run, 3)
+    files = {f"checkpoints/{made.path.name}/{name}": data for name, data in here(made).items()}
+    hub.add_repo(REPO, {**files, f"checkpoints/{made.path.name}/more.bin": b"more"}, kind="model")
+    again = write_checkpoint(run, 3, seed=1)
+    sync(hub, run)
+    assert on_hub(hub) == {made.path.name: here(again)}
+
+
+def test_a_request_that_stalls_is_given_up(hub: HubServer, run: RunDir) -> None:
+    """The client itself would wait for ever."""
+    made = write_checkpoint(run, 3)
+    hub.add_repo(REPO, {}, kind="model")
+    hub.faults.slow("POST .*/commit/", 1, seconds=100)
+    began = time.monotonic()
+    done = hasty(hub, HASTY_SYNC.replace("; sys.exit", "; sync.STALL_S = 2.0; sys.exit"), run.path)
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - began < 60
+    assert on_hub(hub) == {made.path.name: here(made)}
 
 
 def test_two_at_once_do_no_harm(hub: HubServer, run: RunDir) -> None:
@@ -517,7 +553,7 @@ def test_what_is_not_up_in_time_waits_and_is_told(hub: HubServer, run: RunDir) -
 
 
 def test_a_failing_upload_is_a_warning_once(hub: HubServer, run: RunDir) -> None:
-    said = train(hub, run, wait_s=30, step_s=4, token="hf_read")
+    said = train(hub, run, wait_s=30, step_s=2, token="hf_read")
     assert len(said) == 2
     assert said[0].startswith(f"warning: checkpoints are not uploaded: checkpoint.repo={REPO}: is a read token")
     assert "training goes on" in said[0]
@@ -526,6 +562,6 @@ def test_a_failing_upload_is_a_warning_once(hub: HubServer, run: RunDir) -> None
 
 def test_uploads_that_work_again_are_told(hub: HubServer, run: RunDir) -> None:
     hub.faults.error("GET /api/whoami-v2", 2, 502)
-    said = train(hub, run, wait_s=60, step_s=6)
+    said = train(hub, run, wait_s=60, step_s=3)
     assert [line.partition(":")[0] for line in said] == ["warning", "checkpoints are uploaded again"]
     assert uploads.waiting(run, REPO) == []
