@@ -165,6 +165,7 @@ class CheckpointConfig:
         keep_last: Checkpoints kept; at least 2, so that a damaged one has a predecessor.
         keep_every_steps: Checkpoints whose step is a multiple of it are kept for good.
         repo: Model repository on the Hugging Face Hub, as USER/NAME, to which every checkpoint is uploaded beside the training.
+        upload_wait_s: Seconds that a finished run waits for its last upload; `gpt2hpc sync` does what is left.
         resume: Where a run that has saved nothing begins: auto (the furthest checkpoint in repo, or step 0), none (step 0), the path of
             a checkpoint, of a run or of a .pt file, or hf://USER/NAME[@STEP]. A run goes on from its own checkpoints after that.
         stop_margin_s: Seconds left before the job's end, beside what a save takes, at which the run saves and stops.
@@ -175,6 +176,7 @@ class CheckpointConfig:
     keep_last: int = 3
     keep_every_steps: int | None = None
     repo: str | None = None
+    upload_wait_s: float = 600.0
     resume: str = "auto"
     stop_margin_s: float = 60.0
 
@@ -275,6 +277,7 @@ def _check_ranges(config: Config) -> None:
         "optimizer.weight_decay": optimizer.weight_decay,
         "train.seed": train.seed,
         "checkpoint.stop_margin_s": config.checkpoint.stop_margin_s,
+        "checkpoint.upload_wait_s": config.checkpoint.upload_wait_s,
         "requeue.crash_budget": config.requeue.crash_budget,
         "requeue.max_without_progress": config.requeue.max_without_progress,
         "requeue.backoff_s": config.requeue.backoff_s,

@@ -21,12 +21,10 @@ from gpt2hpc.data import catalog, hub, loader, shards, verify
 from gpt2hpc.data.manifest import Manifest
 from gpt2hpc.errors import USER_ERRORS, ConfigError, DataError, Gpt2hpcError, MissingError, as_users
 from gpt2hpc.run_dir import RunDir
+from gpt2hpc.training import hub_access
 
 if TYPE_CHECKING:
     from gpt2hpc.training.process_group import Ranks
-
-
-HASHING_ROUND_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -149,7 +147,24 @@ def check_start(run: RunDir, config: Config, *, world_size: int) -> tuple[Config
     data = dataclasses.replace(config.data, dir=manifest.where, manifest_sha256=manifest.sha256)
     config = dataclasses.replace(config, data=data)
     config_io.changes(run, config)
+    _check_resume(run, config)
     return config, manifest
+
+
+def _check_resume(run: RunDir, config: Config) -> None:
+    """A run that has saved something goes on from that; to begin elsewhere is for another one."""
+    wish = config.checkpoint.resume
+    if wish != "auto" and run.has_checkpoints and run.config.exists() and stored_config(run).checkpoint.resume != wish:
+        raise ConfigError(
+            f"--resume={wish}, but {run.path} has checkpoints of its own, from which it goes on; drop --resume, or choose another "
+            "--run-dir to begin with it"
+        )
+
+
+def check_repo(config: Config) -> None:
+    """Raise MissingError where uploads would be refused. A Hub that is not reached is no error: they will wait."""
+    if config.checkpoint.repo is not None:
+        hub_access.access(config.checkpoint.repo, create=True)
 
 
 def _same_commit(run: RunDir, where: str) -> str:
@@ -162,22 +177,14 @@ def _same_commit(run: RunDir, where: str) -> str:
 
 
 def check_shards(run: RunDir, config: Config, manifest: Manifest, ranks: Ranks) -> None:
-    """Hash, on rank 0, the shards that this run has not hashed yet; those that are copied or streamed are hashed when they come.
-
-    In rounds, between which the ranks meet: one that waited longer than a collective may take would give up.
-    """
+    """Hash, on rank 0, the shards that this run has not hashed yet; those that are copied or streamed are hashed when they come."""
     if hub.is_remote(manifest.where) or config.data.stage or not config.data.verify:
         return
-    checker = verify.Checker(manifest, run.verified) if ranks.is_first else None
-    began, left = time.monotonic(), True
-    while left:
-        with ranks.first_decides():
-            if checker is not None:
-                checker.advance(HASHING_ROUND_S)
-        left = ranks.from_first(checker is not None and bool(checker.left))
-    if checker is not None and checker.hashed:
+    began = time.monotonic()
+    hashed = ranks.first_works(lambda: verify.check(manifest, run.verified))
+    if hashed and ranks.is_first:
         seconds = time.monotonic() - began
-        cli.say(f"hashed {checker.hashed / 1e6:,.1f} MB of shards in {seconds:.1f} s: as the manifest says")
+        cli.say(f"hashed {hashed / 1e6:,.1f} MB of shards in {seconds:.1f} s: as the manifest says")
 
 
 def is_finished(run: RunDir, config: Config) -> bool:
@@ -199,6 +206,7 @@ def settle(run: RunDir, config: Config) -> None:
 def open_run(run: RunDir, config: Config, env: DistEnv) -> Opened:
     """Check, claim an attempt, settle the settings: rank 0's part before anything is computed."""
     config, manifest = check_start(run, config, world_size=env.world_size)
+    check_repo(config)
     run.create()
     if is_finished(run, config):
         return Opened(config, manifest, None)
@@ -261,6 +269,7 @@ def _run_attempt(opened: Opened, run: RunDir, ranks: Ranks, signals: SignalFlag)
     if ranks.is_first:
         _close(ledger, run, trainer.attempt, stop, trainer.step)
         say(_closing_line(run, stop, trainer.step))
+    ranks.first_works(lambda: trainer.end_uploads(stop))
     ranks.barrier()  # so that no rank ends while another still works: the first exit ends the job
     trainer.store.remove()
 

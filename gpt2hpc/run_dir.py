@@ -58,6 +58,11 @@ class RunDir:
         return self.path / "verified.json"
 
     @property
+    def fetched(self) -> Path:
+        """A checkpoint of elsewhere that the run begins with, until it has saved one of its own."""
+        return self.path / "fetched"
+
+    @property
     def uploads(self) -> Path:
         """What of the checkpoints is on the Hub, and what waits to go there."""
         return self.path / "uploads"

@@ -196,6 +196,7 @@ def _on_slurm(run: RunDir, config: Config, options: jsonargparse.Namespace) -> i
         cli.say(f"# {refused if before else _foretold(job.run, config, job.world_size)}")
         return 0
     config, _ = jobs.check_start(job.run, config, world_size=job.world_size)
+    jobs.check_repo(config)
     for line in warnings(config):
         cli.warn(line)
     if jobs.is_finished(job.run, config):

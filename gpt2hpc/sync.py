@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
         return _list(run, repo)
     _give_up_stalled_requests()
     if arguments.pull:
-        pull(run, repo, tag=config.model.tag if config else None)
+        pull(run, repo)
     else:
         _push(run, repo, config.checkpoint if config else CheckpointConfig())
     return 0
@@ -150,7 +150,7 @@ def _bytes(found: Checkpoint) -> int:
 # Down ---------------------------------------------------------------------------------------------------------------
 
 
-def pull(run: RunDir, repo: str, *, tag: str | None) -> None:
+def pull(run: RunDir, repo: str) -> None:
     """Fetch the furthest checkpoint if it is further than the newest whole one here; refused while an attempt lives."""
     Ledger(run).refuse_if_taken("sync", 0)
     here = checkpoint.newest_valid(run.checkpoints, cli.warn)
@@ -161,8 +161,7 @@ def pull(run: RunDir, repo: str, *, tag: str | None) -> None:
         cli.warn(text)
 
     try:
-        beyond = here.step if here else -1
-        fetched = hub_checkpoints.fetch_furthest(repo, run.checkpoints, beyond=beyond, say=skip, tag=tag)
+        fetched = hub_checkpoints.fetch_furthest(repo, run.checkpoints, beyond=here, say=skip)
     except HubDownError as error:
         raise StoppedError(error.line) from error
     if fetched is not None:
@@ -170,10 +169,7 @@ def pull(run: RunDir, repo: str, *, tag: str | None) -> None:
     elif skipped:
         raise DataError(f"nothing of hf://{repo} that is further than what is here came whole; see the warnings")
     else:
-        of = f" of {tag}" if tag else ""
-        cli.say(
-            f"hf://{repo} has no checkpoint{of} that is further than " + (f"step {here.step}" if here else "nothing")
-        )
+        cli.say(f"hf://{repo} has no checkpoint that is further than " + (f"step {here.step}" if here else "nothing"))
 
 
 def _give_up_stalled_requests() -> None:

@@ -74,6 +74,7 @@ def local_job(
     jobs.require_torch()
     local = describe(run, config, nproc=nproc, job=job, time_limit_s=time_limit_s)
     config, _ = jobs.check_start(run, config, world_size=local.nproc)
+    jobs.check_repo(config)
     for line in warnings(config):
         cli.warn(line)
     if jobs.is_finished(run, config):

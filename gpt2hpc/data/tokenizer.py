@@ -25,14 +25,18 @@ _PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|
 @functools.cache
 def gpt2() -> tiktoken.Encoding:
     """The encoding; DataError where the ranks file is not the published one."""
-    ranks = (resources.files("gpt2hpc") / "assets" / "r50k_base.tiktoken").read_bytes()
     return tiktoken.Encoding(
         "gpt2",
         pat_str=_PATTERN,
-        mergeable_ranks=_parse(ranks),
+        mergeable_ranks=ranks(),
         special_tokens={"<|endoftext|>": END_OF_TEXT},
         explicit_n_vocab=VOCAB_SIZE,
     )
+
+
+def ranks() -> dict[bytes, int]:
+    """Every token but the end of text, and its number; DataError where the file is not the published one."""
+    return _parse((resources.files("gpt2hpc") / "assets" / "r50k_base.tiktoken").read_bytes())
 
 
 def _parse(ranks: bytes) -> dict[bytes, int]:

@@ -15,6 +15,8 @@ from gpt2hpc.data.manifest import Manifest
 from gpt2hpc.data.shards import Shard, sha256_of
 from gpt2hpc.errors import DataError
 
+NOTE_EVERY_S = 30.0
+
 
 def problems(manifest: Manifest) -> Iterator[tuple[Shard, str | None]]:
     """Each shard of a directory with what is wrong with it, or None; hashed by a thread a core."""
@@ -40,45 +42,40 @@ def _problem(path: Path, shard: Shard) -> str | None:
     return None
 
 
-class Checker:
-    """Hashes those shards of a directory whose size or time of change is not in the file `memo`, and notes them there.
+def check(manifest: Manifest, memo: Path) -> int:
+    """Hash those shards of a directory whose size or time of change is not in the file `memo`, and note them there.
 
-    Attributes:
-        left: Shards that are to be hashed still.
-        hashed: Bytes hashed so far.
+    Returns the bytes hashed. Raises DataError, naming it, for a shard that is damaged.
     """
+    noted: Any = durable.read_json(memo)
+    known: dict[str, Any] = noted if isinstance(noted, dict) else {}
+    directory, at_once, hashed = Path(manifest.where), len(os.sched_getaffinity(0)), 0
+    left = [shard for shard in manifest.shards if shard.sha256 and known.get(shard.file) != _mark(directory, shard)]
+    noted_at = time.monotonic()
+    with ThreadPoolExecutor(at_once) as threads:
+        while left:
+            now, left = left[:at_once], left[at_once:]
+            marks = [_mark(directory, shard) for shard in now]  # of before: what is written meanwhile is hashed again
+            found = list(threads.map(lambda shard: _problem(directory / shard.file, shard), now))
+            for shard, mark, problem in zip(now, marks, found, strict=True):
+                if problem:
+                    raise DataError(
+                        f"{directory / shard.file} {problem}: damaged since it was made; restore it, or delete it "
+                        "and run `gpt2hpc prepare` again: it does that unit alone"
+                    )
+                known[shard.file] = mark
+                hashed += shard.bytes
+            if (
+                not left or time.monotonic() - noted_at > NOTE_EVERY_S
+            ):  # a start that is cut short has not hashed for nothing
+                durable.publish_json(memo, known)
+                noted_at = time.monotonic()
+    return hashed
 
-    def __init__(self, manifest: Manifest, memo: Path) -> None:
-        known: Any = durable.read_json(memo)
-        self._memo, self._known = memo, known if isinstance(known, dict) else {}
-        self._directory, self.hashed = Path(manifest.where), 0
-        self.left = [
-            shard for shard in manifest.shards if shard.sha256 and self._known.get(shard.file) != self._mark(shard)
-        ]
 
-    def advance(self, seconds: float) -> None:
-        """Hash for about so long, a shard a core at a time. Raises DataError, naming it, for one that is damaged."""
-        deadline, at_once = time.monotonic() + seconds, len(os.sched_getaffinity(0))
-        before = self.hashed
-        with ThreadPoolExecutor(at_once) as threads:
-            while self.left and (time.monotonic() < deadline or self.hashed == before):
-                now, self.left = self.left[:at_once], self.left[at_once:]
-                marks = [self._mark(shard) for shard in now]  # of before: what is written meanwhile is hashed again
-                found = list(threads.map(lambda shard: _problem(self._directory / shard.file, shard), now))
-                for shard, mark, problem in zip(now, marks, found, strict=True):
-                    if problem:
-                        raise DataError(
-                            f"{self._directory / shard.file} {problem}: damaged since it was made; restore it, or delete it "
-                            "and run `gpt2hpc prepare` again: it does that unit alone"
-                        )
-                    self._known[shard.file] = mark
-                    self.hashed += shard.bytes
-        if self.hashed > before:
-            durable.publish_json(self._memo, self._known)
-
-    def _mark(self, shard: Shard) -> list[Any]:
-        """What an ordinary write to the file changes."""
-        with contextlib.suppress(OSError):
-            status = (self._directory / shard.file).stat()
-            return [shard.sha256, status.st_size, status.st_mtime_ns, status.st_ino]
-        return []
+def _mark(directory: Path, shard: Shard) -> list[Any]:
+    """What an ordinary write to the file changes."""
+    with contextlib.suppress(OSError):
+        status = (directory / shard.file).stat()
+        return [shard.sha256, status.st_size, status.st_mtime_ns, status.st_ino]
+    return []

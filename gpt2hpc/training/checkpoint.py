@@ -119,20 +119,33 @@ def newest_valid(directory: Path, say: Callable[[str], None]) -> Checkpoint | No
     return None
 
 
-def at(path: Path, say: Callable[[str], None]) -> Checkpoint:
-    """The checkpoint at `path`, or the newest whole one of the run there; RunDirError where there is none."""
+def at(path: Path, say: Callable[[str], None], *, step: int | None = None) -> Checkpoint:
+    """The checkpoint at `path`; or, of the run there, that of a step or the newest whole one. RunDirError where there is none."""
     given = Checkpoint(path.resolve())
     if given.step >= 0:
-        if damage := given.damage():
-            raise RunDirError(f"{path} is damaged: {damage}; choose another checkpoint")
-        return given
+        if step not in (None, given.step):
+            raise RunDirError(f"--step={step} is not that of {path}; leave it out, or name the run")
+        return _whole(given)
     run = RunDir(path)
     directory = run.checkpoints if run.checkpoints.is_dir() else path
+    there = found(directory)
+    if step is not None:
+        of_step = [each for each in there if each.step == step]
+        if not of_step:
+            steps = ", ".join(str(each.step) for each in there) or "none"
+            raise RunDirError(f"{path} holds no checkpoint of --step={step}; it holds {steps}")
+        return _whole(of_step[0])
     newest = newest_valid(directory, say)
     if newest is None:
-        word = "no whole checkpoint" if found(directory) else "no checkpoint"
+        word = "no whole checkpoint" if there else "no checkpoint"
         raise RunDirError(f"{path} holds {word}; give a run that has saved one, or a checkpoint's directory")
     return newest
+
+
+def _whole(given: Checkpoint) -> Checkpoint:
+    if damage := given.damage():
+        raise RunDirError(f"{given.path} is damaged: {damage}; choose another checkpoint")
+    return given
 
 
 def check_space(directory: Path, *, bytes_each: int, config: CheckpointConfig) -> None:

@@ -34,6 +34,11 @@ PARTIAL = ".hub.tmp"
 """Ending of a directory that is being fetched."""
 
 Say = Callable[[str], None]
+Accept = Callable[[Checkpoint], None]
+
+
+def accept_any(found: Checkpoint) -> None:
+    """Raises nothing."""
 
 
 @dataclass(frozen=True)
@@ -197,17 +202,19 @@ def choose(wanted: Wanted) -> Remote:
     return chosen[0]
 
 
-def fetch_furthest(repo: str, directory: Path, *, beyond: int, say: Say, tag: str | None = None) -> Checkpoint | None:
-    """The furthest checkpoint of the repository past the step `beyond`, fetched into `directory`; None if there is none.
+def fetch_furthest(
+    repo: str, directory: Path, *, beyond: Checkpoint | None, say: Say, accept: Accept = accept_any
+) -> Checkpoint | None:
+    """The furthest checkpoint in the repository, fetched into `directory`; None if there is none `beyond` the one given.
 
-    Of the models with that `tag` only, if it is given. One that does not arrive as its manifest says is skipped aloud.
+    Of the same run as that one; without one, of any. What does not arrive as its manifest says is skipped aloud.
     """
     for candidate in remote(repo):
-        if candidate.step <= beyond:
+        if beyond is not None and candidate.step <= beyond.step:
             break
-        if tag in (None, candidate.tag):
+        if beyond is None or candidate.run == run_of(beyond.path.name):
             try:
-                return fetch(candidate, directory)
+                return fetch(candidate, directory, accept=accept)
             except HubDownError:
                 raise
             except DataError as error:
@@ -215,16 +222,20 @@ def fetch_furthest(repo: str, directory: Path, *, beyond: int, say: Say, tag: st
     return None
 
 
-def fetch(wanted: Remote, directory: Path) -> Checkpoint:
+def fetch(wanted: Remote, directory: Path, *, accept: Accept = accept_any) -> Checkpoint:
     """Download a checkpoint into `directory`, where it appears whole and verified, or not at all; one that is here is not fetched.
 
-    What an interrupted fetch left in `NAME.hub.tmp` is hashed and used. Raises DataError, or HubDownError.
+    `accept` may raise once its manifest is here. What an interrupted fetch left in `NAME.hub.tmp` is hashed and used. Raises
+    DataError, or HubDownError.
     """
     target = Checkpoint(directory / wanted.name)
     if target.path.exists() and target.damage() is None:
         return target
     partial = Checkpoint(directory / f"{wanted.name}{PARTIAL}")
     partial.path.mkdir(parents=True, exist_ok=True)
+    _fetch_file(wanted, MANIFEST, partial.path)
+    if partial.manifest():
+        accept(partial)
     _fetch_files(wanted, partial.path)
     if damage := partial.damage():
         shutil.rmtree(partial.path)
@@ -238,8 +249,7 @@ def fetch(wanted: Remote, directory: Path) -> Checkpoint:
 
 
 def _fetch_files(wanted: Remote, partial: Path) -> None:
-    """Those that are not in `partial` yet, the manifest first; what it does not name is neither fetched nor left there."""
-    _fetch_file(wanted, MANIFEST, partial)
+    """Those that are not in `partial` yet; what the manifest does not name is neither fetched nor left there."""
     named = {MANIFEST, *Checkpoint(partial).manifest().get("files", ())}
     for name in sorted(named & set(wanted.files)):
         _fetch_file(wanted, name, partial)

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 import platform
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, cast
@@ -25,7 +26,7 @@ from gpt2hpc.data.shards import Tokens
 from gpt2hpc.data.store import open_store
 from gpt2hpc.model.gpt import GPT
 from gpt2hpc.run_dir import RunDir
-from gpt2hpc.training import checkpoint, metrics, precision, resume, state
+from gpt2hpc.training import checkpoint, initial, metrics, precision, resume, state, uploads
 from gpt2hpc.training.batches import to_device, trace
 from gpt2hpc.training.checkpoint import Checkpoint
 from gpt2hpc.training.metrics import MetricsLog
@@ -34,7 +35,11 @@ from gpt2hpc.training.process_group import Ranks
 from gpt2hpc.training.progress import Progress
 from gpt2hpc.training.saver import Order, Saver
 from gpt2hpc.training.stop import Agreement, Clock, Consensus, StopFile
+from gpt2hpc.training.uploader import Uploader
 from gpt2hpc.training.validation import validation_loss
+
+END_S = 20.0
+"""Of a job, in which its last process ends in order."""
 
 Say = Callable[[str], None]
 
@@ -73,6 +78,8 @@ class Trainer:
         self._saved_step: int | None = None
         self._resumed_from: Checkpoint | None = None
         self.saver = Saver(ranks, attempt=attempt.number, fence=lambda: ledger.fence(attempt))
+        repo = config.checkpoint.repo
+        self.uploader = Uploader(run, repo, say) if repo is not None and ranks.is_first else None
         self._build(manifest)
 
     def _build(self, manifest: Manifest) -> None:
@@ -154,14 +161,23 @@ class Trainer:
         """Load what there is to go on from, if anything; returns the random generators to begin with."""
         found = self.ranks.first_works(self._find)
         if found is None:
-            self.say(f"starting at step 0: {self.config.model.tag}")
+            self._initialize()
             state.seed_rank(self.config.train.seed, self.ranks.rank, 0)
             return state.rank_state(self.ranks.device)
         return self._load(found)
 
+    def _initialize(self) -> None:
+        """Begin at step 0, with random weights or with those of `train.init`; rank 0's are everyone's once DDP begins."""
+        init = self.config.train.init
+        if init is not None:
+            self.ranks.first_works(
+                lambda: state.load_model(self.model, initial.initial_weights(init, self.config.model).items())
+            )
+        self.say(f"starting at step 0: {self.config.model.tag}" + (f" with the weights of {init}" if init else ""))
+
     def _find(self) -> Checkpoint | None:
         self.ledger.fence(self.attempt)
-        found = resume.find(self.run_dir, self.config, started=self.run_started, say=self.say)
+        found = resume.find(self.run_dir, self.config, say=self.say)
         if found is not None:
             metrics.restore(self.run_dir, found.path / checkpoint.METRICS)
         return found
@@ -171,7 +187,8 @@ class Trainer:
         state.load_model(self.model, found.tensors("model/"))
         state.load_optimizer(self.optimizer, self.model, found.tensors("optimizer/"))
         state.load_scaler(self.scaler, facts["scaler"])
-        self.clock.remember(facts["measured"])
+        if facts["measured"]:
+            self.clock.remember(facts["measured"])
         self.step, self.consumed = facts["step"], facts["data"]["samples_consumed"]
         self._resumed_from = found
         if found.path.parent == self.run_dir.checkpoints:
@@ -179,7 +196,7 @@ class Trainer:
         same = facts["world_size"] == self.ranks.world_size
         self.say(
             f"resuming at step {self.step} from {found.path.name}"
-            + ("" if same else f", {facts['world_size']} ranks before")
+            + ("" if same else f", {facts['world_size'] or 'not our'} ranks before")
         )
         if same and facts["threads"] != torch.get_num_threads():
             self.say(
@@ -337,8 +354,20 @@ class Trainer:
         """A checkpoint is there: on rank 0, beside the steps."""
         self.attempt = dataclasses.replace(self.attempt, saved_step=saved.step)
         self.ledger.update(self.attempt)
-        keep = [self._resumed_from.path] if self._resumed_from else []
+        keep = {self._resumed_from.path} if self._resumed_from else set()
+        keep |= uploads.leased(self.run_dir)
         checkpoint.prune(self.run_dir.checkpoints, saved_step=saved.step, config=self.config.checkpoint, keep=keep)
+        shutil.rmtree(self.run_dir.fetched, ignore_errors=True)
+        if self.uploader is not None:
+            self.uploader.published()
+
+    def end_uploads(self, stop: Stop) -> None:
+        """Upload what waits, on rank 0; at a stop that is left to the next attempt."""
+        if self.uploader is not None:
+            wait_s, end = self.config.checkpoint.upload_wait_s, self.ranks.env.job_end
+            if end is not None:
+                wait_s = min(wait_s, end - time.time() - END_S)
+            self.uploader.close(0.0 if stop else max(0.0, wait_s))
 
     def settle(self) -> None:
         """Wait for the save under way; raises what went wrong with it, on every rank."""

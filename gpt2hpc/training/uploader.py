@@ -51,8 +51,9 @@ class Uploader:
         try:
             if self._process is not None:  # it may have looked before the last one was published
                 self._wait(deadline)
-            self.published()
-            self._wait(deadline)
+            if wait_s:
+                self.published()
+                self._wait(deadline)
             if self._process is not None:
                 self._end()
             left = uploads.waiting(self._run, self._repo)

@@ -56,6 +56,7 @@ def _add_faults(arguments: argparse.Namespace) -> None:
             (arguments.pause, signal.SIGSTOP),
         ):
             if here == tuple(fault):
+                self.saver.wait()  # so that it is known what was saved before
                 os.kill(os.getpid(), number)
         if here[0] == arguments.nan:
             with torch.no_grad():

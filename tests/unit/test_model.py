@@ -8,45 +8,20 @@ from torch.nn import functional as F
 
 from gpt2hpc import config_io
 from gpt2hpc.config import Config, ModelConfig, OptimizerConfig, TrainConfig
+from gpt2hpc.model import fit, hf_weights
 from gpt2hpc.model.generate import generate
 from gpt2hpc.model.gpt import GPT
-from gpt2hpc.training import precision
+from gpt2hpc.training import precision, state
 from gpt2hpc.training.optimizer import learning_rate, new_optimizer
+from tests.published import published
 
 SMALL = ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=250, padded_vocab_size=256)
 SHAPES = ["gpt2-124m", "gpt2-350m", "gpt2-774m", "gpt2-1558m"]
-TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-
-
-def published(config: ModelConfig) -> torch.nn.Module:
-    """transformers' GPT-2 of that shape, with random weights and biases."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    shape = GPT2Config(
-        vocab_size=config.vocab_size,
-        n_positions=config.block_size,
-        n_embd=config.n_embd,
-        n_layer=config.n_layer,
-        n_head=config.n_head,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-    )
-    torch.manual_seed(0)
-    model = GPT2LMHeadModel(shape).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 1:  # biases are 0 and norms 1 at first, which would hide a mix-up
-                parameter.add_(0.02 * torch.randn_like(parameter))
-    return model
 
 
 def copy_weights(theirs: torch.nn.Module, ours: GPT) -> None:
-    state = {name.removeprefix("transformer."): tensor for name, tensor in theirs.state_dict().items()}
-    with torch.no_grad():
-        for name, parameter in ours.named_parameters():
-            tensor = state[name].t() if name.endswith(TRANSPOSED) else state[name]
-            parameter[: tensor.shape[0]].copy_(tensor)
+    weights = fit.fitted(hf_weights.from_state_dict(theirs.state_dict()), ours.config, ours.config, source="theirs")
+    state.load_model(ours, weights.items())
 
 
 @pytest.mark.parametrize("preset", SHAPES)
