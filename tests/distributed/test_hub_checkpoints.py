@@ -321,7 +321,7 @@ def pushed(hub: HubServer, tmp_path: Path) -> dict[int, Checkpoint]:
 
 def test_the_furthest_is_pulled_to_an_empty_disk(hub: HubServer, pushed: dict[int, Checkpoint], tmp_path: Path) -> None:
     run = RunDir(tmp_path / "runs" / "fresh")
-    hub.faults.rate_limit("GET .*resolve", 1, retry_after_s=0)
+    hub.faults.rate_limit("GET .*resolve.*metrics", 1, retry_after_s=0)
     hub.faults.drop("GET .*resolve.*state-00000", 1, 300, reset=True)
     hub.faults.corrupt("GET .*resolve.*state-00001", 1)
     hub.faults.corrupt("GET .*resolve.*manifest", 1)
@@ -383,9 +383,15 @@ def test_a_run_that_is_alive_is_not_pulled_into(hub: HubServer, pushed: dict[int
     assert hub.requests == []
 
 
-def test_another_model_is_not_pulled(hub: HubServer, pushed: dict[int, Checkpoint], run: RunDir) -> None:
-    """The run is of another size than what is there."""
-    assert f"has no checkpoint of {tiny.config('data').model.tag} that is further" in sync(hub, run, "--pull")
+def test_only_the_same_run_is_gone_on_with(
+    hub: HubServer, pushed: dict[int, Checkpoint], run: RunDir, tmp_path: Path
+) -> None:
+    """Another run in the same repository may be further; to a run that has saved something that means nothing."""
+    mine = write_checkpoint(run, 1, started="20260202-120000")
+    assert "has no checkpoint that is further than step 1" in sync(hub, run, "--pull")
+    shutil.rmtree(mine.path)
+    write_checkpoint(run, 3)
+    assert "step 6 is here" in sync(hub, run, "--pull")
 
 
 # Who may ------------------------------------------------------------------------------------------------------------
