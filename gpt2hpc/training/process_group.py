@@ -56,6 +56,11 @@ class Ranks:
     def is_first(self) -> bool:
         return self.env.rank == 0
 
+    def use_device(self) -> None:
+        """To be called in a new thread, which would else use the first GPU, and take memory of it."""
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+
     def apart(self) -> Ranks:
         """The same ranks in a group of their own, for a thread; collective. It waits long for a slow disk."""
         group = dist.new_group(backend="gloo", timeout=TIMEOUT_APART)
@@ -82,7 +87,7 @@ class Ranks:
         However long it takes: the ranks meet in between, since one that waited longer than a collective may take would
         give up. It runs in a thread on rank 0.
         """
-        with ThreadPoolExecutor(1) if self.is_first else contextlib.nullcontext() as pool:
+        with ThreadPoolExecutor(1, initializer=self.use_device) if self.is_first else contextlib.nullcontext() as pool:
             future = pool.submit(work) if pool else None
             while not self.from_first(future is not None and bool(wait([future], ROUND_S).done)):
                 pass

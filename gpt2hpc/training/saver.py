@@ -149,6 +149,7 @@ class Saver:
     def _run(self, work: Callable[[], None]) -> None:
         def caught() -> None:
             try:
+                self._ranks.use_device()
                 work()
             except BaseException as error:
                 self._error = error

@@ -110,19 +110,25 @@ def test_uploaded_beside_and_resumed_on_an_empty_disk(
     assert len({path.name.split("_step")[0] for path in second.checkpoints.iterdir()}) == 1, "it is the same run"
 
 
-def test_the_further_one_wins(hub: HubServer, settings: Config, undisturbed: RunDir, tmp_path: Path) -> None:
+def test_the_further_one_wins_unless_it_is_damaged(
+    hub: HubServer, settings: Config, undisturbed: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     env, run = hub.environment("hf_write"), RunDir(tmp_path / "run")
-    train(run, settings, "--train.total_steps", "8", env=env, repo=REPO)
+    train_until_8(run, settings, monkeypatch, env, repo=REPO)
+    assert gpt2hpc("sync", run.path, env=env).returncode == 0
     shutil.rmtree(tiny.newest(run).path)
-    assert "resuming at step 8" in train(run, settings, "--train.total_steps", "9", env=env, repo=REPO)
-    hub.commit(
-        REPO, {path: b"not what it was" for path in hub.files(REPO, kind="model") if "0009/state" in path}, kind="model"
-    )
-    shutil.rmtree(tiny.newest(run).path)
+    other = tiny.copy_run(run, tmp_path / "other")
     told = train(run, settings, env=env, repo=REPO)
-    assert "skipping the checkpoint hf://user/mine/checkpoints/" in told
-    assert "resuming at step 8" in told, "what is damaged there is no reason to lose what is here"
+    assert "resuming at step 8" in told
     assert content(run) == content(undisturbed)
+    files = hub.files(REPO, kind="model")
+    wrong = {path: b"not what it was" for path in files if "/state" in path and "0006/" not in path}
+    hub.commit(REPO, wrong, kind="model")
+    told = train(other, settings, env=env, repo=REPO)
+    damaged = {path.split("/")[1] for path in wrong if Path(path).parent.name[-2:] > "06"}
+    assert told.count("skipping the checkpoint hf://user/mine/checkpoints/") == len(damaged) > 1
+    assert "resuming at step 6" in told, "what is damaged there is no reason to lose what is here"
+    assert content(other) == content(undisturbed)
 
 
 @pytest.mark.parametrize("how", ["down", "offline"])

@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from gpt2hpc.cluster.dist_env import DistEnv
 from gpt2hpc.config import CheckpointConfig, ModelConfig, OptimizerConfig
 from gpt2hpc.errors import ConfigError, RunDirError
 from gpt2hpc.model.gpt import GPT
-from gpt2hpc.training import checkpoint, saver, state
+from gpt2hpc.run_dir import RunDir
+from gpt2hpc.training import checkpoint, saver, state, uploads
 from gpt2hpc.training.checkpoint import Checkpoint
 from gpt2hpc.training.optimizer import new_optimizer
 from gpt2hpc.training.process_group import Ranks, joined
@@ -110,6 +113,83 @@ def test_prune_keeps_the_last_and_the_one_resumed_from(tmp_path: Path, ranks: Ra
         save(tmp_path, step, ranks)
     checkpoint.prune(tmp_path, saved_step=5, config=CheckpointConfig(keep_last=2), keep=[first.path])
     assert [found.step for found in checkpoint.found(tmp_path)] == [5, 4, 1]
+
+
+def test_every_so_many_are_kept_for_good() -> None:
+    config = CheckpointConfig(keep_last=2, keep_every_steps=100)
+    assert checkpoint.outdated({50, 100, 150, 200, 250, 300, 350}, config) == {50, 150, 250}
+    assert checkpoint.outdated({50, 100}, config) == set()
+    assert checkpoint.outdated({1, 2, 3}, CheckpointConfig(keep_last=2)) == {1}
+
+
+def test_what_is_being_uploaded_is_kept(tmp_path: Path, ranks: Ranks) -> None:
+    run = RunDir(tmp_path)
+    first = save(run.checkpoints, 1, ranks)
+    for step in (2, 3, 4):
+        save(run.checkpoints, step, ranks)
+    config = CheckpointConfig(keep_last=2)
+    with uploads.lease(run, first):
+        checkpoint.prune(run.checkpoints, saved_step=4, config=config, keep=uploads.leased(run))
+        assert [found.step for found in checkpoint.found(run.checkpoints)] == [4, 3, 1]
+    checkpoint.prune(run.checkpoints, saved_step=4, config=config, keep=uploads.leased(run))
+    assert [found.step for found in checkpoint.found(run.checkpoints)] == [4, 3]
+
+
+def test_the_space_is_checked(tmp_path: Path, ranks: Ranks) -> None:
+    config = CheckpointConfig(keep_last=2)
+    checkpoint.check_space(tmp_path, bytes_each=1000, config=config)
+    free = shutil.disk_usage(tmp_path).free
+    with pytest.raises(
+        RunDirError, match=r"has .* GB free, but checkpoints of .* free space, lower --checkpoint.keep_last"
+    ):
+        checkpoint.check_space(tmp_path, bytes_each=free // 2, config=config)
+
+
+def test_a_save_copies_before_it_returns(tmp_path: Path, ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The steps go on while it is written: what they change must not get into it."""
+    may_write, genuine = threading.Event(), saver.durable.write_bytes
+
+    def slow(path: Path, contents: bytes) -> None:
+        assert may_write.wait(60)
+        genuine(path, contents)
+
+    monkeypatch.setattr(saver.durable, "write_bytes", slow)
+    writer, tensors = Saver(ranks, attempt=1, fence=lambda: None), {"model/a": torch.ones(1000)}
+    target = tmp_path / checkpoint.name(started="20260131-120000", tag="tiny", step=1)
+    writer.begin(tensors, Order(target, state.rank_state(CPU), {"step": 1}))
+    assert writer.is_saving
+    assert not target.exists()
+    tensors["model/a"].zero_()
+    may_write.set()
+    writer.wait()
+    saved = writer.finished()
+    assert saved is not None
+    assert saved.bytes > 4000
+    assert 0 < saved.stall_s < saved.seconds
+    assert torch.equal(dict(saved.checkpoint.tensors())["model/a"], torch.ones(1000))
+
+
+@pytest.mark.parametrize("dtype", list(saver._DTYPES), ids=str)
+def test_the_image_is_a_safetensors_file(dtype: torch.dtype, tmp_path: Path) -> None:
+    """As the library reads it, in any mixture of sizes; and buffers are used again."""
+    tensors = {
+        "odd": torch.arange(7).to(dtype),
+        "scalar": torch.tensor(1).to(dtype),
+        "byte": torch.arange(3, dtype=torch.uint8),
+        "empty": torch.zeros(0, 3),
+        "matrix": torch.arange(6.0).view(2, 3).t(),
+    }
+    image = saver.FileImage(tensors, pinned=False)
+    for number in range(2):
+        changed = {name: tensor + number if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+        assert image.fits(changed)
+        image.fill(changed)
+        (tmp_path / "file").write_bytes(image.contents)
+        found = safetensors.torch.load_file(tmp_path / "file")
+        assert set(found) == set(changed)
+        assert all(torch.equal(found[name], changed[name]) for name in changed)
+    assert not image.fits({**tensors, "odd": torch.arange(8).to(dtype)})
+    assert not image.fits({"odd": tensors["odd"]})
 
 
 def test_prune_does_not_count_damaged_ones_ahead(tmp_path: Path, ranks: Ranks) -> None:
@@ -251,8 +331,6 @@ def test_equal_states_are_equal_bytes(tmp_path: Path, ranks: Ranks) -> None:
 
 
 def test_a_rank_without_a_share_writes_an_empty_file(tmp_path: Path) -> None:
-    import safetensors.torch
-
     safetensors.torch.save_file({}, tmp_path / "state-00001-of-00002.safetensors")
     safetensors.torch.save_file({"model/a": torch.ones(2)}, tmp_path / "state-00000-of-00002.safetensors")
     assert list(dict(Checkpoint(tmp_path).tensors())) == ["model/a"]
