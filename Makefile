@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 SLURM_DIR ?= /tmp/gpt2hpc-slurm
 
 .PHONY: help install install-dev quickstart test test-core test-slurm test-container lint format clean
-.PHONY: slurm-install slurm-up slurm-down bench-data
+.PHONY: slurm-install slurm-up slurm-down bench-data bench-checkpoint
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -60,6 +60,9 @@ slurm-down: install-dev ## end it
 bench-data: install-dev ## tokens/s of tokenizing and loading beside others', into bench/results; half an hour
 	$(BIN)/python -m bench.tokenize
 	$(BIN)/python -m bench.loader
+
+bench-checkpoint: install-dev ## how long steps wait for a save, beside others' ways, into bench/results; ten minutes
+	$(BIN)/python -m bench.checkpoint
 
 lint: install-dev ## ruff and mypy strict
 	$(BIN)/ruff check .
