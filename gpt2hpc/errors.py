@@ -58,7 +58,7 @@ class CrashBudgetError(Gpt2hpcError):
 
 class MissingError(Gpt2hpcError):
     exit_code = 8
-    meaning = "missing: this machine lacks something, such as torch or a GPU"
+    meaning = "missing: something is lacking here, such as torch, a GPU or the right to upload to the Hub"
 
 
 class RunDirError(Gpt2hpcError):

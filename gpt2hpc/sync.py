@@ -1,8 +1,7 @@
 """`gpt2hpc sync RUN`: upload the checkpoints of a run that wait to go to the Hub, or fetch the furthest one from there.
 
 A training with `checkpoint.repo` starts it by itself after each save; where compute nodes have no internet, run it on a login
-node. Two at once do no harm, nor does one beside the training. Exit codes: 0 nothing waits any more; 4 a checkpoint is damaged; 6
-the Hub was not reached, or failed: the same command goes on; 8 no login, or no right to write; 9 pulling into a run that is alive.
+node. Two at once do no harm, nor does one beside the training. The exit codes are in docs/hub.md.
 """
 
 from __future__ import annotations

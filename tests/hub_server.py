@@ -647,9 +647,9 @@ def main() -> None:
         for repo in sorted(path for path in arguments.directory.glob("*/*") if path.is_dir()):
             files = {str(path.relative_to(repo)): path.read_bytes() for path in repo.rglob("*") if path.is_file()}
             hub.add_repo(f"{repo.parent.name}/{repo.name}", files)
-        print(hub.url, flush=True)
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
         with contextlib.suppress(KeyboardInterrupt):
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
+            print(hub.url, flush=True)
             threading.Event().wait()
 
 

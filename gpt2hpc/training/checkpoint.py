@@ -183,10 +183,11 @@ def prune(directory: Path, *, saved_step: int, config: CheckpointConfig, keep: C
             shutil.rmtree(discarded, ignore_errors=True)
 
 
-def remove_unfinished(directory: Path) -> None:
-    """Clear away what a killed save left; only for the attempt that owns the run."""
+def remove_unfinished(directory: Path, *, spare: str = "") -> None:
+    """Clear away what a killed save left, but for names that end in `spare`; only for the attempt that owns the run."""
     for path in directory.glob("*.tmp"):
-        shutil.rmtree(path, ignore_errors=True)
+        if not spare or not path.name.endswith(spare):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def facts_sha256(facts: Mapping[str, Any]) -> str:

@@ -32,7 +32,7 @@ def find(run: RunDir, config: Config, *, say: Say) -> Checkpoint | None:
     Raises RunDirError where every checkpoint is damaged, and ConfigError where the one to go on from is of another model
     or data.
     """
-    checkpoint.remove_unfinished(run.checkpoints)
+    checkpoint.remove_unfinished(run.checkpoints, spare=hub_checkpoints.PARTIAL)  # which is gone on with
     own, wish = checkpoint.newest_valid(run.checkpoints, say), config.checkpoint.resume
     if config.checkpoint.repo is not None and (own is not None or wish == "auto"):
         own = _further(config.checkpoint.repo, run, config, own, say) or own
@@ -59,7 +59,9 @@ def _further(repo: str, run: RunDir, config: Config, own: Checkpoint | None, say
     try:
         if (unreachable := hub_access.access(repo, create=True)) is None:
             accept = functools.partial(refuse_other, config=config, keys=_own_keys(config))
-            return hub_checkpoints.fetch_furthest(repo, run.checkpoints, beyond=own, say=say, accept=accept)
+            found = hub_checkpoints.fetch_furthest(repo, run.checkpoints, beyond=own, say=say, accept=accept)
+            checkpoint.remove_unfinished(run.checkpoints)
+            return found
     except HubDownError as error:
         unreachable = error.line
     begins = "" if own is not None else "; beginning at step 0, though it may hold a checkpoint to go on from"

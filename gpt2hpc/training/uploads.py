@@ -53,7 +53,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Lag:
-    """How far the Hub is behind the run directory; `behind` in steps, None if nothing is there yet."""
+    """How far the Hub is behind the run directory; `behind` in steps, None if nothing waits or nothing is there."""
 
     repo: str
     waiting: int
@@ -129,7 +129,7 @@ def lag(run: RunDir, repo: str) -> Lag:
     waits = waiting(run, repo)
     steps = [Checkpoint(Path(name)).step for name, path in _marks(run).items() if _repo_of(path) == repo]
     there = max(steps, default=None)
-    behind = waits[0].step - there if waits and there is not None else None
+    behind = max(0, waits[0].step - there) if waits and there is not None else None
     failed = failure(run)
     return Lag(repo, len(waits), there, behind, failed.reason if failed and waits else None)
 
