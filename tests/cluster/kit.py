@@ -98,7 +98,7 @@ class Kit:
     def settings(self, **checkpoint: Any) -> Config:
         config = tiny.config(self.data, total_steps=STEPS, eval_every=1000)
         changed = dataclasses.replace(
-            config.checkpoint, every_steps=SAVE_EVERY, **{"stop_margin_s": 5.0, "keep_last": 3, **checkpoint}
+            config.checkpoint, **{"every_steps": SAVE_EVERY, "stop_margin_s": 5.0, "keep_last": 3, **checkpoint}
         )
         return dataclasses.replace(config, checkpoint=changed)
 
@@ -208,6 +208,15 @@ class Kit:
         return self.cluster.job(job.number)
 
 
+def new_kit(cluster: Cluster, folder: Path) -> Kit:
+    """With data, and with all of the cluster's nodes."""
+    kit = Kit(cluster, folder)
+    tiny.make_data(kit.data)
+    for number in range(PAIRS):
+        kit.pairs.put((f"n{2 * number + 1}", f"n{2 * number + 2}"))
+    return kit
+
+
 @dataclass
 class Ended:
     """A job after its end: Slurm's facts, and what the drive took down on the way."""
@@ -221,10 +230,10 @@ def bytes_of(job: Job) -> dict[str, Any]:
     return tiny.content(tiny.newest(job.run))
 
 
-def logged_once(job: Job) -> None:
-    steps = [json.loads(line)["step"] for line in job.run.metrics.read_text().splitlines() if '"loss"' in line]
-    assert steps == list(range(1, STEPS + 1))
-    assert sorted(tiny.losses(job.run)) == steps
+def logged_once(job: Job, *, steps: int = STEPS) -> None:
+    logged = [json.loads(line)["step"] for line in job.run.metrics.read_text().splitlines() if '"loss"' in line]
+    assert logged == list(range(1, steps + 1))
+    assert sorted(tiny.losses(job.run)) == logged
 
 
 def finished_as(job: Ended, undisturbed: Ended, *, causes: list[str | None], restarts: int | None = None) -> None:
