@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import re
 import signal
 import sys
 import tempfile
@@ -39,7 +40,8 @@ CAUSES: dict[str, set[str | None]] = {
 RANKS, SAVE_EVERY, KEEP_LAST = 4, 10, 5
 STEPS_A_STRIKE, FIRST_STEP, LAST_STEPS = 19, 25, 25
 """The first strike finds two checkpoints; after the last planned one there is room for a time limit that takes its time."""
-PACE_S, SLOW_PACE_S = 0.1, 2.0
+PACE_S, SLOW_PACE_S = 0.1, {PREEMPT: 0.5, LIMIT: 2.0}
+"""What takes Slurm a while shall not let the run come past what is planned next."""
 LIMIT_S = 70
 """Slurm's warning comes a minute before the end, or up to half a minute earlier: right away, or some seconds later."""
 
@@ -71,8 +73,8 @@ class Strike:
 
     def __str__(self) -> str:
         details = {
-            PREEMPT: f"of node {self.node}",
-            NODE: f"{self.node} goes down and comes back",
+            PREEMPT: f"on node {self.node}",
+            NODE: f"{self.node} goes down and comes back {1 + 9 * self.fraction:.1f} s after the restart",
             KILL: f"of rank {self.rank}, {self.fraction:.3f} steps later",
             KILL_IN_SAVE: f": rank {self.rank} with {self.fraction:.3f} of its {self.file} file written",
         }
@@ -94,14 +96,14 @@ class Plan:
         return "\n".join([f"SEED={self.seed}: {self.faults} faults in {self.steps} steps", *map(str, self.strikes)])
 
 
-def plan(seed: int, *, strikes: int = 10) -> Plan:
-    """Every kind at least once, spread over the run; after one strike in five a damaged checkpoint."""
+def plan(seed: int, *, strikes: int = 8) -> Plan:
+    """Every kind at least once, spread over the run; after one strike in four a damaged checkpoint."""
     assert strikes >= len(KINDS)
     chance = random.Random(seed)
     kinds = [*KINDS, *chance.choices(KINDS, k=strikes - len(KINDS))]
     chance.shuffle(kinds)
     whole = [number for number, kind in enumerate(kinds) if kind != NODE]  # where all ranks are known to be gone
-    damaged = chance.sample(whole, min(len(whole), strikes // 5))
+    damaged = chance.sample(whole, min(len(whole), strikes // 4))
     return Plan(
         seed,
         FIRST_STEP + strikes * STEPS_A_STRIKE + LAST_STEPS,
@@ -212,13 +214,13 @@ class Torturer:
 
     def _preempt(self, strike: Strike, restarts: int) -> str:
         before = self._shown("PreemptTime")
-        self._slow()
+        self._pace.write_text(str(SLOW_PACE_S[strike.kind]))
         self.kit.preempt(self.nodes[strike.node])
         self._until(lambda: self._shown("PreemptTime") not in ("None", before), "the preemption")
         return f"{self.nodes[strike.node]} preempted at {self._shown('PreemptTime')}"
 
     def _limit(self, strike: Strike, restarts: int) -> str:
-        self._slow()
+        self._pace.write_text(str(SLOW_PACE_S[strike.kind]))
         self.kit.cluster.run("scontrol", "update", f"JobId={self.job.number}", f"EndTime=now+{LIMIT_S}")
         end = datetime.fromisoformat(self._shown("EndTime"))
         left_s = (end - datetime.now()).total_seconds()
@@ -252,9 +254,11 @@ class Torturer:
         self.kit.cluster.lose(node)
         self.kit.cluster.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=chaos")
         self._until(lambda: self._restarts() > restarts, f"the restart after {node} was lost")
-        state = self.kit.cluster.run("sinfo", "-h", "-N", "-p", "main", "-n", node, "-o", "%T")
+        time.sleep(1 + 9 * strike.fraction)
+        state = re.findall(r"State=(\S+)", self.kit.cluster.run("scontrol", "show", "node", "-o", node))[0]
+        assert "DOWN" in state, f"{node} is {state}"
         self.kit.cluster.bring_back(node)
-        return f"{node} {state} and back"
+        return f"{node} was {state} and comes back"
 
     def _damage(self, damage: Damage, attempt: int) -> Checkpoint:
         """While the job waits to be started again."""
@@ -273,10 +277,6 @@ class Torturer:
         assert newest.damage(), f"{damage} did no harm to {path}"
         assert self.job.attempts[-1]["number"] == attempt, f"the next attempt began before {path} was damaged"
         return newest
-
-    def _slow(self) -> None:
-        """What takes Slurm a while shall not let the run come past what is planned next."""
-        self._pace.write_text(str(SLOW_PACE_S))
 
     @property
     def _pace(self) -> Path:
@@ -311,7 +311,8 @@ def really_struck(tortured: Tortured) -> None:
         cause = attempts[struck.attempt - 1]["cause"]
         assert cause in CAUSES[struck.strike.kind], f"{struck.strike}: attempt {struck.attempt} ended as {cause}"
         if struck.strike.kind in (KILL, KILL_IN_SAVE):
-            assert attempts[struck.attempt - 1]["exit_code"] == 128 + signal.SIGKILL
+            code = attempts[struck.attempt - 1]["exit_code"]  # the highest of all ranks; some may have been told to end
+            assert code in (128 + signal.SIGKILL, 128 + signal.SIGTERM), f"{struck.strike}: exit code {code}"
         if struck.damaged:
             assert f"skipping the damaged checkpoint {struck.damaged.path}" in told, struck.seen
             assert attempts[struck.attempt]["first_step"] < struck.damaged.step, struck.seen
