@@ -12,6 +12,7 @@ import argparse
 import os
 import random
 import re
+import shutil
 import signal
 import sys
 import tempfile
@@ -159,14 +160,18 @@ def undisturbed(kit: Kit, planned: Plan) -> Ended:
 def torture(kit: Kit, planned: Plan, say: Callable[[str], None] = print) -> Tortured:
     """The training, through all that is planned."""
     say(str(planned))
-    with kit.nodes() as nodes:
-        job = _submitted(kit, f"chaos-{planned.seed}", nodes, planned.steps, pace_s=PACE_S)
-        torturer = Torturer(kit, job, nodes.split(","))
-        struck: list[Struck] = []
-        for strike in planned.strikes:
-            struck.append(torturer.strike(strike, after=struck[-1].attempt if struck else 0))
-            say(f"{job.run.name}: attempt {struck[-1].attempt}, step {struck[-1].at_step}: {struck[-1].seen}")
-        return Tortured(job, kit.until_ended(job), plan=planned, struck=struck)
+    try:
+        with kit.nodes() as nodes:
+            job = _submitted(kit, f"chaos-{planned.seed}", nodes, planned.steps, pace_s=PACE_S)
+            torturer = Torturer(kit, job, nodes.split(","))
+            struck: list[Struck] = []
+            for strike in planned.strikes:
+                struck.append(torturer.strike(strike, after=struck[-1].attempt if struck else 0))
+                say(f"{job.run.name}: attempt {struck[-1].attempt}, step {struck[-1].at_step}: {struck[-1].seen}")
+            return Tortured(job, kit.until_ended(job), plan=planned, struck=struck)
+    except Exception as error:
+        error.add_note(str(planned))
+        raise
 
 
 def _submitted(kit: Kit, name: str, nodes: str, steps: int, *, pace_s: float) -> Job:
@@ -345,18 +350,30 @@ def main(arguments: Sequence[str]) -> int:
         return 8
     folder = Path(tempfile.mkdtemp(prefix="gpt2hpc-chaos-"))
     folder.chmod(0o755)
-    _say(f"runs and logs: {folder}")
-    with slurm.running(folder / "slurm", nodes=2 * PAIRS) as cluster, ThreadPoolExecutor(1) as beside:
-        kit = new_kit(cluster, folder)
-        for seed in range(chosen.seed, chosen.seed + chosen.rounds):
-            began, planned = time.monotonic(), plan(seed, strikes=chosen.strikes)
-            other = beside.submit(undisturbed, kit, planned)
-            tortured = torture(kit, planned, _say)
-            really_struck(tortured)
-            unharmed(tortured, other.result())
-            minutes, faults = (time.monotonic() - began) / 60, tortured.faults
-            _say(f"SEED={seed}: {faults.total()} faults, the same bytes, {minutes:.1f} minutes: {dict(faults)}")
+    try:
+        with slurm.running(folder / "slurm", nodes=2 * PAIRS) as cluster, ThreadPoolExecutor(1) as beside:
+            kit = new_kit(cluster, folder)
+            for seed in range(chosen.seed, chosen.seed + chosen.rounds):
+                _round(kit, plan(seed, strikes=chosen.strikes), beside)
+    except BaseException:
+        print(f"what is left of it: {folder}", file=sys.stderr)
+        raise
+    shutil.rmtree(folder)
     return 0
+
+
+def _round(kit: Kit, planned: Plan, beside: ThreadPoolExecutor) -> None:
+    began = time.monotonic()
+    try:
+        other = beside.submit(undisturbed, kit, planned)
+        tortured = torture(kit, planned, _say)
+        really_struck(tortured)
+        unharmed(tortured, other.result())
+    except BaseException:
+        print(f"to repeat it: make chaos SEED={planned.seed} STRIKES={len(planned.strikes)}", file=sys.stderr)
+        raise
+    minutes, faults = (time.monotonic() - began) / 60, tortured.faults
+    _say(f"SEED={planned.seed}: {faults.total()} faults, the same bytes, {minutes:.1f} minutes: {dict(faults)}")
 
 
 def _say(text: str) -> None:
