@@ -99,7 +99,7 @@ class Plan:
 
 def plan(seed: int, *, strikes: int = 8) -> Plan:
     """Every kind at least once, spread over the run; after one strike in four a damaged checkpoint."""
-    assert strikes >= len(KINDS)
+    assert strikes >= len(KINDS), f"{strikes} strikes are less than one of each of the {len(KINDS)} kinds"
     chance = random.Random(seed)
     kinds = [*KINDS, *chance.choices(KINDS, k=strikes - len(KINDS))]
     chance.shuffle(kinds)
@@ -310,7 +310,7 @@ def really_struck(tortured: Tortured) -> None:
     """Nothing of the plan was left out, and all of it left its traces in the run, in its log and in Slurm."""
     assert [struck.strike for struck in tortured.struck] == list(tortured.plan.strikes)
     assert {*KINDS, "damaged checkpoint"} == {kind for kind, times in tortured.faults.items() if times}
-    assert tortured.faults.total() >= 10
+    assert tortured.faults.total() == tortured.plan.faults
     attempts, told = tortured.job.attempts, tortured.job.told()
     for struck in tortured.struck:
         cause = attempts[struck.attempt - 1]["cause"]

@@ -29,6 +29,7 @@ def drive_undisturbed(kit: Kit) -> Ended:
 def test_ten_faults_leave_the_bytes_of_an_undisturbed_run(driven: tuple[Tortured, Ended]) -> None:
     tortured, other = driven
     assert tortured.plan.steps >= 200
+    assert tortured.faults.total() >= 10
     assert tortured.slurm["NumNodes"] == "2"
     really_struck(tortured)
     unharmed(tortured, other)
