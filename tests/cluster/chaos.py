@@ -43,7 +43,7 @@ STEPS_A_STRIKE, FIRST_STEP, LAST_STEPS = 19, 25, 25
 """The first strike finds two checkpoints; after the last planned one there is room for a time limit that takes its time."""
 PACE_S, SLOW_PACE_S = 0.1, {PREEMPT: 0.5, LIMIT: 2.0}
 """What takes Slurm a while shall not let the run come past what is planned next."""
-LIMIT_S = 70
+LIMIT_S = 90
 """Slurm's warning comes a minute before the end, or up to half a minute earlier: right away, or some seconds later."""
 
 
