@@ -2,6 +2,7 @@
 #
 #   PYTHON=python3.12   the Python to make .venv with
 #   TORCH=torch==2.13.0 what pip installs as torch; for a CPU or CUDA build of your choice, see README.md
+#   SEED=7 STRIKES=20 ROUNDS=1  for `make chaos`; without SEED a new one, which is printed first
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -10,8 +11,11 @@ BIN := $(VENV)/bin
 
 SLURM_DIR ?= /tmp/gpt2hpc-slurm
 
+STRIKES ?= 20
+ROUNDS ?= 1
+
 .PHONY: help install install-dev quickstart test test-core test-slurm test-container lint format clean
-.PHONY: slurm-install slurm-up slurm-down bench-data bench-checkpoint
+.PHONY: slurm-install slurm-up slurm-down chaos bench-data bench-checkpoint
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -47,6 +51,9 @@ test-slurm: install-dev slurm-install ## the tests on a real Slurm; on Debian an
 
 test-container: install-dev slurm-install ## build the Apptainer image and use it, on a real Slurm too; on Debian, as root
 	TORCH='$(TORCH)' $(BIN)/python -m pytest tests/container
+
+chaos: install-dev slurm-install ## a run on a real Slurm, struck 25 times at random: the bytes of one that was left alone? SEED=… repeats; as root
+	$(BIN)/python -m tests.cluster.chaos $(if $(SEED),--seed $(SEED)) --strikes $(STRIKES) --rounds $(ROUNDS)
 
 slurm-install: ## Debian's Slurm and munge, and shellcheck; as root
 	@sh tests/cluster/install.sh

@@ -10,7 +10,7 @@ import pytest
 from gpt2hpc.data.manifest import Manifest
 from tests import tiny
 from tests.cluster import slurm
-from tests.cluster.kit import PAIRS, Kit
+from tests.cluster.kit import PAIRS, Kit, new_kit
 from tests.cluster.slurm import Cluster
 
 
@@ -40,8 +40,4 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def kit(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Kit:
-    kit = Kit(cluster, tmp_path_factory.mktemp("kit"))
-    tiny.make_data(kit.data)
-    for number in range(PAIRS):
-        kit.pairs.put((f"n{2 * number + 1}", f"n{2 * number + 2}"))
-    return kit
+    return new_kit(cluster, tmp_path_factory.mktemp("kit"))

@@ -98,7 +98,7 @@ class Kit:
     def settings(self, **checkpoint: Any) -> Config:
         config = tiny.config(self.data, total_steps=STEPS, eval_every=1000)
         changed = dataclasses.replace(
-            config.checkpoint, every_steps=SAVE_EVERY, **{"stop_margin_s": 5.0, "keep_last": 3, **checkpoint}
+            config.checkpoint, **{"every_steps": SAVE_EVERY, "stop_margin_s": 5.0, "keep_last": 3, **checkpoint}
         )
         return dataclasses.replace(config, checkpoint=changed)
 
@@ -199,6 +199,12 @@ class Kit:
         self.until(job, there_or_over, f"step {step} of {job.run.name}")
         assert job.step() >= step, f"{job.run.name} ended at step {job.step()}:\n{job.told()[-5000:]}"
 
+    def until_saved(self, job: Job, step: int) -> None:
+        """Wait until that step is the last one saved, or came before it: a save is there some steps after its own."""
+        self.until(
+            job, lambda: job.attempts[-1]["saved_step"] >= step, f"the checkpoint of step {step} of {job.run.name}"
+        )
+
     def until_ended(self, job: Job, *, seconds: float = 240) -> dict[str, str]:
         """Wait until Slurm has done with the job; returns its facts."""
         self.until(job, lambda: self.shown(job)["JobState"] in ENDED, f"the end of {job.run.name}", seconds=seconds)
@@ -206,6 +212,15 @@ class Kit:
 
     def shown(self, job: Job) -> dict[str, str]:
         return self.cluster.job(job.number)
+
+
+def new_kit(cluster: Cluster, folder: Path) -> Kit:
+    """With data, and with all of the cluster's nodes."""
+    kit = Kit(cluster, folder)
+    tiny.make_data(kit.data)
+    for number in range(PAIRS):
+        kit.pairs.put((f"n{2 * number + 1}", f"n{2 * number + 2}"))
+    return kit
 
 
 @dataclass
@@ -221,10 +236,10 @@ def bytes_of(job: Job) -> dict[str, Any]:
     return tiny.content(tiny.newest(job.run))
 
 
-def logged_once(job: Job) -> None:
-    steps = [json.loads(line)["step"] for line in job.run.metrics.read_text().splitlines() if '"loss"' in line]
-    assert steps == list(range(1, STEPS + 1))
-    assert sorted(tiny.losses(job.run)) == steps
+def logged_once(job: Job, *, steps: int = STEPS) -> None:
+    logged = [json.loads(line)["step"] for line in job.run.metrics.read_text().splitlines() if '"loss"' in line]
+    assert logged == list(range(1, steps + 1))
+    assert sorted(tiny.losses(job.run)) == logged
 
 
 def finished_as(job: Ended, undisturbed: Ended, *, causes: list[str | None], restarts: int | None = None) -> None:

@@ -33,6 +33,7 @@ SlurmdUser=root
 AuthType=auth/munge
 AuthInfo=socket={directory}/munge.socket,cred_expire=5
 CredType=cred/munge
+FirstJobId={first_job}
 StateSaveLocation={directory}/state
 SlurmdSpoolDir={directory}/spool.%n
 SlurmctldPidFile={directory}/slurmctld.pid
@@ -121,6 +122,8 @@ class Cluster:
             ports=ports,
             last_port=ports[-1],
             nodes=nodes,
+            first_job=1
+            + 1000 * (os.getpid() % 60_000),  # cgroups are named by node and job, on a machine of several Slurms
             proctrack=proctrack,
             task=task,
             kill_wait_s=KILL_WAIT_S,
@@ -203,13 +206,22 @@ class Cluster:
     def lose(self, node: str) -> None:
         """Kill a node's daemon and all that runs there, as when its power goes."""
         lines = (self.directory / "pids").read_text().splitlines()
-        pid, started = next(line.split()[:2] for line in lines if line.endswith(f" slurmd.{node}"))
+        pid, started = next(line.split()[:2] for line in reversed(lines) if line.endswith(f" slurmd.{node}"))
         tasks = [pid for pid, env in _environments() if f"SLURMD_NODENAME={node}" in env and self._is_ours(env)]
         parents = {parent for task in tasks if (parent := _parent(task)) and "slurmstepd" in _name(parent)}
         _end(int(pid), started, signal.SIGKILL)
         for process in [*parents, *tasks]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
+
+    def ranks(self, job: str) -> dict[int, int]:
+        """The process of each rank of a job that runs here, whatever its node."""
+        found = {}
+        for pid, env in _environments():
+            ours = self._is_ours(env) and f"SLURM_JOB_ID={job}" in env and "gpt2hpc.train" in _words(pid)
+            if ours and "slurmstepd" in _name(_parent(pid) or 0):  # and no child of a rank's
+                found[int(next(each for each in env if each.startswith("SLURM_PROCID=")).split("=")[1])] = pid
+        return found
 
     def bring_back(self, node: str) -> None:
         self._daemon(f"slurmd.{node}", "slurmd", "-D", "-N", node)
@@ -284,6 +296,12 @@ def _name(pid: int) -> str:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/comm").read_text()
     return ""
+
+
+def _words(pid: int) -> list[str]:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
+    return []
 
 
 def _end(pid: int, started: str, *signals: int) -> None:

@@ -15,6 +15,7 @@ def lost(kit: Kit, name: str, which: int) -> Ended:
         node = nodes.split(",")[which]
         job = kit.sbatch(name, "-w", nodes)
         kit.until_step(job, SAVE_EVERY + 5)
+        kit.until_saved(job, SAVE_EVERY)
         kit.cluster.lose(node)
         kit.until(job, lambda: kit.shown(job)["Restarts"] != "0", f"the restart after {node} was lost", seconds=180)
         kit.cluster.bring_back(node)

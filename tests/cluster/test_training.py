@@ -217,6 +217,7 @@ def preempted(kit: Kit, name: str, partition: str, *, how: str = "sbatch", env: 
         else:
             job = kit.submit(name, "--partition", partition, nodes=nodes, env=env)
         kit.until_step(job, SAVE_EVERY + 5)
+        kit.until_saved(job, SAVE_EVERY)
         at_step = job.step()
         kit.preempt(nodes.split(",")[1])
         return Ended(job, kit.until_ended(job), at_step)
