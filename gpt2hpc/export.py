@@ -125,7 +125,12 @@ def publish(
         _finish(temporary, found)
         if out.exists():
             out.rename(earlier)
-        temporary.rename(out)
+        try:
+            temporary.rename(out)
+        except OSError:
+            if earlier.exists():
+                earlier.rename(out)
+            raise
         durable.fsync_dir(out.parent)
     except (FileExistsError, NotADirectoryError) as error:
         raise DataError(f"--out={out} cannot be made ({error.strerror}); choose another directory") from error

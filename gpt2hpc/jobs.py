@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from gpt2hpc import cli, config_io, durable
 from gpt2hpc.cluster.dist_env import LOCAL, DistEnv
@@ -20,8 +20,9 @@ from gpt2hpc.config import Config, check, grad_accum_steps
 from gpt2hpc.data import catalog, hub, loader, shards, verify
 from gpt2hpc.data.manifest import Manifest
 from gpt2hpc.errors import USER_ERRORS, ConfigError, DataError, Gpt2hpcError, MissingError, as_users
+from gpt2hpc.model import hf_weights
 from gpt2hpc.run_dir import RunDir
-from gpt2hpc.training import hub_access
+from gpt2hpc.training import hub_access, hub_checkpoints
 
 if TYPE_CHECKING:
     from gpt2hpc.training.process_group import Ranks
@@ -144,11 +145,31 @@ def check_start(run: RunDir, config: Config, *, world_size: int) -> tuple[Config
             shards.check_size(Path(manifest.where) / shard.file, shard)
         where = os.path.abspath(manifest.where)  # noqa: PTH100 -- a restart may begin elsewhere; links stay as they are
         manifest = dataclasses.replace(manifest, where=where)
-    data = dataclasses.replace(config.data, dir=manifest.where, manifest_sha256=manifest.sha256)
-    config = dataclasses.replace(config, data=data)
+    config = dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, dir=manifest.where, manifest_sha256=manifest.sha256),
+        train=dataclasses.replace(config.train, init=_beginning(run, "--init", config.train.init)),
+        checkpoint=dataclasses.replace(config.checkpoint, resume=_beginning(run, "--resume", config.checkpoint.resume)),
+    )
     config_io.changes(run, config)
     _check_resume(run, config)
     return config, manifest
+
+
+Named = TypeVar("Named", str, str | None)
+
+
+def _beginning(run: RunDir, option: str, named: Named) -> Named:
+    """What a run begins with, as any restart will find it; ConfigError where there is no such thing and the run needs it still."""
+    if named is None or named in ("auto", "none") or (option == "--init" and hf_weights.is_published(named)):
+        return named
+    if option == "--resume" and hub_checkpoints.is_remote(named):
+        hub_checkpoints.parse(named)
+        return named
+    if not Path(named).exists() and not run.has_checkpoints:
+        others = "auto, none or hf://USER/NAME" if option == "--resume" else ", ".join(hf_weights.PUBLISHED)
+        raise ConfigError(f"{option}={named} does not exist; name a path that does, or one of {others}")
+    return os.path.abspath(named)  # noqa: PTH100 -- links stay as they are
 
 
 def _check_resume(run: RunDir, config: Config) -> None:
@@ -169,7 +190,12 @@ def check_repo(config: Config) -> None:
 
 def _same_commit(run: RunDir, where: str) -> str:
     """A Hub dataset that is named without a revision stays, for a run that has begun, at the commit that it began with."""
-    if hub.is_remote(where) and run.has_checkpoints and (wanted := hub.parse(where)).revision is None:
+    if (
+        hub.is_remote(where)
+        and run.has_checkpoints
+        and run.config.exists()
+        and (wanted := hub.parse(where)).revision is None
+    ):
         before = stored_config(run).data.dir
         if hub.is_remote(before) and hub.parse(before).repo == wanted.repo:
             return before
@@ -257,6 +283,8 @@ def _run_attempt(opened: Opened, run: RunDir, ranks: Ranks, signals: SignalFlag)
             trainer.close()
     except (Gpt2hpcError, OSError) as caught:
         error = caught if isinstance(caught, Gpt2hpcError) else as_users(caught)
+        if trainer:
+            trainer.saves.abandon()  # what it notes in the ledger comes before the end
         if ranks.is_first and not ledger.superseded(attempt):
             step = trainer.step if trainer else 0
             with contextlib.suppress(OSError):  # a full disk; the exit code tells as well

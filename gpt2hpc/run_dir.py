@@ -24,6 +24,11 @@ class RunDir:
         return self.path / "config.yaml"
 
     @property
+    def identity(self) -> Path:
+        """A random word that tells this run from every other, in its checkpoints too."""
+        return self.path / "identity"
+
+    @property
     def attempts(self) -> Path:
         """One JSON file an attempt, claimed by exclusive creation: the ledger."""
         return self.path / "attempts"

@@ -6,6 +6,7 @@ ranks end it asks the same `decide()` that a Slurm job asks, and starts them aga
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import shlex
@@ -255,12 +256,18 @@ def _batch_job(run: RunDir, config: Config, options: jsonargparse.Namespace) -> 
             minutes=None if minutes is None else math.ceil(minutes),
             stop_margin_s=math.ceil(config.checkpoint.stop_margin_s),
             options=given,
-            site=chosen.site,
+            site=dataclasses.replace(chosen.site, binds=(*chosen.site.binds, *_beginnings(config))),
             image=image,
             data_dir=str(data) if image and data else "",
         ),
         chosen,
     )
+
+
+def _beginnings(config: Config) -> list[str]:
+    """What of this disk the run begins with, to be seen in a container too."""
+    named = (config.checkpoint.resume, config.train.init or "")
+    return [os.path.abspath(path) for path in named if path and Path(path).exists()]  # noqa: PTH100
 
 
 if __name__ == "__main__":

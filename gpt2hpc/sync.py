@@ -1,17 +1,18 @@
 """`gpt2hpc sync RUN`: upload the checkpoints of a run that wait to go to the Hub, or fetch the furthest one from there.
 
 A training with `checkpoint.repo` starts it by itself after each save; where compute nodes have no internet, run it on a login
-node. Two at once do no harm, nor does one beside the training. The exit codes are in docs/hub.md.
+node. Two uploads at once do no harm, nor does one beside the training. The exit codes are in docs/hub.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import signal
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from gpt2hpc import cli, config_io
 from gpt2hpc.cluster.ledger import Ledger
@@ -20,12 +21,9 @@ from gpt2hpc.data import hub
 from gpt2hpc.data.patience import HubDownError
 from gpt2hpc.errors import ConfigError, DataError, Gpt2hpcError, MissingError, RunDirError, StoppedError
 from gpt2hpc.run_dir import RunDir
-from gpt2hpc.training import checkpoint, hub_checkpoints, uploads
+from gpt2hpc.training import checkpoint, hub_checkpoints, resume, uploads
 from gpt2hpc.training.checkpoint import Checkpoint
 from gpt2hpc.training.hub_access import access
-
-STALL_S = 300.0
-"""Without a byte, after which a request is given up: the client itself would wait for ever."""
 
 
 def new_parser() -> argparse.ArgumentParser:
@@ -50,16 +48,17 @@ def new_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str]) -> int:
     arguments = new_parser().parse_args(argv)
+    for number in (signal.SIGUSR1, signal.SIGUSR2):  # of Slurm, for the training beside it
+        signal.signal(number, signal.SIG_IGN)
     run = RunDir(arguments.run_dir)
     config = config_io.load(run.config) if run.config.exists() else None
     repo = _repository(run, config, arguments.repo)
     if arguments.dry_run:
         return _list(run, repo)
-    _give_up_stalled_requests()
     if arguments.pull:
         pull(run, repo)
     else:
-        _push(run, repo, config.checkpoint if config else CheckpointConfig())
+        _push(run, repo, config.checkpoint if config else None)
     return 0
 
 
@@ -83,7 +82,7 @@ def _list(run: RunDir, repo: str) -> int:
 # Up -----------------------------------------------------------------------------------------------------------------
 
 
-def _push(run: RunDir, repo: str, settings: CheckpointConfig) -> None:
+def _push(run: RunDir, repo: str, settings: CheckpointConfig | None) -> None:
     """Upload all that waits; what stops it is kept for `gpt2hpc status`, too."""
     if not run.checkpoints.is_dir():
         raise RunDirError(f"{run.path} is no run directory: it has no {run.checkpoints.name}; fetch them with --pull")
@@ -100,7 +99,7 @@ def _push(run: RunDir, repo: str, settings: CheckpointConfig) -> None:
     cli.say(f"hf://{repo}: nothing waits any more")
 
 
-def push_waiting(run: RunDir, repo: str, settings: CheckpointConfig) -> None:
+def push_waiting(run: RunDir, repo: str, settings: CheckpointConfig | None) -> None:
     """Upload what waits, the furthest first, and what is published meanwhile; a damaged one is skipped aloud.
 
     Raises StoppedError if the Hub is not reached, MissingError if it refuses, DataError if something damaged is left.
@@ -118,7 +117,7 @@ def push_waiting(run: RunDir, repo: str, settings: CheckpointConfig) -> None:
         )
 
 
-def _push_one(run: RunDir, found: Checkpoint, repo: str, settings: CheckpointConfig) -> str | None:
+def _push_one(run: RunDir, found: Checkpoint, repo: str, settings: CheckpointConfig | None) -> str | None:
     """Upload and mark one; returns what is wrong with it, if something is."""
     with uploads.lease(run, found):
         try:
@@ -127,9 +126,10 @@ def _push_one(run: RunDir, found: Checkpoint, repo: str, settings: CheckpointCon
                 return damage
             cli.say(f"uploading step {found.step}: {found.path.name}, {_bytes(found) / 1e6:,.1f} MB")
             began = time.monotonic()
-            commit = hub_checkpoints.push(found, repo, settings)
+            sha256 = found.manifest()["sha256"]
+            commit = hub_checkpoints.push(found, repo, settings or _settings_of(found))
             seconds = time.monotonic() - began
-            uploads.mark(run, found, repo=repo, commit=commit, seconds=seconds)
+            uploads.mark(run, found, repo=repo, commit=commit, manifest_sha256=sha256, seconds=seconds)
             cli.say(f"step {found.step} is on hf://{repo} since commit {commit[:12]}; {seconds:.1f} s")
         except (FileNotFoundError, KeyError):
             if found.path.exists():
@@ -140,6 +140,13 @@ def _push_one(run: RunDir, found: Checkpoint, repo: str, settings: CheckpointCon
         except DataError as error:
             raise MissingError(error.line) from error
     return None
+
+
+def _settings_of(found: Checkpoint) -> CheckpointConfig:
+    """What the run that saved it keeps, where its config.yaml is not there to tell."""
+    known = {field.name for field in dataclasses.fields(CheckpointConfig)}
+    told = found.manifest().get("config", {}).get("checkpoint", {})
+    return CheckpointConfig(**{key: value for key, value in told.items() if key in known})
 
 
 def _bytes(found: Checkpoint) -> int:
@@ -160,7 +167,10 @@ def pull(run: RunDir, repo: str) -> None:
         cli.warn(text)
 
     try:
-        fetched = hub_checkpoints.fetch_furthest(repo, run.checkpoints, beyond=here, say=skip)
+        candidates = hub_checkpoints.remote(repo)
+        fetched = hub_checkpoints.fetch_furthest(
+            candidates, run.checkpoints, beyond=here, say=skip, accept=resume.same_run(run)
+        )
     except HubDownError as error:
         raise StoppedError(error.line) from error
     if fetched is not None:
@@ -169,17 +179,6 @@ def pull(run: RunDir, repo: str) -> None:
         raise DataError(f"nothing of hf://{repo} that is further than what is here came whole; see the warnings")
     else:
         cli.say(f"hf://{repo} has no checkpoint that is further than " + (f"step {here.step}" if here else "nothing"))
-
-
-def _give_up_stalled_requests() -> None:
-    from huggingface_hub import get_session, set_client_factory
-
-    known = get_session()
-
-    def client() -> Any:
-        return type(known)(event_hooks=known.event_hooks, follow_redirects=True, timeout=STALL_S)
-
-    set_client_factory(client)
 
 
 if __name__ == "__main__":

@@ -5,10 +5,12 @@ The client has tries of its own, which differ from call to call: a commit has no
 
 from __future__ import annotations
 
+import functools
 import random
+import re
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from gpt2hpc import cli
 from gpt2hpc.errors import DataError
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 TRIES = 8
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 120.0
+STALL_S = 300.0
+"""Without a byte, after which a request is given up."""
 T = TypeVar("T")
 
 
@@ -30,6 +34,19 @@ class WrongBytesError(Exception):
 
 class HubDownError(DataError):
     """The Hub was not reached, or failed for as long as it was asked; later it may answer."""
+
+
+@functools.cache
+def _give_up_stalled_requests() -> None:
+    """For every request from now on: the client itself waits for ever for a server that says nothing."""
+    from huggingface_hub import get_session, set_client_factory
+
+    known = get_session()
+
+    def client() -> Any:
+        return type(known)(event_hooks=known.event_hooks, follow_redirects=True, timeout=STALL_S)
+
+    set_client_factory(client)
 
 
 def asked(about: object, question: Callable[[HfApi], T], *, what: str = "", elsewhere: str = STAGE) -> T:
@@ -52,6 +69,7 @@ def asked(about: object, question: Callable[[HfApi], T], *, what: str = "", else
         errors.FileMetadataError,
     )
     name = f"{about}/{what}" if what else str(about)
+    _give_up_stalled_requests()
     for left in reversed(range(TRIES)):
         try:
             return question(HfApi())
@@ -97,7 +115,7 @@ def _wait(error: BaseException, left: int, name: str, elsewhere: str) -> str:
     if status in (401, 403):
         why = f": {told}" if (told := getattr(error, "server_message", None)) else ""
         return f"is refused by the Hub ({status}){why}; log in with `hf auth login`, with a token that may do this"
-    said = " ".join(str(error).split())[:300]
+    said = re.sub(r"\?\S+", "", " ".join(str(error).split()))[:300]  # an upload's address is signed in its query
     if status is not None and status < 500 and status not in (408, 409, 412, 429):
         return f"cannot be had: {said}"
     if left == TRIES - 1:

@@ -34,6 +34,7 @@ MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"
 
 _NAME = re.compile(r"(?P<started>\d{8}-\d{6})_(?P<tag>[\w.-]+)_step(?P<step>\d{7,})$")
+_FILE = re.compile(r"(state-\d{5}-of-\d{5}|rank-\d{5})\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,9 @@ class Checkpoint:
     def manifest(self) -> dict[str, Any]:
         """What was written of it; empty where that is missing or not what was written."""
         facts = durable.read_json(self.path / MANIFEST)
-        return facts if isinstance(facts, dict) and facts.get("sha256") == facts_sha256(facts) else {}
+        if not isinstance(facts, dict) or not _is_sound(facts) or self.step not in (-1, facts["step"]):
+            return {}
+        return facts if facts["sha256"] == facts_sha256(facts) else {}
 
     def damage(self) -> str | None:
         """What is wrong with it, or None if every file has the size and sha256 that the manifest says."""
@@ -150,9 +153,9 @@ def _whole(given: Checkpoint) -> Checkpoint:
 
 def check_space(directory: Path, *, bytes_each: int, config: CheckpointConfig) -> None:
     """Raise RunDirError if the disk has no room for the checkpoints that will be kept and the one being written."""
-    there = sum(
-        path.stat().st_size for checkpoint in found(directory) for path in checkpoint.path.iterdir() if path.is_file()
-    )
+    every = config.keep_every_steps
+    replaced = [checkpoint for checkpoint in found(directory) if every is None or checkpoint.step % every]
+    there = sum(path.stat().st_size for checkpoint in replaced for path in checkpoint.path.iterdir() if path.is_file())
     needed = (config.keep_last + 1) * bytes_each - there
     free = shutil.disk_usage(directory).free
     if free < needed:
@@ -188,6 +191,23 @@ def remove_unfinished(directory: Path, *, spare: str = "") -> None:
     for path in directory.glob("*.tmp"):
         if not spare or not path.name.endswith(spare):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def is_file_name(text: str) -> bool:
+    """Whether a checkpoint may have a file by that name, beside its manifest."""
+    return text == METRICS or _FILE.fullmatch(text) is not None
+
+
+def _is_sound(facts: Mapping[str, Any]) -> bool:
+    """Whether a manifest, which may be anybody's, has what is looked for in it, and names nothing outside its directory."""
+    files = facts.get("files")
+    return (
+        isinstance(facts.get("sha256"), str)
+        and isinstance(facts.get("step"), int)
+        and isinstance(files, dict)
+        and all(is_file_name(name) for name in files)
+        and all(isinstance(entry, dict) and entry.keys() >= {"bytes", "sha256"} for entry in files.values())
+    )
 
 
 def facts_sha256(facts: Mapping[str, Any]) -> str:

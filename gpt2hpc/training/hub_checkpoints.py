@@ -37,6 +37,10 @@ Say = Callable[[str], None]
 Accept = Callable[[Checkpoint], None]
 
 
+class OfAnotherRunError(Exception):
+    """What `accept` raises to have a checkpoint passed over."""
+
+
 def accept_any(found: Checkpoint) -> None:
     """Raises nothing."""
 
@@ -122,9 +126,14 @@ def _contents(api: HfApi, repo: str) -> Contents:
         name, _, inside = rest.partition("/")
         if hasattr(entry, "size") and top == FOLDER and inside and Checkpoint(Path(name)).step >= 0:
             folders.setdefault(name, {})[inside] = hub.described(entry)
-    found = [Remote(repo, revision, name, files) for name, files in folders.items() if MANIFEST in files]
+    found = [Remote(repo, revision, name, _known(files)) for name, files in folders.items() if MANIFEST in files]
     found.sort(key=lambda each: (each.step, each.name), reverse=True)
     return Contents(revision, tuple(found), folders)
+
+
+def _known(files: Mapping[str, HubFile]) -> dict[str, HubFile]:
+    """Those that a checkpoint may have; a path that leads elsewhere is none of them."""
+    return {name: file for name, file in files.items() if name == MANIFEST or checkpoint.is_file_name(name)}
 
 
 # Up -----------------------------------------------------------------------------------------------------------------
@@ -203,22 +212,35 @@ def choose(wanted: Wanted) -> Remote:
 
 
 def fetch_furthest(
-    repo: str, directory: Path, *, beyond: Checkpoint | None, say: Say, accept: Accept = accept_any
+    candidates: Iterable[Remote],
+    directory: Path,
+    *,
+    beyond: Checkpoint | None,
+    say: Say,
+    accept: Accept = accept_any,
 ) -> Checkpoint | None:
-    """The furthest checkpoint in the repository, fetched into `directory`; None if there is none `beyond` the one given.
+    """The furthest of `candidates` (the furthest first), fetched into `directory`; None if there is none `beyond` the one given.
 
-    Of the same run as that one; without one, of any. What does not arrive as its manifest says is skipped aloud.
+    Of the same run as that one; without one, of any that `accept` takes. What does not arrive as its manifest says is skipped aloud.
+    Raises DataError if nothing is left of what there was, and none is here to go on from.
     """
-    for candidate in remote(repo):
-        if beyond is not None and candidate.step <= beyond.step:
-            break
-        if beyond is None or candidate.run == run_of(beyond.path.name):
-            try:
-                return fetch(candidate, directory, accept=accept)
-            except HubDownError:
-                raise
-            except DataError as error:
-                say(f"skipping the checkpoint {SCHEME}{repo}/{FOLDER}/{candidate.name}: {error}")
+    skipped = 0
+    for candidate in candidates:
+        if beyond is not None and (candidate.step <= beyond.step or candidate.run != run_of(beyond.path.name)):
+            continue
+        try:
+            return fetch(candidate, directory, accept=accept)
+        except OfAnotherRunError:
+            continue
+        except HubDownError:
+            raise
+        except DataError as error:
+            say(f"skipping the checkpoint {SCHEME}{candidate.repo}/{FOLDER}/{candidate.name}: {error}")
+            skipped += 1
+    if skipped and beyond is None:
+        raise DataError(
+            f"the Hub has {skipped} checkpoints to go on from, and none came whole; try again later, or begin anew with --resume none"
+        )
     return None
 
 
@@ -234,7 +256,10 @@ def fetch(wanted: Remote, directory: Path, *, accept: Accept = accept_any) -> Ch
     partial = Checkpoint(directory / f"{wanted.name}{PARTIAL}")
     partial.path.mkdir(parents=True, exist_ok=True)
     _fetch_file(wanted, MANIFEST, partial.path)
-    if partial.manifest():
+    facts = partial.manifest()
+    if facts and facts.get("format") != checkpoint.FORMAT:
+        raise DataError(f"format {facts.get('format')}, this version reads {checkpoint.FORMAT}")
+    if facts:
         accept(partial)
     _fetch_files(wanted, partial.path)
     if damage := partial.damage():

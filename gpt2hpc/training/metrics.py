@@ -52,7 +52,7 @@ class MetricsLog:
             fence()
             _cut(run.log, resumed_step, lambda line: int(line.split()[0]))
             fence()
-            _cut(run.metrics, resumed_step, lambda line: int(json.loads(line)["step"]))
+            _cut(run.metrics, resumed_step, _step_of)
             self._validated = {int(line.split()[0]) for line in run.log.read_text().splitlines() if " val " in line}
             self._files = run.log.open("a", encoding="utf-8"), run.metrics.open("a", encoding="utf-8")
 
@@ -106,21 +106,29 @@ class MetricsLog:
 
 def history(path: Path, step: int) -> bytes:
     """The lines of a metrics.jsonl up to a step, for the checkpoint of that step."""
-    return "".join(_kept(path, step, lambda line: int(json.loads(line)["step"]))).encode()
+    return "".join(_kept(path, step, _step_of)).encode()
 
 
-def restore(run: RunDir, saved: Path) -> None:
-    """Begin the log and the metrics of a run that has none with those that came with its checkpoint."""
-    if not saved.exists() or (run.metrics.exists() and run.metrics.stat().st_size):
+def restore(run: RunDir, saved: Path, step: int) -> None:
+    """Make the history that came with a checkpoint the run's own, unless what is here goes on from it already.
+
+    A run that resumes on an empty disk has none; one that had got less far than the Hub has one that lacks steps.
+    """
+    history = _kept(saved, step, _step_of)
+    if not history or set(history) <= set(_kept(run.metrics, step, _step_of)):
         return
     lines = []
-    for text in saved.read_text(encoding="utf-8").splitlines():
-        facts = json.loads(text)
+    for facts in map(json.loads, history):
         for word, key in (("train", "loss"), ("val", "val_loss"), ("save", "save_s")):
-            if facts.get(key) is not None:
+            if isinstance(facts.get(key), float):
                 lines.append(f"{facts['step']} {word} {facts[key]:.6f}\n")
     durable.publish_text(run.log, "".join(lines))
-    durable.publish_bytes(run.metrics, saved.read_bytes())
+    durable.publish_text(run.metrics, "".join(history))
+
+
+def _step_of(line: str) -> int:
+    """Of a line of metrics.jsonl."""
+    return int(json.loads(line)["step"])
 
 
 def _cut(path: Path, step: int, step_of: Callable[[str], int]) -> None:

@@ -14,8 +14,9 @@ import gc
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -63,6 +64,7 @@ class Ranks:
 
     def apart(self) -> Ranks:
         """The same ranks in a group of their own, for a thread; collective. It waits long for a slow disk."""
+        self.barrier()  # which sees at once that a peer is gone; a new group would wait for it
         group = dist.new_group(backend="gloo", timeout=TIMEOUT_APART)
         return dataclasses.replace(self, group=group)
 
@@ -87,16 +89,29 @@ class Ranks:
         However long it takes: the ranks meet in between, since one that waited longer than a collective may take would
         give up. It runs in a thread on rank 0.
         """
-        with ThreadPoolExecutor(1, initializer=self.use_device) if self.is_first else contextlib.nullcontext() as pool:
-            future = pool.submit(work) if pool else None
-            while not self.from_first(future is not None and bool(wait([future], ROUND_S).done)):
-                pass
+        future = self._started(work) if self.is_first else None
+        while not self.from_first(future is not None and bool(wait([future], ROUND_S).done)):
+            pass
         result = None
         with self.first_decides():
             if future is not None:
                 result = future.result()
         answer: T = self.from_first(result)
         return answer
+
+    def _started(self, work: Callable[[], T]) -> Future[T]:
+        """In a thread that does not keep a process alive whose peers are gone, as one of a pool would."""
+        future: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                self.use_device()
+                future.set_result(work())
+            except BaseException as error:
+                future.set_exception(error)
+
+        threading.Thread(target=run, daemon=True).start()
+        return future
 
     @contextlib.contextmanager
     def first_decides(self) -> Iterator[None]:

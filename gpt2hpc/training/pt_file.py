@@ -61,6 +61,13 @@ def read(path: Path) -> PtFile:
 
     Raises DataError for a file that is damaged, asks for more than data, or contradicts itself, and ConfigError for another model.
     """
+    try:
+        return _read(path)
+    except (TypeError, ValueError, OverflowError, AttributeError) as error:
+        raise DataError(f"{path} has not the layout of build-nanogpt or nanoGPT ({error}); use another file") from None
+
+
+def _read(path: Path) -> PtFile:
     contents = _loaded(path)
     weights = contents.get("model") if isinstance(contents, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
@@ -79,16 +86,11 @@ def read(path: Path) -> PtFile:
             ) from None
     step, loss = contents.get("step", contents.get("iter_num", 0)), contents.get("val_loss")
     scaler = contents.get("scaler") or {}
-    try:
-        return PtFile(
-            config,
-            tensors,
-            int(step),
-            None if (loss := contents.get("best_val_loss") if loss is None else loss) is None else float(loss),
-            {key: scaler[key] for key in ("scale", "_growth_tracker") if key in scaler},
-        )
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{path} has a step, val_loss or scaler that is none ({error}); use another file") from None
+    if not 0 <= int(step) < 10**9:
+        raise ValueError(f"step={step}")
+    loss = contents.get("best_val_loss") if loss is None else loss
+    kept = {key: scaler[key] for key in ("scale", "_growth_tracker") if key in scaler}
+    return PtFile(config, tensors, int(step), None if loss is None else float(loss), kept)
 
 
 class _Settings:

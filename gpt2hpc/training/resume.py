@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import secrets
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gpt2hpc import config_io, durable
+from gpt2hpc.cluster.ledger import Ledger
 from gpt2hpc.config import Config
 from gpt2hpc.data.patience import HubDownError
 from gpt2hpc.errors import ConfigError, RunDirError
 from gpt2hpc.run_dir import RunDir
 from gpt2hpc.training import checkpoint, hub_access, hub_checkpoints
 from gpt2hpc.training.checkpoint import Checkpoint
+from gpt2hpc.training.hub_checkpoints import Accept, Remote
 
 Say = Callable[[str], None]
 
@@ -54,16 +57,51 @@ def find(run: RunDir, config: Config, *, say: Say) -> Checkpoint | None:
     return named
 
 
+def identity(run: RunDir) -> str:
+    """What all checkpoints of one run have in their manifests, wherever it goes on; made here if there is none yet."""
+    durable.create_text(run.identity, secrets.token_hex(8))
+    return run.identity.read_text(encoding="utf-8").strip()
+
+
+def same_run(run: RunDir) -> Accept:
+    """Passes over the checkpoints of other runs, once this one has saved something."""
+    here = [facts for found in checkpoint.found(run.checkpoints) if (facts := found.manifest())]
+    any_run = not here and not _has_saved(run)
+    own = None if any_run else here[0].get("run") if here else identity(run)
+
+    def accept(found: Checkpoint) -> None:
+        if not any_run and found.manifest().get("run") != own:
+            raise hub_checkpoints.OfAnotherRunError
+
+    return accept
+
+
+def _has_saved(run: RunDir) -> bool:
+    """Here and now or, as the ledger knows, once."""
+    attempts = Ledger(run).attempts() if run.attempts.is_dir() else []
+    return run.has_checkpoints or any(attempt.saved_step > attempt.first_step for attempt in attempts)
+
+
 def _further(repo: str, run: RunDir, config: Config, own: Checkpoint | None, say: Say) -> Checkpoint | None:
     """One on the Hub that is further than what is here, fetched; a Hub that is not reached has none."""
-    try:
-        if (unreachable := hub_access.access(repo, create=True)) is None:
-            accept = functools.partial(refuse_other, config=config, keys=_own_keys(config))
-            found = hub_checkpoints.fetch_furthest(repo, run.checkpoints, beyond=own, say=say, accept=accept)
-            checkpoint.remove_unfinished(run.checkpoints)
-            return found
-    except HubDownError as error:
-        unreachable = error.line
+    candidates: Sequence[Remote] = ()
+    if (unreachable := hub_access.access(repo, create=True)) is None:
+        try:
+            candidates = hub_checkpoints.remote(repo)
+        except HubDownError as error:
+            unreachable = error.line
+    if unreachable is None:
+        try:
+            return _fetched(candidates, run, config, own, say)
+        except HubDownError as error:
+            if own is None:
+                raise
+            unreachable = error.line
+    if own is None and _has_saved(run):
+        raise RunDirError(
+            f"{run.checkpoints} is empty, though this run has saved something, and hf://{repo} is not reached ({unreachable}); try "
+            f"again later, fetch it with `gpt2hpc sync {run.path} --pull` on a node with a network, or begin anew in another --run-dir"
+        )
     begins = "" if own is not None else "; beginning at step 0, though it may hold a checkpoint to go on from"
     say(
         f"warning: hf://{repo} is not reached{begins}: {unreachable}; on a node with a network, `gpt2hpc sync {run.path}` uploads "
@@ -72,14 +110,39 @@ def _further(repo: str, run: RunDir, config: Config, own: Checkpoint | None, say
     return None
 
 
+def _fetched(
+    candidates: Sequence[Remote], run: RunDir, config: Config, own: Checkpoint | None, say: Say
+) -> Checkpoint | None:
+    """The furthest of this run's; of another one's, with all the same settings, if this has saved nothing: it becomes that one."""
+    same, keys = same_run(run), _own_keys(config)
+    if not _has_saved(run):
+        keys.append("train.init")
+
+    def accept(found: Checkpoint) -> None:
+        same(found)
+        refuse_other(found, config, keys)
+
+    found = hub_checkpoints.fetch_furthest(candidates, run.checkpoints, beyond=own, say=say, accept=accept)
+    checkpoint.remove_unfinished(run.checkpoints)
+    if found is not None and (other := found.manifest().get("run")):
+        durable.publish_text(run.identity, other)
+    return found
+
+
 def _named(wish: str, run: RunDir, config: Config, say: Say) -> Checkpoint:
     """The checkpoint that `--resume` names."""
     if hub_checkpoints.is_remote(wish):
         run.fetched.mkdir(exist_ok=True)
+        whence = run.fetched / "whence"
+        if whence.exists() and whence.read_text() == wish and (there := checkpoint.newest_valid(run.fetched, say)):
+            return there  # of an attempt that has saved nothing; the Hub may be gone, or further, by now
+        shutil.rmtree(run.fetched)
+        run.fetched.mkdir()
         chosen = hub_checkpoints.choose(hub_checkpoints.parse(wish))
-        return hub_checkpoints.fetch(
-            chosen, run.fetched, accept=functools.partial(refuse_other, config=config, keys=_MUST_FIT)
-        )
+        fits = functools.partial(refuse_other, config=config, keys=_MUST_FIT)
+        found = hub_checkpoints.fetch(chosen, run.fetched, accept=fits)
+        durable.publish_text(whence, wish)
+        return found
     path = Path(wish)
     if path.is_file():
         run.fetched.mkdir(exist_ok=True)
@@ -147,4 +210,10 @@ def _keys(config: Config) -> list[str]:
 
 def _config_of(found: Checkpoint) -> dict[str, Any]:
     facts: Mapping[str, Any] = found.manifest()
-    return {**facts["config"], "data": {**facts["config"]["data"], "manifest_sha256": facts["data"]["manifest_sha256"]}}
+    try:
+        return {
+            **facts["config"],
+            "data": {**facts["config"]["data"], "manifest_sha256": facts["data"]["manifest_sha256"]},
+        }
+    except (KeyError, TypeError) as error:
+        raise ConfigError(f"{found.path.name} is of another version: its settings do not fit ({error})") from None

@@ -127,6 +127,8 @@ class Saver:
 
     def finished(self) -> Saved | None:
         """What was published since the last call; on rank 0."""
+        if self.is_saving:
+            return None
         saved, self._saved = self._saved, None
         return saved
 
@@ -253,7 +255,7 @@ class FileImage:
     def fill(self, tensors: Tensors) -> None:
         """Copy; on CUDA it is only begun."""
         for name, view in self._views.items():
-            view.copy_(tensors[name], non_blocking=True)
+            view.copy_(tensors[name], non_blocking=self._buffer.is_pinned())
 
     @property
     def contents(self) -> memoryview:

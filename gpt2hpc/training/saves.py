@@ -114,8 +114,11 @@ class Saves:
         """A checkpoint is there: on rank 0, beside the steps."""
         self._ledger.note(self._attempt, saved_step=saved.step)
         keep = {self._resumed_from.path} if self._resumed_from else set()
-        keep |= uploads.leased(self._run)
-        checkpoint.prune(self._run.checkpoints, saved_step=saved.step, config=self._config.checkpoint, keep=keep)
+        try:
+            keep |= uploads.leased(self._run)
+            checkpoint.prune(self._run.checkpoints, saved_step=saved.step, config=self._config.checkpoint, keep=keep)
+        except OSError as error:
+            self._say(f"warning: older checkpoints could not be deleted, and stay: {error}")
         shutil.rmtree(self._run.fetched, ignore_errors=True)
         if self._uploader is not None:
             self._uploader.published()

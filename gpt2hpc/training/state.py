@@ -51,12 +51,27 @@ def load_model(model: nn.Module, tensors: Iterable[tuple[str, Tensor]]) -> None:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Set the optimizer's state from `optimizer/KIND/NAME`; settings such as the learning rate are not touched."""
+    """Set the optimizer's state from `optimizer/KIND/NAME`; settings such as the learning rate are not touched.
+
+    Raises ConfigError for state of another shape, which a fused step would follow past the end of its memory, and where some
+    parameters have state and others none.
+    """
     names = {parameter: name for name, parameter in model.named_parameters()}
     by_name: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors:
         _, kind, name = key.split("/", 2)
         by_name.setdefault(name, {})[kind] = tensor
+    for parameter, name in names.items():
+        for kind, tensor in by_name.get(name, {}).items() if by_name else ():
+            if tensor.shape != (torch.Size() if kind == "step" else parameter.shape):
+                raise ConfigError(
+                    f"the checkpoint holds optimizer/{kind}/{name} of shape {tuple(tensor.shape)}, which does not fit {name} of shape "
+                    f"{tuple(parameter.shape)}; use another checkpoint"
+                )
+    if by_name and (odd := sorted(by_name.keys() ^ set(names.values()))):
+        raise ConfigError(
+            f"the checkpoint's optimizer and this model differ in {', '.join(odd[:3])}; use the settings it was trained with"
+        )
     current = optimizer.state_dict()
     order = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
     current["state"] = {index: by_name[name] for index, name in enumerate(order) if name in by_name}

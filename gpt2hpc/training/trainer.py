@@ -149,7 +149,7 @@ class Trainer:
 
     def _resume(self) -> state.RankState:
         """Load what there is to go on from, if anything; returns the random generators to begin with."""
-        found = self.ranks.first_works(self._find)
+        found, self.identity = self.ranks.first_works(self._find)
         self.saves.resumed(found, started=self.run_started)
         if found is None:
             self._initialize()
@@ -166,12 +166,12 @@ class Trainer:
             )
         self.say(f"starting at step 0: {self.config.model.tag}" + (f" with the weights of {init}" if init else ""))
 
-    def _find(self) -> Checkpoint | None:
+    def _find(self) -> tuple[Checkpoint | None, str]:
         self.ledger.fence(self.attempt)
         found = resume.find(self.run_dir, self.config, say=self.say)
         if found is not None:
-            metrics.restore(self.run_dir, found.path / checkpoint.METRICS)
-        return found
+            metrics.restore(self.run_dir, found.path / checkpoint.METRICS, found.step)
+        return found, resume.identity(self.run_dir)
 
     def _load(self, found: Checkpoint) -> state.RankState:
         facts = found.manifest()
@@ -336,6 +336,7 @@ class Trainer:
     def _facts(self) -> dict[str, Any]:
         return {
             "step": self.step,
+            "run": self.identity,
             "world_size": self.ranks.world_size,
             "threads": torch.get_num_threads(),
             "attempt": self.attempt.number,

@@ -81,7 +81,7 @@ class Uploader:
             return
         self._process = None
         failed = uploads.failure(self._run)
-        if code:
+        if code > 0:  # below 0 by a signal: what was left waits for the next
             self._report(failed.reason if failed else f"exit code {code}; see {self._run.uploads / uploads.LOG}")
         elif self._fails:
             self._fails = False

@@ -15,7 +15,6 @@ import os
 import secrets
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -84,11 +83,10 @@ def _is_marked(run: RunDir, found: Checkpoint, repo: str, sha256: str) -> bool:
     return isinstance(mark, dict) and (mark.get("repo"), mark.get("manifest_sha256")) == (repo, sha256)
 
 
-def mark(run: RunDir, found: Checkpoint, *, repo: str, commit: str, seconds: float) -> Uploaded:
+def mark(run: RunDir, found: Checkpoint, *, repo: str, commit: str, manifest_sha256: str, seconds: float) -> Uploaded:
     """Take it out of what waits, and what failed before with it."""
-    facts = found.manifest()
-    size = sum(entry["bytes"] for entry in facts["files"].values())
-    done = Uploaded(repo, commit, facts["sha256"], utc_now(), size, round(seconds, 3))
+    size = sum(entry["bytes"] for entry in found.manifest().get("files", {}).values())
+    done = Uploaded(repo, commit, manifest_sha256, utc_now(), size, round(seconds, 3))
     run.uploads.mkdir(parents=True, exist_ok=True)
     durable.publish_json(run.uploads / f"{found.path.name}.json", asdict(done))
     for name, path in _marks(run).items():  # of those that retention removed since; this one is further
@@ -159,10 +157,17 @@ def lease(run: RunDir, found: Checkpoint) -> Iterator[None]:
 
 def leased(run: RunDir) -> set[Path]:
     """Checkpoints that are being uploaded: not to be deleted now. A killed process holds its own for two minutes."""
+    leases = list(run.uploads.glob("*.lease"))
+    if not leases:
+        return set()
+    clock = durable.temporary_name(run.uploads / "clock")  # the file system's, which another node's may differ from
+    clock.touch()
+    now = clock.stat().st_mtime
+    clock.unlink()
     found = set()
-    for path in run.uploads.glob("*.lease"):
+    for path in leases:
         with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime < FRESH_S:
+            if now - path.stat().st_mtime < FRESH_S:
                 found.add(run.checkpoints / path.read_text())
             else:
                 path.unlink()

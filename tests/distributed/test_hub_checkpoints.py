@@ -186,7 +186,7 @@ def test_a_request_that_stalls_is_given_up(hub: HubServer, run: RunDir) -> None:
     hub.add_repo(REPO, {}, kind="model")
     hub.faults.slow("POST .*/commit/", 1, seconds=100)
     began = time.monotonic()
-    done = hasty(hub, HASTY_SYNC.replace("; sys.exit", "; sync.STALL_S = 2.0; sys.exit"), run.path)
+    done = hasty(hub, HASTY_SYNC.replace("; sys.exit", "; p.STALL_S = 2.0; sys.exit"), run.path)
     assert done.returncode == 0, done.stderr
     assert time.monotonic() - began < 60
     assert on_hub(hub) == {made.path.name: here(made)}

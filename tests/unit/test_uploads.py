@@ -13,6 +13,7 @@ from gpt2hpc.config import CheckpointConfig
 from gpt2hpc.errors import ConfigError
 from gpt2hpc.run_dir import RunDir
 from gpt2hpc.training import checkpoint, hub_checkpoints, uploads
+from gpt2hpc.training.checkpoint import Checkpoint
 from gpt2hpc.training.hub_checkpoints import Wanted
 from tests.fake_checkpoints import write_checkpoint
 
@@ -24,6 +25,11 @@ def run(tmp_path: Path) -> RunDir:
     return run
 
 
+def mark(run: RunDir, found: Checkpoint, *, seconds: float) -> None:
+    sha256 = found.manifest()["sha256"]
+    uploads.mark(run, found, repo="me/model", commit="c0ffee", manifest_sha256=sha256, seconds=seconds)
+
+
 def steps(run: RunDir, repo: str = "me/model") -> list[int]:
     return [found.step for found in uploads.waiting(run, repo)]
 
@@ -32,14 +38,14 @@ def test_what_is_complete_and_not_marked_waits_the_furthest_first(run: RunDir) -
     made = {step: write_checkpoint(run, step) for step in (3, 12, 6)}
     (made[3].path / checkpoint.MANIFEST).unlink()
     assert steps(run) == [12, 6]
-    uploads.mark(run, made[12], repo="me/model", commit="c0ffee", seconds=1.5)
+    mark(run, made[12], seconds=1.5)
     assert steps(run) == [6]
     assert steps(run, "me/other") == [12, 6], "another repository has nothing yet"
     assert uploads.lag(run, "me/model") == uploads.Lag("me/model", 1, 12, 0, None)
 
 
 def test_another_checkpoint_by_the_same_name_waits_again(run: RunDir) -> None:
-    uploads.mark(run, write_checkpoint(run, 3), repo="me/model", commit="c0ffee", seconds=1)
+    mark(run, write_checkpoint(run, 3), seconds=1)
     assert steps(run) == []
     write_checkpoint(run, 3, seed=1)
     assert steps(run) == [3]
@@ -48,12 +54,12 @@ def test_another_checkpoint_by_the_same_name_waits_again(run: RunDir) -> None:
 def test_a_checkpoint_that_is_gone_no_longer_waits(run: RunDir) -> None:
     """And its mark goes with the next one's."""
     old = write_checkpoint(run, 3)
-    uploads.mark(run, old, repo="me/model", commit="c0ffee", seconds=1)
+    mark(run, old, seconds=1)
     write_checkpoint(run, 6)
     checkpoint.prune(run.checkpoints, saved_step=9, config=CheckpointConfig(keep_last=1), keep=())
     assert steps(run) == [6]
     assert uploads.lag(run, "me/model").behind == 3
-    uploads.mark(run, checkpoint.found(run.checkpoints)[0], repo="me/model", commit="c0ffee", seconds=1)
+    mark(run, checkpoint.found(run.checkpoints)[0], seconds=1)
     assert [path.name for path in run.uploads.iterdir()] == [f"{checkpoint.found(run.checkpoints)[0].path.name}.json"]
 
 
@@ -85,7 +91,7 @@ def test_a_dead_process_holds_no_lease_for_long(run: RunDir) -> None:
 
 def test_damaged_records_are_as_none(run: RunDir) -> None:
     found = write_checkpoint(run, 3)
-    uploads.mark(run, found, repo="me/model", commit="c0ffee", seconds=1)
+    mark(run, found, seconds=1)
     uploads.fail(run, "no network")
     assert uploads.failure(run) is not None
     for path in run.uploads.iterdir():
