@@ -177,6 +177,33 @@ def test_the_check_leaves_nothing_in_the_repository(hub: HubServer, settings: Co
     assert len(hub.repo(REPO, kind="model").commits) == before
 
 
+def test_checkpoints_that_do_not_come_are_no_reason_to_begin_anew(
+    hub: HubServer, settings: Config, tmp_path: Path
+) -> None:
+    """On an empty disk: else the run that the Hub knows would be forgotten."""
+    env, first, second = hub.environment("hf_write"), RunDir(tmp_path / "first"), RunDir(tmp_path / "second")
+    train(first, settings, "--train.total_steps", "4", env=env, repo=REPO)
+    files = hub.files(REPO, kind="model")
+    hub.commit(REPO, {path: b"not what it was" for path in files if "/state" in path}, kind="model")
+    error = train(second, settings, "--train.total_steps", "4", env=env, repo=REPO, code=4)
+    assert "checkpoints to go on from, and none came whole" in error
+    assert not second.has_checkpoints
+
+
+def test_two_runs_in_one_repository_stay_apart(
+    hub: HubServer, settings: Config, undisturbed: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env, first, second = hub.environment("hf_write"), RunDir(tmp_path / "first"), RunDir(tmp_path / "second")
+    train(first, settings, env=env, repo=REPO)
+    train_until_8(second, settings, monkeypatch, env, repo=REPO, resume="none")
+    assert gpt2hpc("sync", second.path, env=env).returncode == 0
+    for path in second.checkpoints.iterdir():
+        shutil.rmtree(path)
+    told = train(second, settings, "--resume", "auto", env=env, repo=REPO)
+    assert "resuming at step 8" in told, "its own, though the other run's step 12 is there"
+    assert content(second) == content(undisturbed)
+
+
 # Named --------------------------------------------------------------------------------------------------------------
 
 
@@ -202,6 +229,14 @@ def test_from_another_run(settings: Config, undisturbed: RunDir, tmp_path: Path)
     assert "resuming at step 12" in told
     error = train(run, settings, "--resume", "none", code=3)
     assert "has checkpoints of its own, from which it goes on" in error
+
+
+@pytest.mark.parametrize("option", ["--resume", "--init"])
+def test_what_does_not_exist_is_said_at_once(option: str, settings: Config, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    error = train(run, settings, option, "runs/nowhere", code=3)
+    assert f"{option}=runs/nowhere does not exist" in error
+    assert not run.path.exists()
 
 
 def test_from_nothing(hub: HubServer, settings: Config, tmp_path: Path) -> None:

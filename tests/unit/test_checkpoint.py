@@ -8,6 +8,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -143,6 +144,16 @@ def test_the_space_is_checked(tmp_path: Path, ranks: Ranks) -> None:
         RunDirError, match=r"has .* GB free, but checkpoints of .* free space, lower --checkpoint.keep_last"
     ):
         checkpoint.check_space(tmp_path, bytes_each=free // 2, config=config)
+
+
+def test_what_stays_for_good_makes_no_room(tmp_path: Path, ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in (10, 20, 30):
+        save(tmp_path, step, ranks)
+    size = sum(path.stat().st_size for path in tmp_path.rglob("*.*") if path.is_file()) // 3
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1))
+    checkpoint.check_space(tmp_path, bytes_each=size - 500, config=CheckpointConfig(keep_last=2))
+    with pytest.raises(RunDirError):
+        checkpoint.check_space(tmp_path, bytes_each=size, config=CheckpointConfig(keep_last=2, keep_every_steps=10))
 
 
 def test_a_save_copies_before_it_returns(tmp_path: Path, ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,6 +311,46 @@ def test_another_shape_is_refused(tmp_path: Path, ranks: Ranks) -> None:
     deeper = GPT(ModelConfig(n_layer=2, n_head=2, n_embd=16, block_size=8, vocab_size=64, padded_vocab_size=64))
     with pytest.raises(ConfigError, match=r"lacks h\.1\."):
         state.load_model(deeper, saved.tensors("model/"))
+
+
+def test_optimizer_state_of_another_shape_is_refused() -> None:
+    """A fused step would follow the parameter's shape past the end of the state's memory."""
+    tensors = state.state_tensors(*trained(0, 1))
+    name = "optimizer/exp_avg/wte.weight"
+    model, optimizer = trained(1, 1)
+    for wrong, told in (
+        ({**tensors, name: torch.zeros(1)}, "does not fit wte.weight"),
+        ({**tensors, name.replace("exp_avg", "step"): torch.zeros(2)}, "optimizer/step/wte.weight of shape"),
+        ({key: each for key, each in tensors.items() if not key.endswith("wpe.weight")}, "differ in wpe.weight"),
+    ):
+        only = [(key, each) for key, each in wrong.items() if key.startswith("optimizer/")]
+        with pytest.raises(ConfigError, match=told):
+            state.load_optimizer(optimizer, model, only)
+
+
+HASH = {"bytes": 0, "sha256": "0" * 64}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"files": {"/dev/zero": HASH}},
+        {"files": {"../other": HASH}},
+        {"files": {"rank-00000.safetensors/../../x": HASH}},
+        {"files": ["state-00000-of-00001.safetensors"]},
+        {"files": {"metrics.jsonl": 7}},
+        {"files": {}, "step": "5"},
+        {"step": 6},
+    ],
+    ids=str,
+)
+def test_a_manifest_of_strangers_is_looked_at(wrong: dict[str, Any], tmp_path: Path, ranks: Ranks) -> None:
+    """What it names lies in its directory, and its step is that of its name; it may well have a right hash of itself."""
+    saved = save(tmp_path, 5, ranks)
+    facts = {**saved.manifest(), **wrong}
+    facts["sha256"] = checkpoint.facts_sha256(facts)
+    (saved.path / "manifest.json").write_text(json.dumps(facts))
+    assert saved.damage() == "manifest.json is missing or damaged"
 
 
 def test_random_generators_survive(tmp_path: Path, ranks: Ranks) -> None:

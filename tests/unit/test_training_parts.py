@@ -20,6 +20,7 @@ from gpt2hpc.config import CheckpointConfig
 from gpt2hpc.errors import MissingError, RunDirError
 from gpt2hpc.jobs import Train
 from gpt2hpc.run_dir import RunDir
+from gpt2hpc.training import metrics
 from gpt2hpc.training.metrics import MetricsLog, StepRecord
 from gpt2hpc.training.process_group import select_device
 from gpt2hpc.training.stop import Agreement, Clock, StopFile
@@ -216,3 +217,30 @@ def test_jobs_pickle_by_reference() -> None:
     packed = pickle.dumps(Train("runs/x"))
     assert len(packed) < 120
     assert pickle.loads(packed) == Train("runs/x")
+
+
+def lines(*steps: int) -> str:
+    return "".join(json.dumps({"step": step, "loss": step / 7}) + "\n" for step in steps)
+
+
+@pytest.mark.parametrize(
+    ("here", "came", "expected"),
+    [
+        (lines(), lines(1, 2, 3), lines(1, 2, 3)),  # an empty disk
+        (lines(1, 2, 3, 4, 5), lines(1, 2, 3), lines(1, 2, 3, 4, 5)),  # its own checkpoint: it is cut back elsewhere
+        (lines(1, 2), lines(1, 2, 3, 4), lines(1, 2, 3, 4)),  # the Hub's is further
+        (lines(1).replace("0.1", "0.9"), lines(1, 2, 3), lines(1, 2, 3)),  # another timeline
+        (lines(1, 2), "", lines(1, 2)),  # a file of another project came without
+        (lines(1, 2), "[1]\nnonsense\n", lines(1, 2)),
+    ],
+)
+def test_the_history_of_a_checkpoint_leaves_no_gap(here: str, came: str, expected: str, tmp_path: Path) -> None:
+    run, saved = RunDir(tmp_path), tmp_path / "came.jsonl"
+    run.metrics.write_text(here)
+    saved.write_text(came)
+    metrics.restore(run, saved, 4)
+    assert run.metrics.read_text() == expected
+    if expected != here:
+        assert [line.split()[:2] for line in run.log.read_text().splitlines()] == [
+            [str(json.loads(line)["step"]), "train"] for line in expected.splitlines()
+        ]
