@@ -98,7 +98,7 @@ class TrainConfig:
         micro_batch_size: Sequences that one rank computes at once.
         seed: Of the initial weights, the data order and dropout.
         init: Weights to begin with instead of random ones: gpt2, gpt2-medium, gpt2-large, gpt2-xl, or the path of a transformers
-            directory, of a run or of a checkpoint.
+            directory, of a run, of a checkpoint or of a .pt file.
         device: auto takes CUDA, then MPS, then the CPU.
         precision: auto takes bf16 or fp16 where the device computes it fast, else fp32.
         compile: torch.compile; null is on for CUDA and off elsewhere.

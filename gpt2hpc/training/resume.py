@@ -37,7 +37,7 @@ def find(run: RunDir, config: Config, *, say: Say) -> Checkpoint | None:
     """
     checkpoint.remove_unfinished(run.checkpoints, spare=hub_checkpoints.PARTIAL)  # which is gone on with
     own, wish = checkpoint.newest_valid(run.checkpoints, say), config.checkpoint.resume
-    if config.checkpoint.repo is not None and (own is not None or wish == "auto"):
+    if config.checkpoint.repo is not None and (wish == "auto" or _has_saved(run)):
         own = _further(config.checkpoint.repo, run, config, own, say) or own
     if own is None and (damaged := checkpoint.found(run.checkpoints)):
         raise RunDirError(
@@ -146,12 +146,11 @@ def _named(wish: str, run: RunDir, config: Config, say: Say) -> Checkpoint:
     path = Path(wish)
     if path.is_file():
         run.fetched.mkdir(exist_ok=True)
-        say(f"reading {path}: weights, AdamW's moments and the step; not bit-identical to where it comes from")
-        return imported(path, run.fetched, config)
+        return imported(path, run.fetched, config, say)
     return checkpoint.at(path, say)
 
 
-def imported(path: Path, directory: Path, config: Config) -> Checkpoint:
+def imported(path: Path, directory: Path, config: Config, say: Say) -> Checkpoint:
     """A `.pt` file of another project as a checkpoint of ours in `directory`, which any number of ranks can go on from."""
     import safetensors.torch
 
@@ -159,6 +158,10 @@ def imported(path: Path, directory: Path, config: Config) -> Checkpoint:
     from gpt2hpc.training import pt_file
 
     file = pt_file.read(path)
+    if not file.has_optimizer:
+        raise ConfigError(f"--resume={path} holds no AdamW state to go on with; use --init for its weights alone")
+    loss = "" if file.val_loss is None else f", validation loss {file.val_loss:.4f}"
+    say(f"{path}: weights, AdamW's moments and the step{loss}; not bit-identical to where it comes from")
     tensors = fit.fitted(file.tensors, file.config, config.model, source=str(path), key="--resume")
     found = Checkpoint(directory / checkpoint.name(started="00000000-000000", tag=config.model.tag, step=file.step))
     shutil.rmtree(found.path, ignore_errors=True)

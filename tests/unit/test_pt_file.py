@@ -246,7 +246,7 @@ def test_what_is_damaged_or_else_is_said(good: Path, tmp_path: Path) -> None:
         (
             {"model": weights_of(SMALL), "config": {"n_head": 2}, "step": "later"},
             DataError,
-            "a step, val_loss or scaler",
+            "has not the layout of build-nanogpt or nanoGPT",
         ),
     ):
         torch.save(contents, tmp_path / "a.pt")
