@@ -99,8 +99,9 @@ def _further(repo: str, run: RunDir, config: Config, own: Checkpoint | None, say
             unreachable = error.line
     if own is None and _has_saved(run):
         raise RunDirError(
-            f"{run.checkpoints} holds nothing whole, though this run has saved something, and hf://{repo} is not reached ({unreachable}); try "
-            f"again later, fetch it with `gpt2hpc sync {run.path} --pull` on a node with a network, or begin anew in another --run-dir"
+            f"{run.checkpoints} holds nothing whole, though this run has saved something, and hf://{repo} is not reached "
+            f"({unreachable}); try again later, fetch it with `gpt2hpc sync {run.path} --pull` on a node with a network, or begin anew "
+            "in another --run-dir"
         )
     begins = "" if own is not None else "; beginning at step 0, though it may hold a checkpoint to go on from"
     say(
