@@ -190,6 +190,18 @@ def test_checkpoints_that_do_not_come_are_no_reason_to_begin_anew(
     assert not second.has_checkpoints
 
 
+def test_without_its_checkpoints_and_the_hub_a_run_does_not_begin_anew(
+    hub: HubServer, settings: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ledger knows that it has saved something, which may be on the Hub."""
+    env, run = hub.environment("hf_write"), RunDir(tmp_path / "run")
+    train_until_8(run, settings, monkeypatch, env, repo=REPO)
+    for path in run.checkpoints.iterdir():
+        shutil.rmtree(path)
+    error = train(run, settings, env={**env, "HF_HUB_OFFLINE": "1"}, repo=REPO, code=9)
+    assert "holds nothing whole, though this run has saved something" in error
+
+
 def test_two_runs_in_one_repository_stay_apart(
     hub: HubServer, settings: Config, undisturbed: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
