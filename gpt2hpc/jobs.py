@@ -122,6 +122,8 @@ def check_start(run: RunDir, config: Config, *, world_size: int) -> tuple[Config
     Returns the settings with the data's place and identity, and the data.
     """
     check(config)
+    if config.checkpoint.repo is not None and not hub.is_name(config.checkpoint.repo):
+        raise ConfigError(f"checkpoint.repo={config.checkpoint.repo} is no model repository; write USER/NAME")
     grad_accum_steps(config, world_size=world_size)
     manifest = catalog.load(_same_commit(run, config.data.dir))
     if manifest.vocab_size > config.model.vocab_size:

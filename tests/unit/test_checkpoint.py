@@ -17,15 +17,19 @@ import safetensors.torch
 import torch
 
 from gpt2hpc.cluster.dist_env import DistEnv
-from gpt2hpc.config import CheckpointConfig, ModelConfig, OptimizerConfig
+from gpt2hpc.cluster.ledger import Ledger
+from gpt2hpc.config import CheckpointConfig, Config, ModelConfig, OptimizerConfig
 from gpt2hpc.errors import ConfigError, RunDirError
 from gpt2hpc.model.gpt import GPT
 from gpt2hpc.run_dir import RunDir
 from gpt2hpc.training import checkpoint, saver, state, uploads
 from gpt2hpc.training.checkpoint import Checkpoint
+from gpt2hpc.training.metrics import MetricsLog
 from gpt2hpc.training.optimizer import new_optimizer
 from gpt2hpc.training.process_group import Ranks, joined
 from gpt2hpc.training.saver import Order, Saver
+from gpt2hpc.training.saves import Saves
+from gpt2hpc.training.stop import Clock
 
 CPU = torch.device("cpu")
 ALONE = DistEnv(rank=0, local_rank=0, world_size=1, local_world_size=1, job="1", restart=0, nodes="n1")
@@ -134,6 +138,29 @@ def test_what_is_being_uploaded_is_kept(tmp_path: Path, ranks: Ranks) -> None:
         assert [found.step for found in checkpoint.found(run.checkpoints)] == [4, 3, 1]
     checkpoint.prune(run.checkpoints, saved_step=4, config=config, keep=uploads.leased(run))
     assert [found.step for found in checkpoint.found(run.checkpoints)] == [4, 3]
+
+
+def test_a_training_keeps_what_it_resumed_from_and_what_is_being_uploaded(tmp_path: Path, ranks: Ranks) -> None:
+    run = RunDir(tmp_path)
+    run.create()
+    ledger, config = Ledger(run), Config(checkpoint=CheckpointConfig(keep_last=2))
+    attempt = ledger.claim(ALONE)
+    first = save(run.checkpoints, 1, ranks)
+    clock = Clock(config.checkpoint, None)
+    saves = Saves(run, config, ranks=ranks, ledger=ledger, attempt=attempt, clock=clock, say=lambda text: None)
+    saves.resumed(first, started="unused")
+    log = MetricsLog(run, resumed_step=1, fence=lambda: None, say=lambda text: None)
+    leased = None
+    for step in (2, 3, 4, 5, 6):
+        saves.begin(step, {"model/a": torch.ones(5)}, state.rank_state(CPU), {"step": step}, log)
+        saves.settle(log)
+        if leased is None:
+            leased = uploads.lease(run, checkpoint.found(run.checkpoints)[0])
+            leased.__enter__()
+    leased.__exit__(None, None, None)
+    log.close()
+    assert [found.step for found in checkpoint.found(run.checkpoints)] == [6, 5, 2, 1]
+    assert ledger.attempts()[-1].saved_step == 6
 
 
 def test_the_space_is_checked(tmp_path: Path, ranks: Ranks) -> None:
