@@ -8,10 +8,16 @@ from pathlib import Path
 import pytest
 
 from gpt2hpc.data.manifest import Manifest
-from tests import tiny
+from tests import first_calls, tiny
 from tests.cluster import slurm
 from tests.cluster.kit import PAIRS, Kit, new_kit
 from tests.cluster.slurm import Cluster
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _settled() -> None:
+    """Other libraries, which ours is compared with, call these with all threads at once."""
+    first_calls.settle()
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ never chosen (`test_model.py`), a missing batch size (`test_config.py`).
 from __future__ import annotations
 
 import ast
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,12 @@ import torch
 from gpt2hpc import config_io
 from gpt2hpc.config import ModelConfig
 from gpt2hpc.data.manifest import Manifest
+from gpt2hpc.model.generate import generate
+from gpt2hpc.model.gpt import GPT
 from gpt2hpc.run_dir import RunDir
 from gpt2hpc.training import checkpoint, precision, state
-from tests import tiny
+from gpt2hpc.training.optimizer import new_optimizer
+from tests import first_calls, tiny
 
 PACKAGE = Path(__file__).parents[2] / "gpt2hpc"
 THIRD_GPU = torch.device("cuda:3")
@@ -101,3 +105,33 @@ def test_nothing_is_unpickled() -> None:
                 assert words.get("weights_only") == "True", path
                 loads.append(path.name)
     assert loads == ["pt_file.py"], "the one place that reads what others have pickled"
+
+
+def functions_called(work: Callable[[], object]) -> set[str]:
+    """Names of torch's functions that run, `aten::exp_` as `exp`."""
+    with torch.profiler.profile() as profiled:
+        work()
+    return {event.key.removeprefix("aten::").removesuffix("_") for event in profiled.key_averages()}
+
+
+def test_no_first_call_changes_the_bits() -> None:
+    """A restarted process makes its first calls anew: one that may be wrong would end bit-identical continuation."""
+    settings = tiny.config("unused")
+    model = GPT(settings.model)
+    optimizer, tokens = new_optimizer(model, settings.optimizer), torch.randint(0, tiny.VOCAB, (2, 16))
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+
+    def steps() -> None:
+        for _ in range(2):
+            scaler.scale(model(tokens, tokens)).backward()
+            scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad(set_to_none=True)
+        list(generate(model, [1], max_tokens=2, top_k=5))
+
+    called = functions_called(steps)
+    assert {"gelu", "_fused_adamw", "softmax", "linalg_vector_norm"} <= called
+    assert called & set(first_calls.NAMES) == set()
+    assert functions_called(lambda: torch.ones(4).exp_()) & set(first_calls.NAMES) == {"exp"}
