@@ -22,13 +22,14 @@ class CausalSelfAttention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
         self.resid_dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         batch, length, width = x.shape
         q, k, v = (
             part.view(batch, length, self.n_head, width // self.n_head).transpose(1, 2)
             for part in self.c_attn(x).split(width, dim=2)
         )
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=self.dropout if self.training else 0.0)
+        dropout = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, dropout_p=dropout)
         out: Tensor = self.resid_dropout(self.c_proj(y.transpose(1, 2).reshape(batch, length, width)))
         return out
 
@@ -51,8 +52,8 @@ class Block(nn.Module):
         self.ln_1, self.attn = nn.LayerNorm(config.n_embd), CausalSelfAttention(config)
         self.ln_2, self.mlp = nn.LayerNorm(config.n_embd), MLP(config)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.ln_1(x))
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = x + self.attn(self.ln_1(x), mask)
         x = x + self.mlp(self.ln_2(x))
         return x
 
@@ -75,14 +76,31 @@ class GPT(nn.Module):
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None, reduction: str = "mean") -> Tensor:
         """Logits, or with `targets` (batch, length; -100 does not count) the cross-entropy in nats, reduced."""
-        x = self.wte(tokens) + self.wpe(torch.arange(tokens.shape[1], device=tokens.device))
-        x = self.drop(x)
-        for block in self.h:
-            x = block(x)
-        logits = F.linear(self.ln_f(x), self.wte.weight, self._padding(tokens.device))
+        logits = self.head(self.hidden(tokens))
         if targets is None:
             return logits
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100, reduction=reduction)
+
+    def hidden(self, tokens: Tensor, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """What the head sees, shaped (batch, length, n_embd).
+
+        Args:
+            tokens: Shaped (batch, length).
+            positions: Of the tokens, shaped as they are; 0, 1, 2 … where they are not given.
+            mask: True where a token (second last dimension) may look at another one (last), shaped (batch, 1, length, length);
+                itself and those before it where it is not given.
+        """
+        if positions is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device)
+        x = self.drop(self.wte(tokens) + self.wpe(positions))
+        for block in self.h:
+            x = block(x, mask)
+        normed: Tensor = self.ln_f(x)
+        return normed
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits, shaped (…, padded_vocab_size), of what `hidden` returned, shaped (…, n_embd)."""
+        return F.linear(hidden, self.wte.weight, self._padding(hidden.device))
 
     def _padding(self, device: torch.device) -> Tensor:
         """The head's bias; made anew each time, since as a buffer DDP would broadcast it."""
