@@ -23,6 +23,7 @@ VERBS = {
     "sync": "upload checkpoints that wait to the Hub, or fetch the furthest",
     "status": "what the runs are doing",
     "doctor": "is there what a training will need?",
+    "evaluate": "HellaSwag and validation loss, beside published numbers",
     "sample": "write text with a trained model",
     "export": "a checkpoint as a model of transformers, and to the Hub",
 }

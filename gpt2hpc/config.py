@@ -106,6 +106,10 @@ class TrainConfig:
         log_every: Steps between log lines.
         eval_every: Steps between validations; there is one at the start and one at the end too.
         eval_tokens: Tokens of a validation, the same ones each time.
+        hellaswag: Examples of HellaSwag to be answered during the training: its JSON Lines or parquet file, what
+            `gpt2hpc stage --hellaswag` made, or hf://datasets/Rowan/hellaswag; null for none.
+        hellaswag_every: Steps between those evaluations; there is one at the end too.
+        hellaswag_examples: The first so many of the 10,042 examples; null for all.
         trace_data: Write the sample numbers each rank consumes to RUN/trace/.
     """
 
@@ -122,6 +126,9 @@ class TrainConfig:
     log_every: int = 1
     eval_every: int = 250
     eval_tokens: int = 10_485_760
+    hellaswag: str | None = None
+    hellaswag_every: int = 1000
+    hellaswag_examples: int | None = None
     trace_data: bool = False
 
     @property
@@ -262,6 +269,8 @@ def _check_ranges(config: Config) -> None:
         "train.log_every": train.log_every,
         "train.eval_every": train.eval_every,
         "train.eval_tokens": train.eval_tokens,
+        "train.hellaswag_every": train.hellaswag_every,
+        "train.hellaswag_examples": train.hellaswag_examples,
         "data.shuffle_shards": config.data.shuffle_shards,
         "data.cache_gib": config.data.cache_gib,
         "data.patience_s": config.data.patience_s,

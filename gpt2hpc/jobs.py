@@ -20,6 +20,7 @@ from gpt2hpc.config import Config, check, grad_accum_steps
 from gpt2hpc.data import catalog, hub, loader, shards, verify
 from gpt2hpc.data.manifest import Manifest
 from gpt2hpc.errors import USER_ERRORS, ConfigError, DataError, Gpt2hpcError, MissingError, as_users
+from gpt2hpc.evaluation import examples
 from gpt2hpc.model import hf_weights
 from gpt2hpc.run_dir import RunDir
 from gpt2hpc.training import hub_access, hub_checkpoints
@@ -138,6 +139,8 @@ def check_start(run: RunDir, config: Config, *, world_size: int) -> tuple[Config
             f"{known[:12]}…; restore the data, or choose another --run-dir"
         )
     loader.check_windows(manifest, config.model.block_size)
+    if config.train.hellaswag is not None:
+        examples.check_model(config.model)
     if not hub.is_remote(manifest.where):
         if any(shard.sha256 is None for shard in manifest.shards):
             cli.warn(
@@ -150,12 +153,22 @@ def check_start(run: RunDir, config: Config, *, world_size: int) -> tuple[Config
     config = dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, dir=manifest.where, manifest_sha256=manifest.sha256),
-        train=dataclasses.replace(config.train, init=_beginning(run, "--init", config.train.init)),
+        train=dataclasses.replace(
+            config.train, init=_beginning(run, "--init", config.train.init), hellaswag=_located(config.train.hellaswag)
+        ),
         checkpoint=dataclasses.replace(config.checkpoint, resume=_beginning(run, "--resume", config.checkpoint.resume)),
     )
     config_io.changes(run, config)
     _check_resume(run, config)
     return config, manifest
+
+
+def _located(hellaswag: str | None) -> str | None:
+    """A place that a restart finds too; DataError where there is nothing."""
+    if hellaswag is None:
+        return None
+    examples.check(hellaswag)
+    return hellaswag if hub.is_remote(hellaswag) else os.path.abspath(hellaswag)  # noqa: PTH100 -- links stay as they are
 
 
 Named = TypeVar("Named", str, str | None)

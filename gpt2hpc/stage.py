@@ -17,8 +17,8 @@ from gpt2hpc.data.hub import HubFile, Repository
 from gpt2hpc.data.shards import sha256_of
 from gpt2hpc.data.staging import StagedFile
 from gpt2hpc.errors import DataError, UsageError
+from gpt2hpc.evaluation.examples import REPOSITORY as HELLASWAG
 
-HELLASWAG = "Rowan/hellaswag"
 WEIGHTS = ("*.safetensors", "*.json", "merges.txt")
 _AT_ONCE = 4
 NOTE_EVERY_S = 10.0
@@ -117,7 +117,7 @@ def _wanted(arguments: argparse.Namespace) -> Iterator[Wanted]:
     if arguments.hellaswag:
         dataset = hub.pinned(hub.parse(HELLASWAG))
         listed = hub.source_files(dataset, None, "validation")
-        yield Wanted(dataset, tuple(listed), f"datasets/{HELLASWAG}", "HellaSwag: {folder}")
+        yield Wanted(dataset, tuple(listed), f"datasets/{HELLASWAG}", "gpt2hpc evaluate RUN --hellaswag {folder}")
     for name in arguments.weights:
         model = hub.pinned(Repository(*_name_and_revision(name), kind="model"))
         listed = [

@@ -17,6 +17,9 @@ from gpt2hpc import durable
 from gpt2hpc.run_dir import RunDir
 from gpt2hpc.training.checkpoint import METRICS
 
+_KINDS = (("train", "loss"), ("val", "val_loss"), ("hella", "hellaswag_acc_norm"), ("save", "save_s"))
+"""The word in log.txt, and the key in metrics.jsonl of the same value."""
+
 
 @dataclass(frozen=True)
 class StepRecord:
@@ -47,13 +50,14 @@ class MetricsLog:
         self._fence, self._say = fence, say
         self._files: tuple[TextIO, TextIO] | None = None
         self._path = run.metrics if run is not None else None
-        self._validated: set[int] = set()
+        self._known: set[tuple[str, int]] = set()
         if run is not None:
             fence()
             _cut(run.log, resumed_step, lambda line: int(line.split()[0]))
             fence()
             _cut(run.metrics, resumed_step, _step_of)
-            self._validated = {int(line.split()[0]) for line in run.log.read_text().splitlines() if " val " in line}
+            rows = [line.split() for line in run.log.read_text().splitlines()]
+            self._known = {(row[1], int(row[0])) for row in rows if row[1] in ("val", "hella")}
             self._files = run.log.open("a", encoding="utf-8"), run.metrics.open("a", encoding="utf-8")
 
     def step(self, record: StepRecord, steps: int) -> None:
@@ -63,9 +67,16 @@ class MetricsLog:
 
     def validation(self, step: int, loss: float, tokens: int) -> None:
         """`loss` in nats over `tokens` tokens."""
-        self._validated.add(step)
+        self._known.add(("val", step))
         self._write(f"{step} val {loss:.6f}", {"step": step, "val_loss": loss, "val_tokens": tokens})
         self._say(f"step {step}  validation loss {loss:.4f} over {tokens:,} tokens")
+
+    def hellaswag(self, step: int, *, acc: float, acc_norm: float, examples: int) -> None:
+        """Shares of `examples` that were answered rightly."""
+        self._known.add(("hella", step))
+        facts = {"hellaswag_acc": acc, "hellaswag_acc_norm": acc_norm, "hellaswag_examples": examples}
+        self._write(f"{step} hella {acc_norm:.6f}", {"step": step, **facts})
+        self._say(f"step {step}  HellaSwag acc_norm {acc_norm:.2%}, acc {acc:.2%} of {examples:,} examples")
 
     def save(self, step: int, *, seconds: float, stall_s: float, size: int) -> None:
         """A checkpoint of `size` bytes is there."""
@@ -73,9 +84,9 @@ class MetricsLog:
         facts = {"save_s": seconds, "save_stall_ms": stall_s * 1e3, "save_bytes": size, "save_bytes_per_s": rate}
         self._write(f"{step} save {seconds:.6f}", {"step": step, **facts})
 
-    def has_validation(self, step: int) -> bool:
-        """Whether that step was validated, by an earlier attempt or by this one; rank 0 knows."""
-        return step in self._validated
+    def has(self, kind: str, step: int) -> bool:
+        """Whether that step was validated (`val`) or put to HellaSwag (`hella`), by an earlier attempt or this one; rank 0 knows."""
+        return (kind, step) in self._known
 
     def put_on_disk(self, step: int) -> Callable[[], dict[str, bytes]]:
         """What a checkpoint of that step asks for, in another thread, before it is published: that what was written is on the
@@ -119,7 +130,7 @@ def restore(run: RunDir, saved: Path, step: int) -> None:
         return
     lines = []
     for facts in map(json.loads, history):
-        for word, key in (("train", "loss"), ("val", "val_loss"), ("save", "save_s")):
+        for word, key in _KINDS:
             if isinstance(facts.get(key), float):
                 lines.append(f"{facts['step']} {word} {facts[key]:.6f}\n")
     durable.publish_text(run.log, "".join(lines))

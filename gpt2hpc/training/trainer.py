@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import os
 import platform
-import time
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
@@ -23,18 +22,19 @@ from gpt2hpc.data.loader import Slice, TrainLoader, ValLoader
 from gpt2hpc.data.manifest import Manifest
 from gpt2hpc.data.shards import Tokens
 from gpt2hpc.data.store import open_store
+from gpt2hpc.evaluation import examples
 from gpt2hpc.model.gpt import GPT
 from gpt2hpc.run_dir import RunDir
 from gpt2hpc.training import checkpoint, initial, metrics, precision, resume, state
 from gpt2hpc.training.batches import to_device, trace
 from gpt2hpc.training.checkpoint import Checkpoint
+from gpt2hpc.training.evaluations import Evaluations
 from gpt2hpc.training.metrics import MetricsLog
 from gpt2hpc.training.optimizer import learning_rate, new_optimizer
 from gpt2hpc.training.process_group import Ranks
 from gpt2hpc.training.progress import Progress
 from gpt2hpc.training.saves import Saves
 from gpt2hpc.training.stop import Agreement, Clock, Consensus, StopFile
-from gpt2hpc.training.validation import validation_loss
 
 Say = Callable[[str], None]
 
@@ -133,6 +133,17 @@ class Trainer:
         )
         self._first_step = self.step
         self.progress = Progress(self.config, self.ranks, self.log, step=self.step)
+        self.evaluations = Evaluations(
+            self.model,
+            self.config,
+            ranks=self.ranks,
+            precision=self.precision,
+            val_loader=self.val_loader,
+            examples=self._examples(),
+            log=self.log,
+            progress=self.progress,
+            clock=self.clock,
+        )
         if self.ranks.is_first:
             self.ledger.note(self.attempt, first_step=self.step, saved_step=self.step)
 
@@ -195,6 +206,15 @@ class Trainer:
         state.seed_rank(self.config.train.seed, self.ranks.rank, self.step)
         return state.rank_state(self.ranks.device)
 
+    def _examples(self) -> list[examples.Example]:
+        """HellaSwag's, read once for all ranks."""
+        train, block_size = self.config.train, self.config.model.block_size
+        if (source := train.hellaswag) is None:
+            return []
+        return self.ranks.first_works(
+            lambda: examples.fitted(examples.load(source, limit=train.hellaswag_examples), block_size)
+        )
+
     def warm_up(self) -> None:
         """One discarded forward and backward, before every first step, resumed or not.
 
@@ -220,7 +240,7 @@ class Trainer:
     def train(self) -> Stop:
         """Train to the end (Stop.NO) or to an agreed stop, with everything saved that should be."""
         self.model.train()
-        self._validate_if_due()
+        self.evaluations.run_due(self.step)
         agreed, steps = Agreement(), self.config.train.steps
         with contextlib.closing(cast("Any", self.loader.stream(self.consumed))) as stream:
             while self.step < steps and agreed.stop is Stop.NO:
@@ -232,7 +252,7 @@ class Trainer:
             return Stop.DIVERGED
         if self.step < steps:
             return agreed.stop
-        self._validate_if_due()
+        self.evaluations.run_due(self.step)
         return Stop.NO
 
     def _one_step(self, stream: Iterator[Tokens]) -> Agreement:
@@ -250,7 +270,7 @@ class Trainer:
         if agreed.failed:
             self.saves.settle(self.log)  # raises it on every rank
         if agreed.stop is Stop.NO and self.step < train.steps:
-            self._validate_if_due()  # a stop leaves it to the next attempt, and the end saves first
+            self.evaluations.run_due(self.step)  # a stop leaves it to the next attempt, and the end saves first
         every = self.config.checkpoint.every_steps
         due = agreed.save or (every is not None and self.step % every == 0)
         if due and agreed.stop is Stop.NO and self.step < train.steps and not self.save():
@@ -296,23 +316,6 @@ class Trainer:
             if self.stop_file.is_there():
                 wish = max(wish, Stop.STOPPED)
         return max(wish, Stop.DIVERGED) if self.progress.diverged else wish
-
-    # Validation -------------------------------------------------------------------------------------
-
-    def _validate_if_due(self) -> None:
-        """Validate at the intervals and at the end, unless an attempt has done so for this step."""
-        due = self.step % self.config.train.eval_every == 0 or self.step == self.config.train.steps
-        if due and not self.ranks.from_first(self.log.has_validation(self.step)):
-            self.validate()
-
-    def validate(self) -> None:
-        """Validate and log it, out of the step rates."""
-        self.progress.flush()
-        began = time.perf_counter()
-        loss, tokens = validation_loss(self.model, self.val_loader, self.precision)
-        self.log.validation(self.step, loss, tokens)
-        self.clock.validated(time.perf_counter() - began)
-        self.progress.restart_clock(self.step)
 
     # Saves ------------------------------------------------------------------------------------------------------
 

@@ -16,10 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from gpt2hpc.config import ModelConfig
 from gpt2hpc.data import catalog, manifest, plan
 from gpt2hpc.run_dir import RunDir
-from tests import tiny
+from tests import questions, tiny
 from tests.hub_server import HubServer, serving
+from tests.published import directory_of
 from tests.tiny import gpt2hpc
 
 CARD = b"""---
@@ -307,25 +309,27 @@ os.execv(sys.executable, [sys.executable, "-m", "gpt2hpc", *sys.argv[1:]])
 """
 
 
-def test_staged_files_are_all_that_a_node_without_network_needs(hub: HubServer, dataset: str, tmp_path: Path) -> None:
-    """`prepare`, then training with validation, in a network namespace of their own: no interface but loopback."""
+def without_network(hub: HubServer, *words: str | Path) -> subprocess.CompletedProcess[str]:
     if subprocess.run(["unshare", "-n", "true"], capture_output=True, check=False).returncode:
         reason = "no network namespace can be made here (root, CAP_SYS_ADMIN)"
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
+    environment = {**os.environ, **hub.environment(), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = ["unshare", "-n", sys.executable, "-c", LOOPBACK_ONLY, *map(str, words)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_staged_files_are_all_that_a_node_without_network_needs(hub: HubServer, dataset: str, tmp_path: Path) -> None:
+    """`prepare`, then training with validation, in a network namespace of their own: no interface but loopback."""
     staged, out = tmp_path / "staged", tmp_path / "out"
     run(hub, "stage", "--source", dataset, "--config", "sample", "--out", staged)
-    environment = {**os.environ, **hub.environment(), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-
-    def alone(*words: str | Path) -> None:
-        command = ["unshare", "-n", sys.executable, "-c", LOOPBACK_ONLY, *map(str, words)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
-        assert done.returncode == 0, done.stderr
-
-    alone("prepare", "--source", staged / "datasets" / dataset, "--out", out, "--unit-tokens", "500")
+    without_network(hub, "prepare", "--source", staged / "datasets" / dataset, "--out", out, "--unit-tokens", "500")
     assert shards_of(out) == shards_of(local_result(tmp_path))
     small = ["--preset=smoke", "--model.n_layer=1", "--model.n_head=1", "--model.n_embd=16", "--model.block_size=32"]
     run_dir = RunDir(tmp_path / "run")
-    alone(
+    without_network(
+        hub,
         "train",
         "--run-dir",
         run_dir.path,
@@ -338,6 +342,20 @@ def test_staged_files_are_all_that_a_node_without_network_needs(hub: HubServer, 
         "--device=cpu",
     )
     assert set(tiny.losses(run_dir, "val")) == {0, 2, 4}
+
+
+def test_hellaswag_needs_no_network_once_it_is_staged(hub: HubServer, tmp_path: Path) -> None:
+    rows = [{**each, "label": str(each["label"])} for each in questions.examples(40)]
+    staged, table = tmp_path / "staged", pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows), table)
+    hub.add_repo("Rowan/hellaswag", {"data/validation-00000.parquet": table.getvalue().to_pybytes()})
+    assert f"gpt2hpc evaluate RUN --hellaswag {staged}" in run(hub, "stage", "--hellaswag", "--out", staged)
+    model = directory_of(tmp_path / "model", ModelConfig(n_layer=1, n_head=1, n_embd=16, block_size=128))
+    words = ("evaluate", model, "--device", "cpu", "--json", "--nproc", "2")
+    from_hub = json.loads(run(hub, *words))
+    from_stage = json.loads(without_network(hub, *words, "--hellaswag", staged).stdout)
+    assert from_stage["hellaswag_examples"] == 40
+    assert {**from_stage, "seconds": 0} == {**from_hub, "seconds": 0}
 
 
 def test_staging_is_resumed_and_verified(hub: HubServer, dataset: str, tmp_path: Path) -> None:

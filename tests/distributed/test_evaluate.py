@@ -1,0 +1,151 @@
+"""`gpt2hpc evaluate` and HellaSwag while training, with real processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpt2hpc.config import Config, ModelConfig
+from gpt2hpc.run_dir import RunDir
+from tests import questions, tiny
+from tests.published import directory_of
+from tests.tiny import gpt2hpc
+
+SHAPE = ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=128)
+COUNT = 211
+"""No number of processes here divides it, nor the batches that it makes."""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return directory_of(tmp_path_factory.mktemp("model"), SHAPE)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return questions.write(tmp_path_factory.mktemp("questions") / "hellaswag_val.jsonl", COUNT)
+
+
+def measured(*words: str | Path) -> list[dict[str, Any]]:
+    done = gpt2hpc("evaluate", *words, "--device", "cpu", "--json")
+    assert done.returncode == 0, done.stderr
+    return [{**json.loads(line), "seconds": None} for line in done.stdout.splitlines()]
+
+
+def test_any_number_of_processes_counts_the_same(model: Path, source: Path) -> None:
+    alone, *others = (measured(model, "--hellaswag", source, "--nproc", str(nproc)) for nproc in (1, 2, 3, 4))
+    assert alone[0]["hellaswag_examples"] == COUNT
+    assert 0 < alone[0]["hellaswag_acc"] < 1
+    assert all(found == alone for found in others)
+
+
+def test_a_killed_evaluation_is_started_again(model: Path, source: Path, tmp_path: Path) -> None:
+    """Nothing of it stays: no process, no half-written result."""
+    many = questions.write(tmp_path / "val.jsonl", 20_000)
+    words = [str(model), "--device", "cpu", "--nproc", "2", "--out", str(tmp_path / "result.json"), "--hellaswag"]
+    command = [sys.executable, "-m", "gpt2hpc.evaluate", *words]
+    started = subprocess.Popen([*command, str(many)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    children = Path(f"/proc/{started.pid}/task/{started.pid}/children")
+    deadline = time.monotonic() + 60
+    while len(ranks := children.read_text().split()) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(1)
+    os.kill(int(ranks[1]), signal.SIGKILL)
+    assert started.wait(120) != 0
+    for rank in ranks:
+        assert not Path(f"/proc/{rank}").exists()
+    assert not (tmp_path / "result.json").exists()
+    measured(*words, source)
+    (result,) = json.loads((tmp_path / "result.json").read_text())
+    assert result["hellaswag_examples"] == COUNT
+
+
+def trained(run: RunDir, data: Path, *words: str) -> None:
+    done = gpt2hpc("train", "--run-dir", run.path, *tiny.flags(settings(data)), *words)
+    assert done.returncode == 0, done.stderr
+
+
+def settings(data: Path) -> Config:
+    config = tiny.config(data)
+    shape = {"block_size": 64, "vocab_size": 50_257, "padded_vocab_size": 50_304, "dropout": 0.1}
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, **shape),
+        train=dataclasses.replace(config.train, tokens_per_step=512),
+    )
+
+
+def test_while_training_each_step_once_and_no_byte_of_it_changes(data: Path, source: Path, tmp_path: Path) -> None:
+    plain, asked = RunDir(tmp_path / "plain"), RunDir(tmp_path / "asked")
+    trained(plain, data)
+    words = [f"--train.hellaswag={source}", "--train.hellaswag_every=4", "--train.hellaswag_examples=40", "--nproc=2"]
+    trained(asked, data, *words, "--steps=7")
+    trained(asked, data, *words, "--steps=12")
+    answers = tiny.losses(asked, "hella")
+    assert set(answers) == {4, 7, 8, 12}
+    logged = [json.loads(line) for line in asked.metrics.read_text().splitlines()]
+    logged = [facts for facts in logged if "hellaswag_acc" in facts]
+    assert [facts["step"] for facts in logged] == [4, 7, 8, 12]
+    assert {facts["hellaswag_examples"] for facts in logged} == {40}
+    assert [round(facts["hellaswag_acc_norm"], 6) for facts in logged] == list(answers.values())
+    again = RunDir(tmp_path / "again")
+    trained(again, data, "--nproc=2", "--steps=7")
+    trained(again, data, "--nproc=2", "--steps=12")
+    assert tiny.content(tiny.newest(asked))["files"] == tiny.content(tiny.newest(again))["files"]
+    found = measured(asked.path, plain.path, "--hellaswag", source, "--examples", "40")
+    assert found[0]["hellaswag_acc_norm"] == logged[-1]["hellaswag_acc_norm"]
+
+
+def test_every_checkpoint_and_the_validation_loss(data: Path, source: Path, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    trained(run, data)
+    every = measured(run.path, "--all", "--hellaswag", "none", "--val", data, "--nproc", "2")
+    assert [found["model"].rpartition("_step")[2] for found in every] == ["0000003", "0000006", "0000009", "0000012"]
+    alone = measured(run.path, "--hellaswag", "none", "--val", data)
+    assert alone[0]["val_loss"] == pytest.approx(every[-1]["val_loss"], rel=1e-6)
+    assert alone[0]["val_tokens"] == 1000 // 64 * 64 - 64 * (1000 % 64 == 0)
+    assert alone[0]["val_perplexity"] == pytest.approx(math.exp(alone[0]["val_loss"]))
+    assert tiny.losses(run, "val")[12] == pytest.approx(
+        measured(run.path, "--hellaswag", "none", "--val", data, "--val-tokens", "512")[0]["val_loss"], abs=1e-5
+    )
+    table = gpt2hpc("evaluate", run.path, "--hellaswag", source, "--examples", "5", "--device", "cpu")
+    assert "of 5 examples" in table.stdout
+    assert "GPT-2 124M" in table.stdout
+    assert "arXiv:2005.14165" in table.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["--hellaswag", "none"], 2, "nothing to measure"),
+        (["--hellaswag", "nowhere.jsonl"], 4, "nowhere.jsonl does not exist"),
+        (["--nproc", "0"], 2, "--nproc=0 must be 1 or more"),
+        (["--all"], 2, "--all is for runs"),
+        (["--hellaswag", "none", "--val", "nowhere"], 4, "data.dir=nowhere"),
+    ],
+)
+def test_what_cannot_be_measured_is_one_line(model: Path, words: list[str], code: int, told: str) -> None:
+    done = gpt2hpc("evaluate", model, *words, "--device", "cpu")
+    assert done.returncode == code, done.stderr
+    assert told in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_training_without_its_examples_does_not_begin(data: Path, tmp_path: Path) -> None:
+    for words, code, told in (
+        (["--train.hellaswag=nowhere.jsonl"], 4, "nowhere.jsonl does not exist"),
+        ([f"--train.hellaswag={data}"], 4, "gpt2hpc stage --hellaswag"),
+    ):
+        done = gpt2hpc("train", "--run-dir", tmp_path / "run", *tiny.flags(settings(data)), *words)
+        assert done.returncode == code, done.stderr
+        assert told in done.stderr
