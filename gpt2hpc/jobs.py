@@ -19,7 +19,7 @@ from gpt2hpc.cluster.signals import SignalFlag, Stop
 from gpt2hpc.config import Config, check, grad_accum_steps
 from gpt2hpc.data import catalog, hub, loader, shards, verify
 from gpt2hpc.data.manifest import Manifest
-from gpt2hpc.errors import USER_ERRORS, ConfigError, DataError, Gpt2hpcError, MissingError, as_users
+from gpt2hpc.errors import USER_ERRORS, ConfigError, DataError, Gpt2hpcError, MissingError, StoppedError, as_users
 from gpt2hpc.evaluation import examples
 from gpt2hpc.model import hf_weights
 from gpt2hpc.run_dir import RunDir
@@ -300,7 +300,7 @@ def _run_attempt(opened: Opened, run: RunDir, ranks: Ranks, signals: SignalFlag)
         error = caught if isinstance(caught, Gpt2hpcError) else as_users(caught)
         if trainer:
             trainer.saves.abandon()  # what it notes in the ledger comes before the end
-        if ranks.is_first and not ledger.superseded(attempt):
+        if ranks.is_first and not isinstance(error, StoppedError) and not ledger.superseded(attempt):
             step = trainer.step if trainer else 0
             with contextlib.suppress(OSError):  # a full disk; the exit code tells as well
                 ledger.close(attempt, _outcome(attempt, Cause.ERROR, step, error.exit_code, error.line))
@@ -311,7 +311,8 @@ def _run_attempt(opened: Opened, run: RunDir, ranks: Ranks, signals: SignalFlag)
     if ranks.is_first:
         _close(ledger, run, attempt, stop, trainer.step)
         say(_closing_line(run, stop, trainer.step))
-    ranks.first_works(lambda: trainer.saves.end_uploads(wait=not stop))
+    ended = lambda: signals.stop is not Stop.NO  # noqa: E731
+    ranks.first_works(lambda: trainer.saves.end_uploads(wait=not stop, is_told_to_end=ended))
     ranks.barrier()  # so that no rank ends while another still works: the first exit ends the job
     trainer.store.remove()
 

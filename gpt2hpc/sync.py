@@ -51,6 +51,8 @@ def main(argv: Sequence[str]) -> int:
     for number in (signal.SIGUSR1, signal.SIGUSR2):  # of Slurm, for the training beside it
         signal.signal(number, signal.SIG_IGN)
     run = RunDir(arguments.run_dir)
+    if not arguments.pull and not run.checkpoints.is_dir():
+        raise RunDirError(f"{run.path} is no run directory: it has no {run.checkpoints.name}; fetch them with --pull")
     config = config_io.load(run.config) if run.config.exists() else None
     repo = _repository(run, config, arguments.repo)
     if arguments.dry_run:
@@ -84,8 +86,6 @@ def _list(run: RunDir, repo: str) -> int:
 
 def _push(run: RunDir, repo: str, settings: CheckpointConfig | None) -> None:
     """Upload all that waits; what stops it is kept for `gpt2hpc status`, too."""
-    if not run.checkpoints.is_dir():
-        raise RunDirError(f"{run.path} is no run directory: it has no {run.checkpoints.name}; fetch them with --pull")
     if not uploads.waiting(run, repo):
         uploads.succeed(run)
         cli.say(f"hf://{repo}: {uploads.lag(run, repo).line or 'nothing to upload'}")
@@ -104,8 +104,8 @@ def push_waiting(run: RunDir, repo: str, settings: CheckpointConfig | None) -> N
 
     Raises StoppedError if the Hub is not reached, MissingError if it refuses, DataError if something damaged is left.
     """
-    if unreachable := access(repo, create=True):
-        raise StoppedError(f"hf://{repo}: {unreachable}; what waits is kept, and the same command uploads it")
+    if unreached := access(repo, create=True):
+        raise StoppedError(f"hf://{repo}: {unreached.text}; what waits is kept, and the same command uploads it")
     damaged: set[Path] = set()
     while waits := [found for found in uploads.waiting(run, repo) if found.path not in damaged]:
         if damage := _push_one(run, waits[0], repo, settings):
@@ -131,7 +131,7 @@ def _push_one(run: RunDir, found: Checkpoint, repo: str, settings: CheckpointCon
             seconds = time.monotonic() - began
             uploads.mark(run, found, repo=repo, commit=commit, manifest_sha256=sha256, seconds=seconds)
             cli.say(f"step {found.step} is on hf://{repo} since commit {commit[:12]}; {seconds:.1f} s")
-        except (FileNotFoundError, KeyError):
+        except (FileNotFoundError, KeyError, ValueError):  # the last is the client's of a file that is gone
             if found.path.exists():
                 raise
             cli.say(f"step {found.step} was removed meanwhile, as the run's retention wants it")
@@ -174,6 +174,7 @@ def pull(run: RunDir, repo: str) -> None:
     except HubDownError as error:
         raise StoppedError(error.line) from error
     if fetched is not None:
+        resume.adopt(run, fetched)
         cli.say(f"step {fetched.step} is here, as the Hub has it: {fetched.path}")
     elif skipped:
         raise DataError(f"nothing of hf://{repo} that is further than what is here came whole; see the warnings")

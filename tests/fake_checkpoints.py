@@ -14,7 +14,7 @@ STARTED, TAG = "20260131-120000", "gpt2-tiny-ctx16"
 
 
 def write_checkpoint(
-    run: RunDir, step: int, *, seed: int = 0, started: str = STARTED, size: int = 20_000
+    run: RunDir, step: int, *, seed: int = 0, started: str = STARTED, size: int = 20_000, identity: str | None = None
 ) -> Checkpoint:
     """Two files for large-file storage, one ordinary one, and the manifest."""
     path = run.checkpoints / checkpoint.name(started=started, tag=TAG, step=step)
@@ -26,6 +26,6 @@ def write_checkpoint(
     for name, data in contents.items():
         (path / name).write_bytes(data)
         files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    facts = {"format": checkpoint.FORMAT, "step": step, "files": files}
+    facts = {"format": checkpoint.FORMAT, "step": step, "files": files, **({"run": identity} if identity else {})}
     durable.publish_json(path / checkpoint.MANIFEST, {**facts, "sha256": checkpoint.facts_sha256(facts)})
     return Checkpoint(path)

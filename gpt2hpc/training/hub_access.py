@@ -32,6 +32,8 @@ class Finding:
     name: str
     state: Literal["OK", "WARN", "MISSING"]
     text: str
+    hub: Literal["there", "busy", "away"] = "there"
+    """Busy: it answered, with a failure that may pass. Away: there was no answer, or it was not asked."""
 
     @property
     def line(self) -> str:
@@ -45,11 +47,15 @@ class _UnreachableError(Exception):
         super().__init__(text)
         self.status = status
 
+    @property
+    def hub(self) -> Literal["busy", "away"]:
+        return "away" if self.status is None else "busy"
 
-def access(repo: str, *, create: bool) -> str | None:
+
+def access(repo: str, *, create: bool) -> Finding | None:
     """Make sure that checkpoints may be uploaded to the model repository `repo`; with `create` make a private one if it is missing.
 
-    Returns None if they may, or why the Hub cannot be asked now: they will wait, which is no reason not to train.
+    Returns None if they may, as far as the Hub tells, or why it does not answer now: they will wait, which is no reason not to train.
     Raises MissingError with what to do about it if they may not.
     """
     found = examine(repo, create=create)
@@ -57,7 +63,7 @@ def access(repo: str, *, create: bool) -> str | None:
         if finding.state == "MISSING":
             raise MissingError(f"checkpoint.repo={repo}: {finding.text}")
     last = found[-1]
-    return last.text if last.state == "WARN" else None
+    return last if last.hub != "there" else None
 
 
 def examine(repo: str, *, create: bool) -> list[Finding]:
@@ -67,13 +73,13 @@ def examine(repo: str, *, create: bool) -> list[Finding]:
     if not hub.is_name(repo):
         return [Finding("repository", "MISSING", "is no name of a model repository; write USER/NAME")]
     if is_offline_mode():
-        return [Finding("login", "WARN", "HF_HUB_OFFLINE is set, so the Hub is not asked")]
+        return [Finding("login", "WARN", "HF_HUB_OFFLINE is set, so the Hub is not asked", hub="away")]
     if not get_token():
         return [Finding("login", "MISSING", f"no token here; log in with `hf auth login`, or set HF_TOKEN ({TOKENS})")]
     try:
         who, login = _login()
     except _UnreachableError as error:
-        return [Finding("login", "WARN", f"the Hub is not reached: {error}")]
+        return [Finding("login", "WARN", f"the Hub is not reached: {error}", hub=error.hub)]
     found = [login]
     if login.state != "MISSING":
         found.append(_token(who, repo))
@@ -81,7 +87,7 @@ def examine(repo: str, *, create: bool) -> list[Finding]:
             try:
                 found.append(_repository(who, repo, create=create))
             except _UnreachableError as error:
-                found.append(Finding("repository", "WARN", f"the Hub does not answer: {error}"))
+                found.append(Finding("repository", "WARN", f"the Hub does not answer: {error}", hub=error.hub))
     return found
 
 

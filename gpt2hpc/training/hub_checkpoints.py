@@ -9,6 +9,7 @@ A commit is there in full or not at all, as a directory is. A hash that the Hub 
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,7 +146,8 @@ def push(local: Checkpoint, repo: str, config: CheckpointConfig) -> str:
     Asked again from the start after any failure, so that a commit whose answer was lost, or that another process made, is found
     instead of made twice. The commit is refused if the branch has moved since it was looked at.
 
-    Raises DataError if it is refused, HubDownError if the Hub does not answer, FileNotFoundError if the checkpoint goes.
+    Raises DataError if it is refused, ConfigError if another run has its name, HubDownError if the Hub does not answer,
+    FileNotFoundError if the checkpoint goes.
     """
     expected = _expected(local)
 
@@ -153,6 +155,7 @@ def push(local: Checkpoint, repo: str, config: CheckpointConfig) -> str:
         before = _contents(api, repo)
         if not _differing(expected, before.folders.get(local.path.name, {})):
             return before.revision
+        _refuse_another_run(api, local, before)
         commit = api.create_commit(
             repo,
             _operations(local, expected, before, config),
@@ -166,6 +169,23 @@ def push(local: Checkpoint, repo: str, config: CheckpointConfig) -> str:
 
     with hub.quiet():
         return asked(f"{SCHEME}{repo}", attempt, what=local.path.name, elsewhere=PUSH)
+
+
+def _refuse_another_run(api: HfApi, local: Checkpoint, before: Contents) -> None:
+    """Raise ConfigError where another run, begun in the same second, has the names that this one's checkpoints have."""
+    same = [each for each in before.checkpoints if each.run == run_of(local.path.name)]
+    if not same:
+        return
+    with tempfile.TemporaryDirectory(prefix="gpt2hpc-") as there:
+        path = f"{FOLDER}/{same[0].name}/{MANIFEST}"
+        api.hf_hub_download(same[0].repo, path, revision=before.revision, local_dir=there)
+        theirs = Checkpoint(Path(there) / FOLDER / same[0].name).manifest().get("run")
+    ours = local.manifest().get("run")
+    if theirs and ours and theirs != ours:
+        raise ConfigError(
+            f"{SCHEME}{same[0].repo} holds checkpoints of another run that began in the same second, {same[0].run}; give each run a "
+            "--checkpoint.repo of its own"
+        )
 
 
 def _expected(local: Checkpoint) -> dict[str, HubFile]:

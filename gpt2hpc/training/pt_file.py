@@ -89,7 +89,7 @@ def _read(path: Path) -> PtFile:
     if not 0 <= int(step) < 10**9:
         raise ValueError(f"step={step}")
     loss = contents.get("best_val_loss") if loss is None else loss
-    kept = {key: scaler[key] for key in ("scale", "_growth_tracker") if key in scaler}
+    kept = {key: float(scaler[key]) for key in ("scale", "_growth_tracker") if key in scaler}
     return PtFile(config, tensors, int(step), None if loss is None else float(loss), kept)
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,17 @@ from gpt2hpc import config_io, durable
 from gpt2hpc.cluster.ledger import Ledger
 from gpt2hpc.config import Config
 from gpt2hpc.data.patience import HubDownError
-from gpt2hpc.errors import ConfigError, RunDirError
+from gpt2hpc.errors import ConfigError, DataError, RunDirError, StoppedError
 from gpt2hpc.run_dir import RunDir
 from gpt2hpc.training import checkpoint, hub_access, hub_checkpoints
 from gpt2hpc.training.checkpoint import Checkpoint
+from gpt2hpc.training.hub_access import Finding
 from gpt2hpc.training.hub_checkpoints import Accept, Remote
 
 Say = Callable[[str], None]
+
+WAITS_S = (1.0, 5.0, 15.0, 30.0, 60.0)
+"""Before a Hub that is busy is asked again, where there is nothing else to go on from."""
 
 _MUST_FIT = [
     "data.manifest_sha256",
@@ -46,6 +51,7 @@ def find(run: RunDir, config: Config, *, say: Say) -> Checkpoint | None:
         )
     if own is not None:
         refuse_other(own, config, _own_keys(config))
+        adopt(run, own)
         return own
     if wish in ("auto", "none"):
         return None
@@ -61,6 +67,12 @@ def identity(run: RunDir) -> str:
     """What all checkpoints of one run have in their manifests, wherever it goes on; made here if there is none yet."""
     durable.create_text(run.identity, secrets.token_hex(8))
     return run.identity.read_text(encoding="utf-8").strip()
+
+
+def adopt(run: RunDir, found: Checkpoint) -> None:
+    """Make this run the one that saved `found`, which lies in its `checkpoints/`: it may come from another disk."""
+    if (word := found.manifest().get("run")) and identity(run) != word:
+        durable.publish_text(run.identity, word)
 
 
 def same_run(run: RunDir) -> Accept:
@@ -83,32 +95,59 @@ def _has_saved(run: RunDir) -> bool:
 
 
 def _further(repo: str, run: RunDir, config: Config, own: Checkpoint | None, say: Say) -> Checkpoint | None:
-    """One on the Hub that is further than what is here, fetched; a Hub that is not reached has none."""
-    candidates: Sequence[Remote] = ()
-    if (unreachable := hub_access.access(repo, create=True)) is None:
+    """One on the Hub that is further than what is here, fetched.
+
+    With a checkpoint here, a Hub that is not reached, or fails, has none. Without one, a Hub that is there but fails is asked for
+    minutes, and then StoppedError ends the attempt: to begin at step 0 would make another run beside the one that is there.
+    """
+    unreached = _access(repo, patient=own is None)
+    if unreached is not None and unreached.hub == "busy" and own is None:
+        raise StoppedError(_BUSY.format(repo=repo, why=unreached.text))
+    why = unreached.text if unreached is not None else ""
+    if unreached is None:
         try:
-            candidates = hub_checkpoints.remote(repo)
-        except HubDownError as error:
-            unreachable = error.line
-    if unreachable is None:
-        try:
-            return _fetched(candidates, run, config, own, say)
+            found = _fetched(hub_checkpoints.remote(repo), run, config, own, say)
         except HubDownError as error:
             if own is None:
+                raise StoppedError(_BUSY.format(repo=repo, why=error.line)) from error
+            why = error.line
+        except DataError as error:
+            if own is None:
                 raise
-            unreachable = error.line
+            why = error.line
+        else:
+            if found is None and own is None and _has_saved(run) and not checkpoint.found(run.checkpoints):
+                raise RunDirError(_LOST.format(run=run, repo=repo, why="which holds nothing of this run"))
+            return found
     if own is None and _has_saved(run):
-        raise RunDirError(
-            f"{run.checkpoints} holds nothing whole, though this run has saved something, and hf://{repo} is not reached "
-            f"({unreachable}); try again later, fetch it with `gpt2hpc sync {run.path} --pull` on a node with a network, or begin anew "
-            "in another --run-dir"
-        )
+        raise RunDirError(_LOST.format(run=run, repo=repo, why=f"which is not reached ({why})"))
     begins = "" if own is not None else "; beginning at step 0, though it may hold a checkpoint to go on from"
     say(
-        f"warning: hf://{repo} is not reached{begins}: {unreachable}; on a node with a network, `gpt2hpc sync {run.path}` uploads "
+        f"warning: hf://{repo} is not reached{begins}: {why}; on a node with a network, `gpt2hpc sync {run.path}` uploads "
         "what waits, and with --pull fetches what is further"
     )
     return None
+
+
+_BUSY = (
+    "nothing is here to go on from, and hf://{repo}, which may hold a checkpoint, fails now ({why}); the same command tries again, "
+    "and --resume none begins at step 0"
+)
+_LOST = (
+    "{run.checkpoints} holds nothing whole, though this run has saved something, and nor does hf://{repo}, {why}; bring a checkpoint "
+    "back, fetch it with `gpt2hpc sync {run.path} --pull` on a node with a network, or begin anew in another --run-dir"
+)
+
+
+def _access(repo: str, *, patient: bool) -> Finding | None:
+    """Why the Hub does not answer now; `patient`, one that is busy is asked again."""
+    unreached = hub_access.access(repo, create=True)
+    for wait_s in WAITS_S if patient else ():
+        if unreached is None or unreached.hub != "busy":
+            break
+        time.sleep(wait_s)
+        unreached = hub_access.access(repo, create=True)
+    return unreached
 
 
 def _fetched(
@@ -125,8 +164,6 @@ def _fetched(
 
     found = hub_checkpoints.fetch_furthest(candidates, run.checkpoints, beyond=own, say=say, accept=accept)
     checkpoint.remove_unfinished(run.checkpoints)
-    if found is not None and (other := found.manifest().get("run")):
-        durable.publish_text(run.identity, other)
     return found
 
 

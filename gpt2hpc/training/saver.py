@@ -103,8 +103,11 @@ class Saver:
         if self._thread is None and (self._image is None or not self._image.fits(share)):
             self._run(lambda: self._make_room(share))
 
-    def begin(self, state: Tensors, order: Order) -> None:
-        """Copy `state`, of which each rank writes a share, and return; waits for the save before it, if that is under way."""
+    def begin(self, state: Tensors, order: Order, *, waited_s: float = 0.0) -> None:
+        """Copy `state`, of which each rank writes a share, and return; waits for the save before it, if that is under way.
+
+        `waited_s` is how long the steps have waited for this save already.
+        """
         began = time.perf_counter()
         self.wait()
         share = self._share(state)
@@ -114,7 +117,7 @@ class Saver:
         self._image.fill(share)
         if self._ranks.device.type == "cuda":
             torch.cuda.current_stream().synchronize()
-        stall_s = time.perf_counter() - began
+        stall_s = waited_s + time.perf_counter() - began
         self._run(lambda: self._save(order, began, stall_s))
 
     @property
@@ -187,9 +190,14 @@ class Saver:
                 temporary.rename(target)
                 durable.fsync_dir(target.parent)
                 seconds = time.perf_counter() - began
+        with ranks.first_decides():
+            if ranks.is_first:
                 written = sum(entry["bytes"] for entry in files.values())
-                order.published(Checkpoint(target))
                 self._saved = Saved(Checkpoint(target), written, seconds, stall_s)
+                try:
+                    order.published(Checkpoint(target))
+                except OSError as error:  # of what is noted about it: the checkpoint itself is there
+                    raise as_users(error) from error
 
     def _write_together(self, temporary: Path, order: Order) -> dict[str, dict[str, Any]]:
         """Every rank writes its share; an error of one is the error of all. Returns the files of all ranks."""

@@ -59,7 +59,9 @@ class Saves:
     def resumed(self, found: Checkpoint | None, *, started: str) -> None:
         """What the attempt went on from; `started` names the checkpoints of a run that has none yet."""
         self._resumed_from, self._started = found, started
-        if found is not None and found.path.parent == self._run.checkpoints:
+        if self._uploader is not None:
+            self._uploader.published()  # by the attempts before: one that is stopped often has no time for it
+        if found is not None and self.resumed_here:
             self.step, self._started = found.step, found.started  # it may have begun on another cluster
 
     def prepare(self, state: Tensors) -> None:
@@ -70,13 +72,19 @@ class Saves:
         self, step: int, state: Tensors, rank_state: RankState, facts: Mapping[str, Any], log: MetricsLog
     ) -> None:
         """Copy the state and have it written; waits for the save before."""
+        began = time.perf_counter()
         self.settle(log)
         name = checkpoint.name(started=self._started, tag=self._config.model.tag, step=step)
         target = self._run.checkpoints / name
         order = Order(target, rank_state, facts, texts=log.put_on_disk(step), published=self._published)
         self._clock.begins_to_save()
-        self._saver.begin(state, order)
+        self._saver.begin(state, order, waited_s=time.perf_counter() - began)
         self.step = step
+
+    @property
+    def resumed_here(self) -> bool:
+        """Whether what the attempt went on from is one of the run's own, which is kept beside the others."""
+        return self._resumed_from is not None and self._resumed_from.path.parent == self._run.checkpoints
 
     @property
     def is_under_way(self) -> bool:
@@ -102,13 +110,13 @@ class Saves:
         """After an error: leave nothing under way."""
         self._saver.abandon()
 
-    def end_uploads(self, *, wait: bool) -> None:
-        """The end of the attempt, on rank 0: with `wait` upload what is left, as long as the job has time."""
+    def end_uploads(self, *, wait: bool, is_told_to_end: Callable[[], bool]) -> None:
+        """The end of the attempt, on rank 0: with `wait` upload what is left, as long as the job has time and nobody ends it."""
         if self._uploader is not None:
             wait_s, end = self._config.checkpoint.upload_wait_s, self._ranks.env.job_end
             if end is not None:
                 wait_s = min(wait_s, end - time.time() - END_S)
-            self._uploader.close(max(0.0, wait_s) if wait else 0.0)
+            self._uploader.close(max(0.0, wait_s) if wait else 0.0, is_told_to_end)
 
     def _published(self, saved: Checkpoint) -> None:
         """A checkpoint is there: on rank 0, beside the steps."""

@@ -111,7 +111,12 @@ class Trainer:
         with self.ranks.first_decides():
             if self.ranks.is_first:
                 size = 3 * sum(parameter.nbytes for parameter in self.model.parameters())
-                checkpoint.check_space(self.run_dir.checkpoints, bytes_each=size, config=self.config.checkpoint)
+                checkpoint.check_space(
+                    self.run_dir.checkpoints,
+                    bytes_each=size,
+                    config=self.config.checkpoint,
+                    resumed=self.saves.resumed_here,
+                )
         wish = self.config.train.compile
         if wish or (wish is None and self.ranks.device.type == "cuda"):
             self.model.compile()  # in place, so no prefix ever enters a name

@@ -1,8 +1,8 @@
 """Uploads beside the training: a process of its own, so that hashing, a slow network and a dying client cost no step.
 
 What it does is `gpt2hpc sync RUN`; all that it knows is on disk. It is in a session of its own, so a terminal's Ctrl-C and a signal to
-the ranks leave it alone: it ends when nothing waits, or with Slurm's step. After a local crash of the training it ends its
-work, which does no harm: it uploads only what is published.
+the ranks leave it alone: it ends when nothing waits, when the training ends, or with Slurm's step. After a local crash of the training
+it ends its work, which does no harm: it uploads only what is published.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gpt2hpc.run_dir import RunDir
 from gpt2hpc.training import uploads
 
 NICENESS = 10
-END_S = 5.0
+POLL_S, END_S = 0.2, 5.0
 
 Say = Callable[[str], None]
 
@@ -45,15 +45,19 @@ class Uploader:
         except OSError as error:
             self._report(f"no process for it: {error}")
 
-    def close(self, wait_s: float) -> None:
+    def close(self, wait_s: float, is_told_to_end: Callable[[], bool] = lambda: False) -> None:
         """At the end of training: upload the rest for at most `wait_s` seconds, then say what waits still. Never raises."""
         deadline = time.monotonic() + wait_s
         try:
+            if wait_s and uploads.waiting(self._run, self._repo):
+                self._say(
+                    f"uploading to hf://{self._repo} what waits, for up to {wait_s:.0f} s; Ctrl-C or a signal ends it"
+                )
             if self._process is not None:  # it may have looked before the last one was published
-                self._wait(deadline)
-            if wait_s:
+                self._wait(deadline, is_told_to_end)
+            if wait_s and not is_told_to_end():
                 self.published()
-                self._wait(deadline)
+                self._wait(deadline, is_told_to_end)
             if self._process is not None:
                 self._end()
             left = uploads.waiting(self._run, self._repo)
@@ -96,12 +100,12 @@ class Uploader:
                 f"`gpt2hpc sync {self._run.path}` uploads them from where there is a network"
             )
 
-    def _wait(self, deadline: float) -> None:
-        if self._process is not None:
+    def _wait(self, deadline: float, is_told_to_end: Callable[[], bool]) -> None:
+        while self._process is not None and time.monotonic() < deadline and not is_told_to_end():
             try:
-                self._process.wait(max(0.0, deadline - time.monotonic()))
+                self._process.wait(POLL_S)
             except subprocess.TimeoutExpired:
-                return
+                continue
             self._look()
 
     def _end(self) -> None:

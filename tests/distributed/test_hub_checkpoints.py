@@ -21,7 +21,7 @@ from gpt2hpc import config_io
 from gpt2hpc.cluster.dist_env import DistEnv
 from gpt2hpc.cluster.ledger import Ledger
 from gpt2hpc.run_dir import RunDir
-from gpt2hpc.training import checkpoint, uploads
+from gpt2hpc.training import checkpoint, resume, uploads
 from gpt2hpc.training.checkpoint import Checkpoint
 from tests import tiny
 from tests.fake_checkpoints import write_checkpoint
@@ -180,6 +180,36 @@ def test_another_checkpoint_by_the_same_name_replaces_it(hub: HubServer, run: Ru
     assert on_hub(hub) == {made.path.name: here(again)}
 
 
+def test_a_run_that_began_in_the_same_second_is_left_alone(hub: HubServer, run: RunDir, tmp_path: Path) -> None:
+    """As the tasks of an array do: the names of their checkpoints are the same, and so would be what retention deletes."""
+    other = RunDir(tmp_path / "other")
+    other.create()
+    store(other)
+    theirs = [write_checkpoint(other, step, identity="one") for step in (3, 6)]
+    sync(hub, other)
+    for step in (6, 9, 12):
+        write_checkpoint(run, step, identity="another", seed=1)
+    said = sync(hub, run, code=3)
+    assert "checkpoints of another run that began in the same second" in said
+    assert "--checkpoint.repo of its own" in json.loads((run.uploads / "error.json").read_text())["reason"]
+    assert on_hub(hub) == {found.path.name: here(found) for found in theirs}
+    write_checkpoint(other, 9, identity="one")
+    sync(hub, other)
+    assert steps(on_hub(hub)) == [6, 9]
+
+
+def test_one_that_goes_while_it_is_uploaded_is_no_error(hub: HubServer, run: RunDir) -> None:
+    """Its lease was not seen on another node, say."""
+    made = write_checkpoint(run, 3)
+    hub.add_repo(REPO, {}, kind="model")
+    hub.faults.slow(f"GET /api/models/{REPO}$", 1, seconds=3)
+    with started(hub, run) as process:
+        wait_for(lambda: f"GET /api/models/{REPO}" in hub.requests)
+        shutil.rmtree(made.path)
+        assert process.wait(60) == 0
+    assert on_hub(hub) == {}
+
+
 def test_a_request_that_stalls_is_given_up(hub: HubServer, run: RunDir) -> None:
     """The client itself would wait for ever."""
     made = write_checkpoint(run, 3)
@@ -279,6 +309,11 @@ def test_a_dry_run_asks_nobody(hub: HubServer, run: RunDir) -> None:
     assert f"1 to upload to {REPO}, nothing there yet" in said
     assert hub.requests == []
     assert not run.uploads.exists()
+
+
+@pytest.mark.parametrize("words", [[], ["--dry-run"], ["--repo", REPO]])
+def test_what_is_no_run_is_said(hub: HubServer, tmp_path: Path, words: list[str]) -> None:
+    assert "is no run directory" in sync(hub, RunDir(tmp_path / "typo"), *words, code=9)
 
 
 def test_a_run_without_a_repository_names_one(hub: HubServer, run: RunDir) -> None:
@@ -394,6 +429,15 @@ def test_only_the_same_run_is_gone_on_with(
     assert "step 6 is here" in sync(hub, run, "--pull")
 
 
+def test_what_is_pulled_is_gone_on_with_as_the_same_run(hub: HubServer, run: RunDir, tmp_path: Path) -> None:
+    """So the disk that it was trained on first may go on from what this one uploads."""
+    write_checkpoint(run, 3, identity="the one")
+    sync(hub, run)
+    fresh = RunDir(tmp_path / "fresh")
+    sync(hub, fresh, "--pull", "--repo", REPO)
+    assert resume.identity(fresh) == "the one"
+
+
 # Who may ------------------------------------------------------------------------------------------------------------
 
 
@@ -492,7 +536,7 @@ def test_a_hub_that_is_away_or_busy_is_a_warning(hub: HubServer) -> None:
 
 def test_a_server_that_says_nothing_is_given_up(hub: HubServer) -> None:
     hub.faults.slow("GET /api/whoami-v2", 1, seconds=60)
-    program = "a.PATIENCE_S = 1.0; print(a.access('me/model', create=True))"
+    program = "a.PATIENCE_S = 1.0; print(a.access('me/model', create=True).text)"
     began = time.monotonic()
     done = hasty(hub, program)
     assert done.stdout == "the Hub is not reached: no answer in 1 s\n", done.stderr
@@ -541,16 +585,69 @@ def train(hub: HubServer, run: RunDir, *, wait_s: float, step_s: float = 0.0, to
 
 def test_uploads_run_beside_the_training(hub: HubServer, run: RunDir) -> None:
     hub.faults.slow("POST .*/commit/", 1, seconds=2)
-    assert train(hub, run, wait_s=60) == []
+    (said,) = train(hub, run, wait_s=60)
+    assert said.startswith("uploading to")
     assert {6, 9} <= set(steps(on_hub(hub))), "two are kept, and 3 if it came last"
     assert uploads.waiting(run, REPO) == []
     assert "nothing waits any more" in (run.uploads / uploads.LOG).read_text()
+
+
+def test_what_earlier_attempts_left_is_uploaded_from_the_start_on(hub: HubServer, run: RunDir) -> None:
+    """One that is stopped soon after each save has never the time for it at its end."""
+    write_checkpoint(run, 3)
+    command = [sys.executable, "-c", START, str(run.path)]
+    environment = {**os.environ, **hub.environment("hf_write")}
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert steps(on_hub(hub)) == [3]
+
+
+START = """
+import sys, time
+from pathlib import Path
+from types import SimpleNamespace
+from gpt2hpc import config_io
+from gpt2hpc.run_dir import RunDir
+from gpt2hpc.training import uploads
+from gpt2hpc.training.saves import Saves
+
+run = RunDir(Path(sys.argv[1]))
+ranks = SimpleNamespace(is_first=True, apart=lambda: None)
+saves = Saves(run, config_io.load(run.config), ranks=ranks, ledger=None, attempt=SimpleNamespace(number=1), clock=None, say=print)
+saves.resumed(None, started="20260131-120000")
+deadline = time.monotonic() + 60
+while uploads.waiting(run, "me/model") and time.monotonic() < deadline:
+    time.sleep(0.1)
+"""
+
+
+def test_whoever_waits_for_the_last_upload_is_told_and_may_end_it(hub: HubServer, run: RunDir) -> None:
+    hub.add_repo(REPO, {}, kind="model")
+    hub.faults.slow("POST .*/commit/", 9, seconds=60)
+    write_checkpoint(run, 3)
+    program = TRAINING.partition("for step in")[0] + END
+    command = [sys.executable, "-c", program, str(run.path)]
+    environment = {**os.environ, **hub.environment("hf_write")}
+    began = time.monotonic()
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert time.monotonic() - began < 50
+    first, last = done.stdout.splitlines()
+    assert first == f"uploading to hf://{REPO} what waits, for up to 100 s; Ctrl-C or a signal ends it"
+    assert "not on hf://me/model yet: step 3" in last
+
+
+END = """
+ends = time.monotonic() + 4
+uploader.close(100.0, lambda: time.monotonic() > ends)
+"""
 
 
 def test_what_is_not_up_in_time_waits_and_is_told(hub: HubServer, run: RunDir) -> None:
     hub.add_repo(REPO, {}, kind="model")
     hub.faults.slow("POST .*/commit/", 9, seconds=60)
     said = train(hub, run, wait_s=3)
+    assert said.pop(0).startswith(f"uploading to hf://{REPO} what waits, for up to 3 s")
     told = f"warning: not on hf://{REPO} yet: step 9, 6, 3; `gpt2hpc sync {run.path}` uploads what waits"
     assert said == [told]
     hub.faults.clear()
@@ -560,6 +657,7 @@ def test_what_is_not_up_in_time_waits_and_is_told(hub: HubServer, run: RunDir) -
 
 def test_a_failing_upload_is_a_warning_once(hub: HubServer, run: RunDir) -> None:
     said = train(hub, run, wait_s=30, step_s=2, token="hf_read")
+    said = [line for line in said if not line.startswith("uploading to")]
     assert len(said) == 2
     assert said[0].startswith(f"warning: checkpoints are not uploaded: checkpoint.repo={REPO}: is a read token")
     assert "training goes on" in said[0]
@@ -569,5 +667,6 @@ def test_a_failing_upload_is_a_warning_once(hub: HubServer, run: RunDir) -> None
 def test_uploads_that_work_again_are_told(hub: HubServer, run: RunDir) -> None:
     hub.faults.error("GET /api/whoami-v2", 2, 502)
     said = train(hub, run, wait_s=60, step_s=3)
+    said = [line for line in said if not line.startswith("uploading to")]
     assert [line.partition(":")[0] for line in said] == ["warning", "checkpoints are uploaded again"]
     assert uploads.waiting(run, REPO) == []

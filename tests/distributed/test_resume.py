@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from gpt2hpc import config_io
 from gpt2hpc.config import Config
 from gpt2hpc.data.manifest import Manifest
 from gpt2hpc.model.gpt import GPT
 from gpt2hpc.run_dir import RunDir
-from gpt2hpc.training import checkpoint
+from gpt2hpc.training import checkpoint, resume
 from tests import tiny
 from tests.hub_server import HubServer, serving
 from tests.tiny import gpt2hpc
@@ -200,6 +204,57 @@ def test_without_its_checkpoints_and_the_hub_a_run_does_not_begin_anew(
         shutil.rmtree(path)
     error = train(run, settings, env={**env, "HF_HUB_OFFLINE": "1"}, repo=REPO, code=9)
     assert "holds nothing whole, though this run has saved something" in error
+
+
+def test_a_run_that_was_pulled_and_continued_is_the_same_run(
+    hub: HubServer, settings: Config, undisturbed: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first disk goes on from what the second has uploaded since, and neither begins anew without its checkpoints."""
+    env, first, second = hub.environment("hf_write"), RunDir(tmp_path / "first"), RunDir(tmp_path / "second")
+    train_until_8(first, settings, monkeypatch, env, repo=REPO)
+    assert gpt2hpc("sync", first.path, env=env).returncode == 0
+    assert gpt2hpc("sync", second.path, "--pull", "--repo", REPO, env=env).returncode == 0
+    train(second, settings, "--train.total_steps", "11", env=env, repo=REPO)
+    assert resume.identity(first) == resume.identity(second)
+    assert "resuming at step 11" in train(first, settings, env=env, repo=REPO)
+    for path in first.checkpoints.iterdir():
+        shutil.rmtree(path)
+    hub.commit(REPO, dict.fromkeys(hub.files(REPO, kind="model")), kind="model")
+    error = train(first, settings, "--train.total_steps", "13", env=env, repo=REPO, code=9)
+    assert "which holds nothing of this run" in error
+
+
+def test_a_busy_hub_is_no_reason_to_begin_anew(hub: HubServer, settings: Config, tmp_path: Path) -> None:
+    """On an empty disk it is asked again for minutes, and then the attempt ends, to be restarted."""
+    env, first, second = hub.environment("hf_write"), RunDir(tmp_path / "first"), RunDir(tmp_path / "second")
+    train(first, settings, "--train.total_steps", "4", env=env, repo=REPO)
+    hub.faults.rate_limit("GET .*auth-check", 6, retry_after_s=300)
+    assert "resuming at step 4" in train(second, settings, "--train.total_steps", "5", env=env, repo=REPO)
+    assert hub.faults.unspent() == []
+    third = RunDir(tmp_path / "third")
+    third.create()
+    hub.faults.rate_limit("GET .*auth-check", 99, retry_after_s=300)
+    program = (
+        "import sys; from gpt2hpc.run_dir import RunDir; from gpt2hpc.training import resume; from gpt2hpc import cli, config_io; "
+        "from pathlib import Path; resume.WAITS_S = (0.1,); run = RunDir(Path(sys.argv[1])); "
+        "sys.exit(cli.run(lambda argv: resume.find(run, config_io.load(run.config), say=print)))"
+    )
+    config_io.store(saved(settings, repo=REPO), third.config)
+    command = [sys.executable, "-c", program, str(third.path)]
+    done = subprocess.run(command, env={**os.environ, **env}, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 6
+    assert "nothing is here to go on from, and hf://user/mine, which may hold a checkpoint, fails now" in done.stderr
+
+
+def test_a_listing_that_is_refused_is_no_reason_to_end_a_run_that_has_checkpoints(
+    hub: HubServer, settings: Config, tmp_path: Path
+) -> None:
+    env, run = hub.environment("hf_write"), RunDir(tmp_path / "run")
+    train(run, settings, "--train.total_steps", "4", env=env, repo=REPO)
+    hub.faults.error("GET .*/tree/", 1, 400)
+    told = train(run, settings, "--train.total_steps", "5", env=env, repo=REPO)
+    assert "warning: hf://user/mine is not reached: " in told
+    assert "resuming at step 4" in told
 
 
 def test_two_runs_in_one_repository_stay_apart(

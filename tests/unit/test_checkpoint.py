@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import random
 import shutil
@@ -100,6 +101,18 @@ def test_a_damaged_one_is_skipped_aloud(name: str, damage: Any, tmp_path: Path, 
     assert newest.path.name in said[0]
 
 
+def test_a_manifest_that_the_disk_does_not_give_is_skipped_aloud(tmp_path: Path, ranks: Ranks) -> None:
+    save(tmp_path, 10, ranks)
+    unreadable = save(tmp_path, 20, ranks).path / checkpoint.MANIFEST
+    unreadable.unlink()
+    unreadable.mkdir()
+    said: list[str] = []
+    found = checkpoint.newest_valid(tmp_path, said.append)
+    assert found is not None
+    assert found.step == 10
+    assert "manifest.json is missing or damaged" in said[0]
+
+
 def test_a_leftover_is_never_loaded(tmp_path: Path, ranks: Ranks) -> None:
     saved = save(tmp_path, 5, ranks)
     shutil.copytree(saved.path, saved.path.with_name(saved.path.name.replace("0005", "0009") + ".tmp"))
@@ -173,6 +186,17 @@ def test_the_space_is_checked(tmp_path: Path, ranks: Ranks) -> None:
         checkpoint.check_space(tmp_path, bytes_each=free // 2, config=config)
 
 
+def test_the_one_resumed_from_needs_space_too(tmp_path: Path, ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stays beside the last ones, and the one that is written."""
+    save(tmp_path, 10, ranks)
+    size = sum(path.stat().st_size for path in tmp_path.rglob("*.*") if path.is_file())
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=int(2.5 * size)))
+    config = CheckpointConfig(keep_last=2)
+    checkpoint.check_space(tmp_path, bytes_each=size, config=config)
+    with pytest.raises(RunDirError, match=r"checkpoint\.keep_last=2, one being written and the one resumed from"):
+        checkpoint.check_space(tmp_path, bytes_each=size, config=config, resumed=True)
+
+
 def test_what_stays_for_good_makes_no_room(tmp_path: Path, ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
     for step in (10, 20, 30):
         save(tmp_path, step, ranks)
@@ -205,6 +229,29 @@ def test_a_save_copies_before_it_returns(tmp_path: Path, ranks: Ranks, monkeypat
     assert saved.bytes > 4000
     assert 0 < saved.stall_s < saved.seconds
     assert torch.equal(dict(saved.checkpoint.tensors())["model/a"], torch.ones(1000))
+
+
+def test_the_wait_for_the_save_before_is_a_stall_too(tmp_path: Path, ranks: Ranks) -> None:
+    writer = Saver(ranks, attempt=1, fence=lambda: None)
+    target = tmp_path / checkpoint.name(started="20260131-120000", tag="tiny", step=1)
+    writer.begin({"model/a": torch.ones(10)}, Order(target, state.rank_state(CPU), {"step": 1}), waited_s=7.0)
+    writer.wait()
+    saved = writer.finished()
+    assert saved is not None
+    assert saved.stall_s > 7.0 > saved.seconds, "and no part of how long a save takes"
+
+
+def test_a_full_ledger_is_not_called_an_unwritten_checkpoint(tmp_path: Path, ranks: Ranks) -> None:
+    def published(found: Checkpoint) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "attempts/0001.json")
+
+    writer = Saver(ranks, attempt=1, fence=lambda: None)
+    target = tmp_path / checkpoint.name(started="20260131-120000", tag="tiny", step=1)
+    writer.begin({"model/a": torch.ones(10)}, Order(target, state.rank_state(CPU), {"step": 1}, published=published))
+    with pytest.raises(RunDirError, match=r"attempts/0001\.json: No space left") as caught:
+        writer.wait()
+    assert "could not be written" not in str(caught.value)
+    assert Checkpoint(target).damage() is None
 
 
 @pytest.mark.parametrize("dtype", list(saver._DTYPES), ids=str)
