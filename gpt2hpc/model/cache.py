@@ -21,28 +21,29 @@ class Cache:
     def __init__(self, config: ModelConfig, *, batch: int, room: int, like: Tensor) -> None:
         shape = (config.n_layer, batch, config.n_head, room, config.n_embd // config.n_head)
         self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
+        self.rows = torch.arange(batch, device=like.device)[:, None]
 
     def past(self, block: int, positions: Tensor) -> Past:
         """Of one block, for tokens at these positions, shaped (length) or (batch, length)."""
-        return Past(self.keys[block], self.values[block], positions)
+        return Past(self.keys[block], self.values[block], self.rows, positions)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Forget the other rows."""
         chosen = torch.tensor(rows, device=self.keys.device)
-        self.keys, self.values = self.keys[:, chosen], self.values[:, chosen]
+        self.keys, self.values, self.rows = self.keys[:, chosen], self.values[:, chosen], self.rows[: len(rows)]
 
 
 @dataclass(frozen=True)
 class Past:
-    """What one block has read, shaped (batch, n_head, room, width of a head), and where the tokens it reads now belong."""
+    """What one block has read, shaped (batch, n_head, room, width of a head), and the rows and columns of what it reads now."""
 
     keys: Tensor
     values: Tensor
+    rows: Tensor
     positions: Tensor
 
     def extended(self, k: Tensor, v: Tensor, until: int) -> tuple[Tensor, Tensor]:
         """Write in `k` and `v`, shaped (batch, n_head, length, width of a head); all columns before `until`."""
-        rows = torch.arange(len(k), device=k.device)[:, None]
-        self.keys[rows, :, self.positions] = k.transpose(1, 2)
-        self.values[rows, :, self.positions] = v.transpose(1, 2)
+        self.keys[self.rows, :, self.positions] = k.transpose(1, 2)
+        self.values[self.rows, :, self.positions] = v.transpose(1, 2)
         return self.keys[:, :, :until], self.values[:, :, :until]
