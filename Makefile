@@ -15,7 +15,7 @@ STRIKES ?= 20
 ROUNDS ?= 1
 
 .PHONY: help install install-dev quickstart test test-core test-slurm test-container lint format clean
-.PHONY: slurm-install slurm-up slurm-down chaos bench-data bench-checkpoint bench-evaluate
+.PHONY: slurm-install slurm-up slurm-down chaos bench-data bench-checkpoint bench-evaluate bench-generate
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -73,6 +73,9 @@ bench-checkpoint: install-dev ## how long steps wait for a save, beside others' 
 
 bench-evaluate: install-dev ## HellaSwag's examples a second beside a plain loop, into bench/results; two minutes
 	$(BIN)/python -m bench.evaluate
+
+bench-generate: install-dev ## tokens/s of generating beside transformers and without a cache, into bench/results; two minutes
+	$(BIN)/python -m bench.generate
 
 lint: install-dev ## ruff and mypy strict
 	$(BIN)/ruff check .

@@ -27,9 +27,14 @@ def run(main: Main, argv: Sequence[str] | None = None) -> int:
         return StoppedError.exit_code
 
 
-def say(text: str) -> None:
-    """A line of progress, seen at once."""
-    _print(text, sys.stdout)
+def say(text: str, end: str = "\n") -> None:
+    """A line of progress, or a part of it, seen at once."""
+    _print(text, sys.stdout, end)
+
+
+def note(text: str) -> None:
+    """A line beside the output, which may be read by another program."""
+    _print(text, sys.stderr)
 
 
 def warn(text: str) -> None:
@@ -47,10 +52,10 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def _print(text: str, stream: TextIO) -> None:
+def _print(text: str, stream: TextIO, end: str = "\n") -> None:
     """Print; once nobody reads (a closed terminal, `| head`), go on in silence: a run must not die of it."""
     try:
-        print(text, file=stream, flush=True)
+        print(text, file=stream, end=end, flush=True)
     except OSError:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())

@@ -7,8 +7,10 @@ pattern is the one of tiktoken's `gpt2` encoding.
 from __future__ import annotations
 
 import base64
+import codecs
 import functools
 import hashlib
+from collections.abc import Iterable, Iterator
 from importlib import resources
 
 import tiktoken
@@ -52,3 +54,11 @@ def _parse(ranks: bytes) -> dict[bytes, int]:
 def decode(tokens: list[int]) -> str:
     """Text of `tokens`; bytes that are not UTF-8 become U+FFFD."""
     return gpt2().decode(tokens)
+
+
+def decode_stream(tokens: Iterable[int]) -> Iterator[str]:
+    """The text that `decode` makes of all of them, a part for each token; a character split over tokens comes with its last byte."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    for token in tokens:
+        yield decoder.decode(gpt2().decode_single_token_bytes(token))
+    yield decoder.decode(b"", final=True)

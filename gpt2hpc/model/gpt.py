@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gpt2hpc.config import ModelConfig
+from gpt2hpc.model.cache import Cache, Past
 
 
 class CausalSelfAttention(nn.Module):
@@ -22,12 +23,14 @@ class CausalSelfAttention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
         self.resid_dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None, past: Past | None = None) -> Tensor:
         batch, length, width = x.shape
         q, k, v = (
             part.view(batch, length, self.n_head, width // self.n_head).transpose(1, 2)
             for part in self.c_attn(x).split(width, dim=2)
         )
+        if past is not None:
+            k, v = past.extended(k, v, until=length if mask is None else mask.shape[-1])
         dropout = self.dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, dropout_p=dropout)
         out: Tensor = self.resid_dropout(self.c_proj(y.transpose(1, 2).reshape(batch, length, width)))
@@ -52,8 +55,8 @@ class Block(nn.Module):
         self.ln_1, self.attn = nn.LayerNorm(config.n_embd), CausalSelfAttention(config)
         self.ln_2, self.mlp = nn.LayerNorm(config.n_embd), MLP(config)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        x = x + self.attn(self.ln_1(x), mask)
+    def forward(self, x: Tensor, mask: Tensor | None = None, past: Past | None = None) -> Tensor:
+        x = x + self.attn(self.ln_1(x), mask, past)
         x = x + self.mlp(self.ln_2(x))
         return x
 
@@ -81,7 +84,9 @@ class GPT(nn.Module):
             return logits
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100, reduction=reduction)
 
-    def hidden(self, tokens: Tensor, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def hidden(
+        self, tokens: Tensor, positions: Tensor | None = None, mask: Tensor | None = None, cache: Cache | None = None
+    ) -> Tensor:
         """What the head sees, shaped (batch, length, n_embd).
 
         Args:
@@ -89,12 +94,14 @@ class GPT(nn.Module):
             positions: Of the tokens, shaped as they are; 0, 1, 2 … where they are not given.
             mask: True where a token (second last dimension) may look at another one (last), shaped (batch, 1, length, length);
                 itself and those before it where it is not given.
+            cache: Of what was read before, to which these tokens are added at their positions. The last dimension of `mask` then
+                goes over the cache's columns; without `mask` the tokens are the first.
         """
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)
         x = self.drop(self.wte(tokens) + self.wpe(positions))
-        for block in self.h:
-            x = block(x, mask)
+        for number, block in enumerate(self.h):
+            x = block(x, mask, None if cache is None else cache.past(number, positions))
         normed: Tensor = self.ln_f(x)
         return normed
 
