@@ -15,7 +15,7 @@ STRIKES ?= 20
 ROUNDS ?= 1
 
 .PHONY: help install install-dev quickstart test test-core test-slurm test-container lint format clean
-.PHONY: slurm-install slurm-up slurm-down chaos bench-data bench-checkpoint bench-evaluate
+.PHONY: slurm-install browser-install slurm-up slurm-down chaos bench-data bench-checkpoint bench-evaluate
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -40,10 +40,10 @@ install-dev: $(VENV)/installed-dev ## the same with what the tests need
 quickstart: install ## text in, trained GPT-2 out, preempted and resumed on the way: five minutes on two cores
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/quickstart.sh
 
-test: install-dev slurm-install ## all tests, those on a real Slurm and in a real container image included
+test: install-dev slurm-install browser-install ## all tests, those on a real Slurm, in a real container image and in a real browser included
 	TORCH='$(TORCH)' $(BIN)/python -m pytest
 
-test-core: install-dev ## the tests that need neither
+test-core: install-dev ## the tests that need none of these
 	$(BIN)/python -m pytest tests/unit tests/distributed
 
 test-slurm: install-dev slurm-install ## the tests on a real Slurm; on Debian and Ubuntu, as root
@@ -57,6 +57,9 @@ chaos: install-dev slurm-install ## a run on a real Slurm, struck 25 times at ra
 
 slurm-install: ## Debian's Slurm and munge, and shellcheck; as root
 	@sh tests/cluster/install.sh
+
+browser-install: ## Debian's chromium, for the tests of reports; as root
+	@sh tests/cluster/install.sh chromium:chromium
 
 slurm-up: install-dev slurm-install ## a Slurm of your own on this machine, to try things out; as root
 	@$(BIN)/python -m tests.cluster.slurm up $(SLURM_DIR)

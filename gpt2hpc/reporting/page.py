@@ -24,7 +24,7 @@ def render(runs: Sequence[RunFacts], states: Sequence[str], *, made: str) -> str
     facts = [_summary(run, state) for run, state in zip(runs, states, strict=True)]
     parts = [
         tag("h1", title),
-        tag("p", f"Report of {made} by gpt2hpc {__version__}. ", *_pointer(runs), of="soft"),
+        tag("p", f"Report of {made} by gpt2hpc {__version__}. ", *_left_out(runs), of="soft"),
         _tiles(facts[0]) if single else tag("div", _compared(facts), of="card"),
         tag("h2", "Curves"),
         _charts(data),
@@ -49,9 +49,14 @@ def _asset(name: str) -> str:
     return importlib.resources.files("gpt2hpc.reporting").joinpath(name).read_text(encoding="utf-8")
 
 
-def _pointer(runs: Sequence[RunFacts]) -> list[object]:
+def _left_out(runs: Sequence[RunFacts]) -> list[object]:
     """What was left out of the curves, if anything."""
-    return [remark + ". " for remark in (run.curves.remarks for run in runs) if remark]
+    told = [remark + ". " for remark in (run.curves.remarks for run in runs) if remark]
+    if any(len(series) > charts.MAX_POINTS for run in runs for series in run.curves.series.values()):
+        told.append(
+            f"Curves of more than {charts.MAX_POINTS:,} points are drawn by the least and the largest value of short stretches."
+        )
+    return list(told)
 
 
 def _summary(run: RunFacts, state: str) -> dict[str, str]:

@@ -119,13 +119,13 @@
       const isLog = view.logY && chart.logY;
       const values = shown.flatMap((each) => [...each.points, ...(each.raw || [])].map((point) => point[1])).filter((value) => !isLog || value > 0);
       for (const level of chart.levels) values.push(level.value);
-      let low = values.length ? values.reduce((a, b) => Math.min(a, b)) : 0;
+      let low = values.length ? values.reduce((a, b) => Math.min(a, b)) : 0.1;
       let high = values.length ? values.reduce((a, b) => Math.max(a, b)) : 1;
       if (chart.fromZero) low = Math.min(0, low);
       if (low === high) { low -= Math.abs(low) / 10 || 0.5; high += Math.abs(high) / 10 || 0.5; }
       if (isLog) { low = Math.log10(low) - 0.02; high = Math.log10(high) + 0.02; }
       const margin = 0.05 * (high - low);
-      if (!isLog) { high += margin; if (!chart.fromZero) low -= margin; }
+      if (!isLog) { high += chart.levels.length ? 3 * margin : margin; if (!chart.fromZero) low -= margin; } // names stand above levels
 
       const [x0, x1] = view.domain.map(bent);
       const inner = width - LEFT - RIGHT, tall = HEIGHT - TOP - BOTTOM;
@@ -172,29 +172,26 @@
       element("text", { class: "unit", x: width - RIGHT, y: HEIGHT - 4, "text-anchor": "end" }, svg, "step");
     }
 
+    // Names on alternate sides, for neighbors may be close.
     function levels() {
-      for (const level of chart.levels) {
-        element("line", { class: "level", x1: LEFT, x2: width - RIGHT, y1: toY(level.value), y2: toY(level.value) }, svg);
-        element("text", { class: "level-name", x: LEFT + 6, y: toY(level.value) - 4 }, svg, `${level.name} ${level.value}`);
-      }
+      [...chart.levels].sort((a, b) => a.value - b.value).forEach((level, index) => {
+        const y = toY(level.value), side = index % 2 ? { x: width - RIGHT - 6, "text-anchor": "end" } : { x: LEFT + 6 };
+        element("line", { class: "level", x1: LEFT, x2: width - RIGHT, y1: y, y2: y }, svg);
+        element("text", { class: "level-name", y: y - 4, ...side }, svg, `${level.name} ${level.value.toFixed(3)}`);
+      });
     }
 
     // A dashed line with the cause above it, where there is room for words; always in the read-out.
     function restarts() {
-      let free = LEFT;
-      for (const each of data.restarts) {
-        if (each.step < view.domain[0] || each.step > view.domain[1]) continue;
-        const x = toX(each.step), color = data.runs.length > 1 ? `c${each.run % 8}` : "";
-        const mark = element("g", { class: `restart ${color}` }, svg);
+      const marks = data.restarts.filter((each) => each.step >= view.domain[0] && each.step <= view.domain[1]);
+      marks.sort((a, b) => a.step - b.step).forEach((each, index) => {
+        const x = toX(each.step), end = index + 1 < marks.length ? toX(marks[index + 1].step) - 4 : width;
+        const mark = element("g", { class: data.runs.length > 1 ? `restart c${each.run % 8}` : "restart" }, svg);
         element("line", { x1: x, x2: x, y1: TOP, y2: HEIGHT - BOTTOM }, mark);
         element("path", { d: `M${x - 4} ${TOP - 5}h8l-4 6z` }, mark);
-        const words = data.runs.length > 1 ? "" : each.cause, room = words.length * 6.2 + 14;
-        if (words && x > free && x + room < width) {
-          element("text", { x: x + 7, y: TOP - 1 }, mark, words);
-          free = x + room;
-        }
+        if (data.runs.length === 1 && x + 7 + 6.2 * each.cause.length < end) element("text", { x: x + 7, y: TOP - 1 }, mark, each.cause);
         element("title", {}, mark, `${each.name}: attempt ${each.attempt} from step ${each.step}; before it: ${each.cause}`);
-      }
+      });
     }
 
     function read(x) {
