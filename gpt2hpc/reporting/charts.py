@@ -58,13 +58,26 @@ def thinned(series: Series, most: int = MAX_POINTS) -> Series:
     """At most about that many points: of each stretch of steps the least and the largest value, so no spike is lost."""
     if len(series) <= most:
         return series
-    width = -(-2 * len(series) // most)
-    kept: list[tuple[int, float]] = [series[0]]
-    for begin in range(1, len(series) - 1, width):
-        stretch = series[begin : min(begin + width, len(series) - 1)]
-        ends = {min(stretch, key=lambda point: point[1]), max(stretch, key=lambda point: point[1])}
-        kept += sorted(ends)
+    kept = [series[0]]
+    for stretch in _stretches(series[1:-1], _width(series, most)):
+        kept += sorted({min(stretch, key=lambda point: point[1]), max(stretch, key=lambda point: point[1])})
     return [*kept, series[-1]]
+
+
+def means(series: Series, most: int = MAX_POINTS) -> tuple[int, Series]:
+    """How many values a stretch has, and the mean of each at its last step: what a smooth curve is made of."""
+    width = 1 if len(series) <= most else _width(series, most)
+    return width, [
+        (stretch[-1][0], sum(value for _, value in stretch) / len(stretch)) for stretch in _stretches(series, width)
+    ]
+
+
+def _width(series: Series, most: int) -> int:
+    return -(-2 * len(series) // most)
+
+
+def _stretches(series: Series, width: int) -> list[Series]:
+    return [series[begin : begin + width] for begin in range(0, len(series), width)]
 
 
 def _chart(chart: Chart, runs: Sequence[RunFacts]) -> dict[str, Any]:
@@ -73,7 +86,8 @@ def _chart(chart: Chart, runs: Sequence[RunFacts]) -> dict[str, Any]:
             "name": _line_name(chart, kind, run.name if len(runs) > 1 else None),
             "color": (number if len(runs) > 1 else order) % COLORS,
             "kind": kind,
-            "points": [[step, float(f"{value:.6g}")] for step, value in thinned(run.curves.of(kind))],
+            "points": _rounded(thinned(run.curves.of(kind))),
+            **_smooth(kind, run.curves.of(kind)),
         }
         for number, run in enumerate(runs)
         for order, kind in enumerate(chart.kinds)
@@ -90,6 +104,18 @@ def _chart(chart: Chart, runs: Sequence[RunFacts]) -> dict[str, Any]:
         "lines": lines,
         "levels": levels,
     }
+
+
+def _smooth(kind: str, series: Series) -> dict[str, Any]:
+    """What a smooth curve is made of, where that is not the points themselves."""
+    if kind != "train" or len(series) <= MAX_POINTS:
+        return {}
+    width, averaged = means(series)
+    return {"width": width, "means": _rounded(averaged)}
+
+
+def _rounded(series: Series) -> list[tuple[int, float]]:
+    return [(step, float(f"{value:.6g}")) for step, value in series]
 
 
 def _line_name(chart: Chart, kind: str, run: str | None) -> str:

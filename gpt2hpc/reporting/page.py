@@ -74,7 +74,7 @@ def _summary(run: RunFacts, state: str) -> dict[str, str]:
         "MFU": _median(run, "mfu", "{:.1%}"),
         "restarts": str(len(run.restarts)),
         run.hour_unit: f"{run.rank_hours:,.2f}",
-        "steps computed again": ("≥ " if run.unknown_ends else "") + f"{run.repeated:,}",
+        "steps repeated": ("≥ " if run.unknown_ends else "") + f"{run.repeated:,}",
     }
 
 
@@ -111,8 +111,7 @@ def _charts(data: dict[str, Any]) -> Html:
             Html("<noscript><p>The charts need JavaScript. Their values are in RUN/metrics.jsonl.</p></noscript>"),
             Html(
                 '<div class="bar-of-tools"><label>Smooth the training loss '
-                '<select id="smooth"><option value="1">not</option><option value="5">over 5 points</option>'
-                '<option value="20">over 20 points</option><option value="100">over 100 points</option></select></label>'
+                f'<select id="smooth"><option value="1">not</option>{_smoothings()}</select></label>'
                 '<label><input type="checkbox" id="log-x"> steps logarithmic</label>'
                 '<label><input type="checkbox" id="log-y"> losses and norms logarithmic</label>'
                 '<button type="button" id="reset" disabled>Whole run</button>'
@@ -122,6 +121,10 @@ def _charts(data: dict[str, Any]) -> Html:
             *missing,
         ]
     )
+
+
+def _smoothings() -> str:
+    return "".join(f'<option value="{count}">mean of {count}</option>' for count in (5, 20, 100, 500))
 
 
 def _evaluation(runs: Sequence[RunFacts]) -> Html:

@@ -113,8 +113,9 @@
       svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
       svg.replaceChildren();
       shown = chart.lines.filter((line) => !view.hidden.has(line)).map((line) => {
-        const mean = line.kind === "train" && view.smooth > 1 ? smoothed(line.points, view.smooth) : line.points;
-        return { line, points: inSight(mean), raw: mean === line.points ? null : inSight(line.points) };
+        if (line.kind !== "train" || view.smooth === 1) return { line, points: inSight(line.points), raw: null };
+        const mean = smoothed(line.means || line.points, Math.max(1, Math.round(view.smooth / (line.width || 1))));
+        return { line, points: inSight(mean), raw: inSight(line.points) };
       });
       const isLog = view.logY && chart.logY;
       const values = shown.flatMap((each) => [...each.points, ...(each.raw || [])].map((point) => point[1])).filter((value) => !isLog || value > 0);

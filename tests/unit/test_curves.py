@@ -138,3 +138,12 @@ def test_thinning_keeps_the_ends_and_every_spike() -> None:
     assert {series[0], series[33_333], series[44_444], series[-1]} <= set(thin)
     assert list(thin) == sorted(thin)
     assert charts.thinned(series[: charts.MAX_POINTS]) == series[: charts.MAX_POINTS]
+
+
+def test_a_smooth_curve_is_made_of_all_values() -> None:
+    series = [(step, float(step % 7)) for step in range(10_000)]
+    width, means = charts.means(series)
+    assert (width, len(means)) == (7, 1429)
+    assert {value for _, value in means[:-1]} == {3.0}
+    assert means[0][0] == 6
+    assert charts.means(series[:100]) == (1, series[:100])
