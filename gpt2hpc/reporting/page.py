@@ -223,7 +223,10 @@ def _cost(run: RunFacts, *, named: bool) -> Html:
         told.append(f"Where an attempt (*) did not write its end, it is taken as {' or '.join(assumed)}.")
     if run.unclaimed:
         told.append(f"{cli.plural(run.unclaimed, 'start')} ended before training began, and are not counted.")
-    lost = f"{cli.plural(run.repeated, 'step')} of {run.step + run.repeated:,} were computed again after a restart"
+    least = "At least " if run.unknown_ends else ""
+    lost = (
+        f"{least}{cli.plural(run.repeated, 'step')} of {run.step + run.repeated:,} were computed again after a restart"
+    )
     lost += f" ({run.repeated / max(1, run.step + run.repeated):.1%})."
     if run.unknown_ends:
         lost += f" {cli.plural(run.unknown_ends, 'attempt')} left no word of how far beyond its last save it had got."

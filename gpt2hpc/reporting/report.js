@@ -190,7 +190,7 @@
         const mark = element("g", { class: data.runs.length > 1 ? `restart c${each.run % 8}` : "restart" }, svg);
         element("line", { x1: x, x2: x, y1: TOP, y2: HEIGHT - BOTTOM }, mark);
         element("path", { d: `M${x - 4} ${TOP - 5}h8l-4 6z` }, mark);
-        if (data.runs.length === 1 && x + 7 + 6.2 * each.cause.length < end) element("text", { x: x + 7, y: TOP - 1 }, mark, each.cause);
+        if (data.runs.length === 1 && x + 7 + 6.6 * each.cause.length < end) element("text", { x: x + 7, y: TOP - 1 }, mark, each.cause);
         element("title", {}, mark, `${each.name}: attempt ${each.attempt} from step ${each.step}; before it: ${each.cause}`);
       });
     }

@@ -54,6 +54,8 @@ def test_what_nobody_wrote_is_not_known(tmp_path: Path) -> None:
     assert [start.repeated for start in run.starts] == [None, 0]
     assert (run.repeated, run.unknown_ends) == (0, 1)
     assert run.restarts[0].cause == "ended without a word"
+    assert gpt2hpc("report", run.run.path).returncode == 0
+    assert "At least 0 steps of 200 were computed again" in run.run.report.read_text()
 
 
 def test_a_start_that_did_not_get_to_its_checkpoint_loses_nothing(tmp_path: Path) -> None:
