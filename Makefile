@@ -15,7 +15,7 @@ STRIKES ?= 20
 ROUNDS ?= 1
 
 .PHONY: help install install-dev quickstart test test-core test-slurm test-container lint format clean
-.PHONY: slurm-install slurm-up slurm-down chaos bench-data bench-checkpoint bench-evaluate bench-generate
+.PHONY: slurm-install slurm-up slurm-down chaos bench-data bench-checkpoint bench-evaluate bench-generate browser-install
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -30,7 +30,7 @@ $(VENV)/installed: $(BIN)/python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,fast,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,fast,plot,dev]'
 	@touch $@
 
 install: $(VENV)/installed ## make .venv with torch and gpt2hpc
@@ -40,10 +40,10 @@ install-dev: $(VENV)/installed-dev ## the same with what the tests need
 quickstart: install ## text in, trained GPT-2 out, preempted and resumed on the way: five minutes on two cores
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/quickstart.sh
 
-test: install-dev slurm-install ## all tests, those on a real Slurm and in a real container image included
+test: install-dev slurm-install browser-install ## all tests, those on a real Slurm, in a real container image and in a real browser included
 	TORCH='$(TORCH)' $(BIN)/python -m pytest
 
-test-core: install-dev ## the tests that need neither
+test-core: install-dev ## the tests that need none of these
 	$(BIN)/python -m pytest tests/unit tests/distributed
 
 test-slurm: install-dev slurm-install ## the tests on a real Slurm; on Debian and Ubuntu, as root
@@ -57,6 +57,9 @@ chaos: install-dev slurm-install ## a run on a real Slurm, struck 25 times at ra
 
 slurm-install: ## Debian's Slurm and munge, and shellcheck; as root
 	@sh tests/cluster/install.sh
+
+browser-install: ## Debian's chromium, for the tests of reports; as root
+	@sh tests/cluster/install.sh chromium:chromium
 
 slurm-up: install-dev slurm-install ## a Slurm of your own on this machine, to try things out; as root
 	@$(BIN)/python -m tests.cluster.slurm up $(SLURM_DIR)

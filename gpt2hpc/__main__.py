@@ -22,6 +22,8 @@ VERBS = {
     "train": "train here and now, one process per GPU",
     "sync": "upload checkpoints that wait to the Hub, or fetch the furthest",
     "status": "what the runs are doing",
+    "plot": "loss curves of one or many runs as an image",
+    "report": "one HTML file that tells of a run, or compares several",
     "doctor": "is there what a training will need?",
     "evaluate": "HellaSwag and validation loss, beside published numbers",
     "sample": "write text with a trained model",

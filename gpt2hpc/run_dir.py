@@ -73,6 +73,16 @@ class RunDir:
         return self.path / "uploads"
 
     @property
+    def samples(self) -> Path:
+        """Texts that the model wrote on its way, a file a step."""
+        return self.path / "samples"
+
+    @property
+    def report(self) -> Path:
+        """The last report, for a browser."""
+        return self.path / "report.html"
+
+    @property
     def slurm(self) -> Path:
         """Scripts, logs and pickles of Slurm jobs."""
         return self.path / "slurm"

@@ -43,6 +43,7 @@ class Cause(enum.StrEnum):
 class Attempt:
     """One start of a run: `first_step` resumed from, `saved_step` last checkpoint, `last_step` when it ended.
 
+    `repeats` counts the steps after `first_step` that earlier attempts had logged already, work that was lost; None where unknown.
     `process` tells the process from any other: machine, PID namespace and start time.
     """
 
@@ -61,6 +62,7 @@ class Attempt:
     cause: str | None = None
     exit_code: int | None = None
     ended: str | None = None
+    repeats: int | None = None
 
     @property
     def progressed(self) -> bool:
@@ -260,6 +262,12 @@ class Ledger:
         with contextlib.suppress(OSError):
             return time.time() - self._beat_path(attempt.number).stat().st_mtime < 6 * liveness.BEAT_S
         return False
+
+    def last_beat(self, attempt: Attempt) -> float | None:
+        """When it gave its last sign of life, in seconds since 1970; None where there is none."""
+        with contextlib.suppress(OSError):
+            return self._beat_path(attempt.number).stat().st_mtime
+        return None
 
     @contextlib.contextmanager
     def heartbeat(self, attempt: Attempt, *, writes: bool) -> Iterator[None]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,6 +136,11 @@ def restore(run: RunDir, saved: Path, step: int) -> None:
                 lines.append(f"{facts['step']} {word} {facts[key]:.6f}\n")
     durable.publish_text(run.log, "".join(lines))
     durable.publish_text(run.metrics, "".join(history))
+
+
+def furthest(path: Path) -> int:
+    """The last step of a metrics.jsonl; 0 where there is none."""
+    return max(map(_step_of, _kept(path, sys.maxsize, _step_of)), default=0)
 
 
 def _step_of(line: str) -> int:

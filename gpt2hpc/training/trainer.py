@@ -130,6 +130,7 @@ class Trainer:
             )
         self.warm_up()
         state.restore_rank_state(rank_state, self.ranks.device)
+        logged = metrics.furthest(self.run_dir.metrics) if self.ranks.is_first else 0  # it is cut back next
         self.log = MetricsLog(
             self.run_dir if self.ranks.is_first else None,
             resumed_step=self.step,
@@ -150,7 +151,8 @@ class Trainer:
             clock=self.clock,
         )
         if self.ranks.is_first:
-            self.ledger.note(self.attempt, first_step=self.step, saved_step=self.step)
+            repeats = max(0, logged - self.step)
+            self.ledger.note(self.attempt, first_step=self.step, saved_step=self.step, repeats=repeats)
 
     def _described(self) -> str:
         """What is about to run, for the log."""

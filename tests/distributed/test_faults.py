@@ -62,12 +62,15 @@ def test_the_newest_damaged_the_one_before_goes_on(shared_data: Manifest, run: R
     assert damaged.step == 6
     file = next(damaged.path.glob("state-*"))
     file.write_bytes(file.read_bytes()[:-100])
+    logged = max(tiny.losses(run))
     done = gpt2hpc("train", "--run-dir", run.path)
     assert done.returncode == 0, done.stderr
     assert f"skipping the damaged checkpoint {damaged.path}" in done.stdout
     assert "resuming at step 3 from" in done.stdout
     assert tiny.newest(run).step == 12
     assert len(tiny.losses(run)) == 12
+    assert [attempt.repeats for attempt in Ledger(run).attempts()] == [0, logged - 3]
+    assert logged > 3
 
 
 def test_a_non_finite_loss_ends_the_run(shared_data: Manifest, run: RunDir) -> None:

@@ -15,7 +15,7 @@ LAYERS = (
     {"__init__", "errors", "durable", "run_dir", "config", "config_io", "cli"},
     {"cluster", "data", "model"},
     {"training", "evaluation"},
-    {"jobs"},
+    {"jobs", "reporting"},
     {
         "prepare",
         "verify",
@@ -27,6 +27,8 @@ LAYERS = (
         "train",
         "sync",
         "status",
+        "plot",
+        "report",
         "doctor",
         "evaluate",
         "sample",
@@ -34,7 +36,7 @@ LAYERS = (
     },
     {"__main__"},
 )
-TORCHLESS_PACKAGES = ("cluster", "data")
+TORCHLESS_PACKAGES = ("cluster", "data", "reporting")
 
 
 def layer_of(name: str) -> int:
@@ -96,6 +98,8 @@ def test_no_torch(package: str) -> None:
         ["sync", "--help"],
         ["doctor", "--help"],
         ["evaluate", "--help"],
+        ["plot", "--help"],
+        ["report", "--help"],
         ["prepare", "--help"],
         ["submit", "--dry-run"],
     ],

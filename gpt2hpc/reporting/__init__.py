@@ -1,0 +1,1 @@
+"""What a run's files say of it, for people: curves, attempts, cost."""
