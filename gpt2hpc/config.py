@@ -110,6 +110,7 @@ class TrainConfig:
             `gpt2hpc stage --hellaswag` made, or hf://datasets/Rowan/hellaswag; null for none.
         hellaswag_every: Steps between those evaluations; there is one at the end too.
         hellaswag_examples: The first so many of the 10,042 examples; null for all.
+        sample_every: Steps between texts that the model writes to RUN/samples/, also at the end; null for none.
         trace_data: Write the sample numbers each rank consumes to RUN/trace/.
     """
 
@@ -129,6 +130,7 @@ class TrainConfig:
     hellaswag: str | None = None
     hellaswag_every: int = 1000
     hellaswag_examples: int | None = None
+    sample_every: int | None = None
     trace_data: bool = False
 
     @property
@@ -271,6 +273,7 @@ def _check_ranges(config: Config) -> None:
         "train.eval_tokens": train.eval_tokens,
         "train.hellaswag_every": train.hellaswag_every,
         "train.hellaswag_examples": train.hellaswag_examples,
+        "train.sample_every": train.sample_every,
         "data.shuffle_shards": config.data.shuffle_shards,
         "data.cache_gib": config.data.cache_gib,
         "data.patience_s": config.data.patience_s,

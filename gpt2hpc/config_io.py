@@ -53,6 +53,7 @@ MAY_CHANGE = (
     "train.hellaswag",
     "train.hellaswag_every",
     "train.hellaswag_examples",
+    "train.sample_every",
     "train.trace_data",
     "data.dir",
     "data.stage",

@@ -17,7 +17,7 @@ from gpt2hpc.cluster.dist_env import LOCAL, DistEnv
 from gpt2hpc.cluster.ledger import Attempt, Cause, Ledger, Outcome
 from gpt2hpc.cluster.signals import SignalFlag, Stop
 from gpt2hpc.config import Config, check, grad_accum_steps
-from gpt2hpc.data import catalog, hub, loader, shards, verify
+from gpt2hpc.data import catalog, hub, loader, shards, tokenizer, verify
 from gpt2hpc.data.manifest import Manifest
 from gpt2hpc.errors import USER_ERRORS, ConfigError, DataError, Gpt2hpcError, MissingError, StoppedError, as_users
 from gpt2hpc.evaluation import examples
@@ -141,6 +141,11 @@ def check_start(run: RunDir, config: Config, *, world_size: int) -> tuple[Config
     loader.check_windows(manifest, config.model.block_size)
     if config.train.hellaswag is not None:
         examples.check_model(config.model)
+    if config.train.sample_every is not None and config.model.vocab_size != tokenizer.VOCAB_SIZE:
+        raise ConfigError(
+            f"train.sample_every={config.train.sample_every}, but model.vocab_size={config.model.vocab_size} is not GPT-2's "
+            f"{tokenizer.VOCAB_SIZE}, so its tokens are no text here; leave it out"
+        )
     if not hub.is_remote(manifest.where):
         if any(shard.sha256 is None for shard in manifest.shards):
             cli.warn(

@@ -97,6 +97,9 @@ class RunDir:
         """`touch STOP` is a user's wish to stop."""
         return self.path / "STOP"
 
+    def sample(self, step: int) -> Path:
+        return self.samples / f"step{step:07d}.txt"
+
     @property
     def has_checkpoints(self) -> bool:
         """Whether something was saved, so that the run has settings and data to be true to."""

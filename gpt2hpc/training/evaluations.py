@@ -1,14 +1,16 @@
-"""What is measured at intervals while training: the validation loss, and HellaSwag; each step at most once, over all attempts."""
+"""What is done at intervals while training: validation, HellaSwag, samples; each step at most once, over all attempts."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from gpt2hpc.config import Config
+from gpt2hpc.data import tokenizer
 from gpt2hpc.data.loader import ValLoader
 from gpt2hpc.evaluation import hellaswag
 from gpt2hpc.evaluation.examples import Example
+from gpt2hpc.model.generate import Choice, generate_batch
 from gpt2hpc.model.gpt import GPT
 from gpt2hpc.training.metrics import MetricsLog
 from gpt2hpc.training.precision import Precision
@@ -16,6 +18,10 @@ from gpt2hpc.training.process_group import Ranks
 from gpt2hpc.training.progress import Progress
 from gpt2hpc.training.stop import Clock
 from gpt2hpc.training.validation import validation_loss
+
+PROMPTS = ("", "Once upon a time", "The most important thing is")
+SAMPLE_TOKENS = 80
+"""After each prompt."""
 
 
 class Evaluations:
@@ -51,20 +57,12 @@ class Evaluations:
         self._log, self._progress, self._clock = log, progress, clock
 
     def run_due(self, step: int) -> None:
-        """Measure what is due after `step` steps, at the intervals and at the end, unless an attempt has done so."""
-        train = self._train
-        at_end = step == train.steps
-        validates = at_end or step % train.eval_every == 0
-        answers = bool(self._examples) and (at_end or (step > 0 and step % train.hellaswag_every == 0))
-        if not validates and not answers:
+        """Do what is due after `step` steps, at the intervals and at the end, unless an attempt has done so."""
+        asked = self._asked(step)
+        if not asked:
             return
-        known = self._ranks.from_first((self._log.has("val", step), self._log.has("hella", step)))
-        todo = [
-            work
-            for work, due, done in zip((self._validate, self._answer), (validates, answers), known, strict=True)
-            if due and not done
-        ]
-        if not todo:
+        done = self._ranks.from_first([kind for kind in asked if self._log.has(kind, step)])
+        if not (todo := [work for kind, work in asked.items() if kind not in done]):
             return
         self._progress.flush()
         began = time.perf_counter()
@@ -72,6 +70,19 @@ class Evaluations:
             work(step)
         self._clock.validated(time.perf_counter() - began)
         self._progress.restart_clock(step)
+
+    def _asked(self, step: int) -> dict[str, Callable[[int], None]]:
+        """What is due, by its name in the log; a validation before the first step too."""
+        train = self._train
+        asked: dict[str, Callable[[int], None]] = {}
+        at_end = step == train.steps
+        if at_end or step % train.eval_every == 0:
+            asked["val"] = self._validate
+        if self._examples and (at_end or (step and step % train.hellaswag_every == 0)):
+            asked["hella"] = self._answer
+        if train.sample_every is not None and (at_end or (step and step % train.sample_every == 0)):
+            asked["sample"] = self._write
+        return asked
 
     def _validate(self, step: int) -> None:
         loss, tokens = validation_loss(self._model, self._val_loader, self._precision)
@@ -81,3 +92,17 @@ class Evaluations:
         rank, world_size = self._ranks.rank, self._ranks.world_size
         found = hellaswag.score(self._model, self._examples, self._precision, rank=rank, world_size=world_size)
         self._log.hellaswag(step, acc=found.acc, acc_norm=found.acc_norm, examples=found.examples)
+
+    def _write(self, step: int) -> None:
+        """Rank 0's alone, without a random number of the training's; the others meet it at the next step."""
+        if not self._ranks.is_first:
+            return
+        prompts = [[tokenizer.END_OF_TEXT, *tokenizer.gpt2().encode_ordinary(prompt)] for prompt in PROMPTS]
+        seeds, stop = range(len(prompts)), tokenizer.END_OF_TEXT
+        for found in generate_batch(
+            self._model, prompts, max_tokens=SAMPLE_TOKENS, choice=Choice(0.8, top_k=50), seeds=seeds, stop=stop
+        ):
+            for number, token in found.items():
+                prompts[number].append(token)
+        self._model.train()
+        self._log.sample(step, "\n\n---\n\n".join(tokenizer.decode(tokens[1:]) for tokens in prompts) + "\n")

@@ -50,7 +50,7 @@ class MetricsLog:
     ) -> None:
         self._fence, self._say = fence, say
         self._files: tuple[TextIO, TextIO] | None = None
-        self._path = run.metrics if run is not None else None
+        self._run, self._path = run, run.metrics if run is not None else None
         self._known: set[tuple[str, int]] = set()
         if run is not None:
             fence()
@@ -85,8 +85,19 @@ class MetricsLog:
         facts = {"save_s": seconds, "save_stall_ms": stall_s * 1e3, "save_bytes": size, "save_bytes_per_s": rate}
         self._write(f"{step} save {seconds:.6f}", {"step": step, **facts})
 
+    def sample(self, step: int, text: str) -> None:
+        """What the model writes after that step, to `samples/`."""
+        if self._run is None:
+            return
+        self._fence()
+        self._run.samples.mkdir(exist_ok=True)
+        durable.publish_text(self._run.sample(step), text)
+        self._say(f"step {step}  {self._run.sample(step)}")
+
     def has(self, kind: str, step: int) -> bool:
-        """Whether that step was validated (`val`) or put to HellaSwag (`hella`), by an earlier attempt or this one; rank 0 knows."""
+        """Whether there is a validation (`val`), HellaSwag (`hella`) or a `sample` of that step, by whichever attempt; rank 0 knows."""
+        if kind == "sample":
+            return self._run is not None and self._run.sample(step).exists()
         return (kind, step) in self._known
 
     def put_on_disk(self, step: int) -> Callable[[], dict[str, bytes]]:

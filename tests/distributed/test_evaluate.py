@@ -89,6 +89,7 @@ def test_while_training_each_step_once_and_no_byte_of_it_changes(data: Path, sou
     plain, asked = RunDir(tmp_path / "plain"), RunDir(tmp_path / "asked")
     trained(plain, data)
     words = [f"--train.hellaswag={source}", "--train.hellaswag_every=4", "--train.hellaswag_examples=40", "--nproc=2"]
+    words.append("--train.sample_every=5")
     trained(asked, data, *words, "--steps=7")
     trained(asked, data, *words, "--steps=12")
     answers = tiny.losses(asked, "hella")
@@ -98,6 +99,11 @@ def test_while_training_each_step_once_and_no_byte_of_it_changes(data: Path, sou
     assert [facts["step"] for facts in logged] == [4, 7, 8, 12]
     assert {facts["hellaswag_examples"] for facts in logged} == {40}
     assert [round(facts["hellaswag_acc_norm"], 6) for facts in logged] == list(answers.values())
+    assert [path.name for path in sorted(asked.samples.iterdir())] == [
+        f"step00000{step}.txt" for step in ("05", "07", "10", "12")
+    ]
+    assert "Once upon a time" in asked.sample(12).read_text()
+    assert asked.sample(12).read_text() != asked.sample(5).read_text()
     again = RunDir(tmp_path / "again")
     trained(again, data, "--nproc=2", "--steps=7")
     trained(again, data, "--nproc=2", "--steps=12")
@@ -144,6 +150,7 @@ def test_what_cannot_be_measured_is_one_line(model: Path, words: list[str], code
 def test_a_training_without_its_examples_does_not_begin(data: Path, tmp_path: Path) -> None:
     for words, code, told in (
         (["--train.hellaswag=nowhere.jsonl"], 4, "nowhere.jsonl does not exist"),
+        (["--train.sample_every=5", "--model.vocab_size=50000"], 3, "train.sample_every=5, but model.vocab_size=50000"),
         ([f"--train.hellaswag={data}"], 4, "gpt2hpc stage --hellaswag"),
     ):
         done = gpt2hpc("train", "--run-dir", tmp_path / "run", *tiny.flags(settings(data)), *words)
