@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import json
 import os
 import sys
@@ -89,6 +90,8 @@ def main(argv: Sequence[str]) -> int:
         found = checkpoint.at(arguments.path, cli.warn)
         name, (config, weights) = found.path.name, initial.of_checkpoint(found)
     model = load_model(config, weights).to(device)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a model may write any character, whatever the locale
     began = time.perf_counter()
     if len(prompts) == 1 and not arguments.json:
         cli.say(f"--- {name}")
