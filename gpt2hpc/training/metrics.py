@@ -5,10 +5,12 @@ Only rank 0 writes, and only while no newer attempt exists. On resume both files
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -16,11 +18,15 @@ from typing import TextIO
 from gpt2hpc import durable
 from gpt2hpc.run_dir import RunDir
 from gpt2hpc.training.checkpoint import METRICS
+from gpt2hpc.training.spikes import Spikes
 
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One optimizer step; `step` counts finished ones, `loss` is the mean over its tokens in nats."""
+    """One optimizer step; `step` counts finished ones, `loss` is the mean over its tokens in nats.
+
+    `data_wait_ms` and `memory_gib` are rank 0's: what a step waited for tokens, and the most memory so far.
+    """
 
     step: int
     loss: float
@@ -29,12 +35,15 @@ class StepRecord:
     ms: float
     tokens_per_s: float
     mfu: float | None
+    data_wait_ms: float
+    memory_gib: float
+    spike: bool | None = None
 
     def line(self, steps: int) -> str:
         mfu = f"  mfu {self.mfu:5.1%}" if self.mfu is not None else ""
         return (
             f"step {self.step:{len(str(steps))}}/{steps}  loss {self.loss:7.4f}  lr {self.lr:.2e}  norm {self.grad_norm:6.3f}  "
-            f"{self.ms:7.1f} ms  {self.tokens_per_s:9,.0f} tok/s{mfu}"
+            f"{self.ms:7.1f} ms  {self.tokens_per_s:9,.0f} tok/s{mfu}{'  spike' if self.spike else ''}"
         )
 
 
@@ -48,15 +57,18 @@ class MetricsLog:
         self._files: tuple[TextIO, TextIO] | None = None
         self._path = run.metrics if run is not None else None
         self._validated: set[int] = set()
+        self._spikes = Spikes()
         if run is not None:
             fence()
             _cut(run.log, resumed_step, lambda line: int(line.split()[0]))
             fence()
             _cut(run.metrics, resumed_step, _step_of)
             self._validated = {int(line.split()[0]) for line in run.log.read_text().splitlines() if " val " in line}
+            self._spikes = Spikes(_losses(run.metrics))
             self._files = run.log.open("a", encoding="utf-8"), run.metrics.open("a", encoding="utf-8")
 
     def step(self, record: StepRecord, steps: int) -> None:
+        record = dataclasses.replace(record, spike=self._spikes.sees(record.loss) or None)
         facts = {key: value for key, value in vars(record).items() if value is not None}
         self._write(f"{record.step} train {record.loss:.6f}", facts)
         self._say(record.line(steps))
@@ -98,6 +110,7 @@ class MetricsLog:
         self._fence()
         log, metrics = self._files
         values = {key: value if math.isfinite(value) else None for key, value in facts.items()}  # JSON has no NaN
+        values["unix_s"] = round(time.time(), 3)
         log.write(f"{line}\n")
         metrics.write(json.dumps(values, allow_nan=False) + "\n")
         log.flush()
@@ -124,6 +137,13 @@ def restore(run: RunDir, saved: Path, step: int) -> None:
                 lines.append(f"{facts['step']} {word} {facts[key]:.6f}\n")
     durable.publish_text(run.log, "".join(lines))
     durable.publish_text(run.metrics, "".join(history))
+
+
+def _losses(path: Path) -> Iterator[float]:
+    """Of the steps in a metrics.jsonl."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if isinstance(loss := json.loads(line).get("loss"), float):
+            yield loss
 
 
 def _step_of(line: str) -> int:

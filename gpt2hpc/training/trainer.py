@@ -264,7 +264,10 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, self.config)
         for micro_step in range(accum):
-            tokens, targets = to_device(next(stream), self.ranks.device)
+            began = time.perf_counter()
+            windows = next(stream)
+            self.progress.waited(time.perf_counter() - began)
+            tokens, targets = to_device(windows, self.ranks.device)
             if self.config.train.trace_data:
                 where = self.run_dir.trace(self.ranks.rank)
                 trace(where, self.loader.part, step=self.step + 1, consumed=self.consumed, micro_step=micro_step)
