@@ -106,6 +106,8 @@ class TrainConfig:
         log_every: Steps between log lines.
         eval_every: Steps between validations; there is one at the start and one at the end too.
         eval_tokens: Tokens of a validation, the same ones each time.
+        tensorboard: Write event files to RUN/tensorboard/; needs gpt2hpc[tensorboard].
+        wandb: Project of Weights & Biases, as PROJECT or ENTITY/PROJECT, that gets the metrics too; needs gpt2hpc[wandb].
         trace_data: Write the sample numbers each rank consumes to RUN/trace/.
     """
 
@@ -122,6 +124,8 @@ class TrainConfig:
     log_every: int = 1
     eval_every: int = 250
     eval_tokens: int = 10_485_760
+    tensorboard: bool = False
+    wandb: str | None = None
     trace_data: bool = False
 
     @property

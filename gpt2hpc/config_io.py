@@ -50,6 +50,8 @@ MAY_CHANGE = (
     "train.deterministic",
     "train.log_every",
     "train.eval_every",
+    "train.tensorboard",
+    "train.wandb",
     "train.trace_data",
     "data.dir",
     "data.stage",

@@ -22,7 +22,7 @@ from gpt2hpc.data.manifest import Manifest
 from gpt2hpc.errors import USER_ERRORS, ConfigError, DataError, Gpt2hpcError, MissingError, as_users
 from gpt2hpc.model import hf_weights
 from gpt2hpc.run_dir import RunDir
-from gpt2hpc.training import hub_access, hub_checkpoints
+from gpt2hpc.training import hub_access, hub_checkpoints, writers
 
 if TYPE_CHECKING:
     from gpt2hpc.training.process_group import Ranks
@@ -233,6 +233,7 @@ def settle(run: RunDir, config: Config) -> None:
 
 def open_run(run: RunDir, config: Config, env: DistEnv) -> Opened:
     """Check, claim an attempt, settle the settings: rank 0's part before anything is computed."""
+    writers.check(config.train)
     config, manifest = check_start(run, config, world_size=env.world_size)
     check_repo(config)
     run.create()
@@ -298,6 +299,7 @@ def _run_attempt(opened: Opened, run: RunDir, ranks: Ranks, signals: SignalFlag)
     if ranks.is_first:
         _close(ledger, run, attempt, stop, trainer.step)
         say(_closing_line(run, stop, trainer.step))
+    trainer.log.wait_for_writers()
     ranks.first_works(lambda: trainer.saves.end_uploads(wait=not stop))
     ranks.barrier()  # so that no rank ends while another still works: the first exit ends the job
     trainer.store.remove()

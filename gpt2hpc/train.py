@@ -22,6 +22,7 @@ from gpt2hpc.cluster.signals import SignalFlag
 from gpt2hpc.config import Config, warnings
 from gpt2hpc.errors import EXIT_CODES, INTERNAL_ERROR, DivergedError, StoppedError, UsageError
 from gpt2hpc.run_dir import RunDir
+from gpt2hpc.training import writers
 
 RUN_DIR_HELP = "Directory of the run; a run that is there goes on from its newest checkpoint."
 NPROC_HELP = "Processes to start (default: one per GPU, or 1 on the CPU)."
@@ -72,6 +73,7 @@ def local_job(
 ) -> LocalJob | None:
     """Check all that can be checked without torch and write the settings; None if the run is finished."""
     jobs.require_torch()
+    writers.check(config.train)
     local = describe(run, config, nproc=nproc, job=job, time_limit_s=time_limit_s)
     config, _ = jobs.check_start(run, config, world_size=local.nproc)
     jobs.check_repo(config)

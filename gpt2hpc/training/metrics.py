@@ -10,7 +10,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -19,6 +19,7 @@ from gpt2hpc import durable
 from gpt2hpc.run_dir import RunDir
 from gpt2hpc.training.checkpoint import METRICS
 from gpt2hpc.training.spikes import Spikes
+from gpt2hpc.training.writers import Writer
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class MetricsLog:
         self._fence, self._say = fence, say
         self._files: tuple[TextIO, TextIO] | None = None
         self._path = run.metrics if run is not None else None
+        self._writers: Sequence[Writer] = ()
         self._validated: set[int] = set()
         self._spikes = Spikes()
         if run is not None:
@@ -66,6 +68,10 @@ class MetricsLog:
             self._validated = {int(line.split()[0]) for line in run.log.read_text().splitlines() if " val " in line}
             self._spikes = Spikes(_losses(run.metrics))
             self._files = run.log.open("a", encoding="utf-8"), run.metrics.open("a", encoding="utf-8")
+
+    def copy_to(self, writers: Sequence[Writer]) -> None:
+        """Give each line to these too; they have those that are there."""
+        self._writers = writers
 
     def step(self, record: StepRecord, steps: int) -> None:
         record = dataclasses.replace(record, spike=self._spikes.sees(record.loss) or None)
@@ -103,6 +109,13 @@ class MetricsLog:
     def close(self) -> None:
         for file in self._files or ():
             file.close()
+        for writer in self._writers:
+            writer.end()
+
+    def wait_for_writers(self) -> None:
+        """After `close`: until what is copied has got there, or has not in time."""
+        for writer in self._writers:
+            writer.wait()
 
     def _write(self, line: str, facts: dict[str, float]) -> None:
         if self._files is None:
@@ -115,6 +128,8 @@ class MetricsLog:
         metrics.write(json.dumps(values, allow_nan=False) + "\n")
         log.flush()
         metrics.flush()
+        for writer in self._writers:
+            writer.add(values)
 
 
 def history(path: Path, step: int) -> bytes:

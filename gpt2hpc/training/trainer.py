@@ -25,7 +25,7 @@ from gpt2hpc.data.shards import Tokens
 from gpt2hpc.data.store import open_store
 from gpt2hpc.model.gpt import GPT
 from gpt2hpc.run_dir import RunDir
-from gpt2hpc.training import checkpoint, initial, metrics, precision, resume, state
+from gpt2hpc.training import checkpoint, initial, metrics, precision, resume, state, writers
 from gpt2hpc.training.batches import to_device, trace
 from gpt2hpc.training.checkpoint import Checkpoint
 from gpt2hpc.training.metrics import MetricsLog
@@ -124,13 +124,15 @@ class Trainer:
                 gradient_as_bucket_view=True,
             )
         self.warm_up()
-        state.restore_rank_state(rank_state, self.ranks.device)
         self.log = MetricsLog(
             self.run_dir if self.ranks.is_first else None,
             resumed_step=self.step,
             fence=lambda: self.ledger.fence(self.attempt),
             say=self.say,
         )
+        if self.ranks.is_first:
+            self.log.copy_to(writers.opened(self.run_dir, self.config.train, self.say))
+        state.restore_rank_state(rank_state, self.ranks.device)  # after what others' libraries may have drawn
         self._first_step = self.step
         self.progress = Progress(self.config, self.ranks, self.log, step=self.step)
         if self.ranks.is_first:
