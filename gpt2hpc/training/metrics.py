@@ -52,9 +52,16 @@ class MetricsLog:
     """The two files of a run, open for one attempt; with `run` None it swallows everything (ranks other than 0)."""
 
     def __init__(
-        self, run: RunDir | None, *, resumed_step: int, fence: Callable[[], None], say: Callable[[str], None]
+        self,
+        run: RunDir | None,
+        *,
+        resumed_step: int,
+        fence: Callable[[], None],
+        say: Callable[[str], None],
+        show: Callable[[StepRecord, int], None] | None = None,
     ) -> None:
         self._fence, self._say = fence, say
+        self._show = show or (lambda record, steps: say(record.line(steps)))
         self._files: tuple[TextIO, TextIO] | None = None
         self._path = run.metrics if run is not None else None
         self._writers: Sequence[Writer] = ()
@@ -77,7 +84,7 @@ class MetricsLog:
         record = dataclasses.replace(record, spike=self._spikes.sees(record.loss) or None)
         facts = {key: value for key, value in vars(record).items() if value is not None}
         self._write(f"{record.step} train {record.loss:.6f}", facts)
-        self._say(record.line(steps))
+        self._show(record, steps)
 
     def validation(self, step: int, loss: float, tokens: int) -> None:
         """`loss` in nats over `tokens` tokens."""

@@ -7,7 +7,7 @@ import dataclasses
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -33,10 +33,9 @@ from gpt2hpc.training.optimizer import learning_rate, new_optimizer
 from gpt2hpc.training.process_group import Ranks
 from gpt2hpc.training.progress import Progress
 from gpt2hpc.training.saves import Saves
+from gpt2hpc.training.screen import Screen
 from gpt2hpc.training.stop import Agreement, Clock, Consensus, StopFile
 from gpt2hpc.training.validation import validation_loss
-
-Say = Callable[[str], None]
 
 
 class Trainer:
@@ -51,7 +50,7 @@ class Trainer:
         attempt: This attempt.
         run_started: When the run's first attempt began, as `20260131-120000`; names its checkpoints.
         signals: What was signalled so far.
-        say: Prints a line; a no-op on ranks other than 0.
+        screen: Shows steps and prints lines; nothing on ranks other than 0.
     """
 
     def __init__(
@@ -65,13 +64,14 @@ class Trainer:
         attempt: Attempt,
         run_started: str,
         signals: SignalFlag,
-        say: Say,
+        screen: Screen,
     ) -> None:
-        self.config, self.run_dir, self.ranks, self.say = config, run, ranks, say
+        self.config, self.run_dir, self.ranks = config, run, ranks
+        self.say, self.show = screen.say, screen.show
         self.ledger, self.attempt, self.run_started, self.signals = ledger, attempt, run_started, signals
         self.step = self.consumed = 0
         self._build(manifest)
-        self.saves = Saves(run, config, ranks=ranks, ledger=ledger, attempt=attempt, clock=self.clock, say=say)
+        self.saves = Saves(run, config, ranks=ranks, ledger=ledger, attempt=attempt, clock=self.clock, say=screen.say)
 
     def _build(self, manifest: Manifest) -> None:
         config, device = self.config, self.ranks.device
@@ -129,6 +129,7 @@ class Trainer:
             resumed_step=self.step,
             fence=lambda: self.ledger.fence(self.attempt),
             say=self.say,
+            show=self.show,
         )
         if self.ranks.is_first:
             self.log.copy_to(writers.opened(self.run_dir, self.config.train, self.say))
