@@ -30,7 +30,7 @@ $(VENV)/installed: $(BIN)/python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,fast,plot,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,fast,plot,tensorboard,wandb,dev]'
 	@touch $@
 
 install: $(VENV)/installed ## make .venv with torch and gpt2hpc

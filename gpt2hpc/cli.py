@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TextIO
 
 from gpt2hpc.errors import EXIT_CODES, Gpt2hpcError, StoppedError, as_users
 
 Main = Callable[[Sequence[str]], int]
+
+QUIET_HELP = "Say nothing but warnings, and how it ends."
+_quiet = False
 
 
 def run(main: Main, argv: Sequence[str] | None = None) -> int:
@@ -32,9 +35,31 @@ def say(text: str, end: str = "\n") -> None:
     _print(text, sys.stdout, end)
 
 
-def note(text: str) -> None:
+def aside(text: str) -> None:
     """A line beside the output, which may be read by another program."""
     _print(text, sys.stderr)
+
+
+def note(text: str) -> None:
+    """A line that a user may do without, and does with --quiet."""
+    if not _quiet:
+        say(text)
+
+
+def be_quiet() -> None:
+    """Of --quiet: from now on only warnings, and how it ends."""
+    global _quiet
+    _quiet = True
+
+
+def is_quiet() -> bool:
+    return _quiet
+
+
+def is_on_terminal(environ: Mapping[str, str]) -> bool:
+    """Whether a person sees what is printed as it is printed, and a line may be drawn over."""
+    # What srun --unbuffered gives a task is a terminal too, though it ends in a file.
+    return sys.stdout.isatty() and "SLURM_STEP_ID" not in environ and environ.get("TERM", "dumb") != "dumb"
 
 
 def warn(text: str) -> None:

@@ -111,6 +111,8 @@ class TrainConfig:
         hellaswag_every: Steps between those evaluations; there is one at the end too.
         hellaswag_examples: The first so many of the 10,042 examples; null for all.
         sample_every: Steps between texts that the model writes to RUN/samples/, also at the end; null for none.
+        tensorboard: Write event files to RUN/tensorboard/; needs gpt2hpc[tensorboard].
+        wandb: Project of Weights & Biases, as PROJECT or ENTITY/PROJECT, that gets the metrics too; needs gpt2hpc[wandb].
         trace_data: Write the sample numbers each rank consumes to RUN/trace/.
     """
 
@@ -131,6 +133,8 @@ class TrainConfig:
     hellaswag_every: int = 1000
     hellaswag_examples: int | None = None
     sample_every: int | None = None
+    tensorboard: bool = False
+    wandb: str | None = None
     trace_data: bool = False
 
     @property

@@ -54,6 +54,8 @@ MAY_CHANGE = (
     "train.hellaswag_every",
     "train.hellaswag_examples",
     "train.sample_every",
+    "train.tensorboard",
+    "train.wandb",
     "train.trace_data",
     "data.dir",
     "data.stage",

@@ -23,7 +23,7 @@ from gpt2hpc.errors import USER_ERRORS, ConfigError, DataError, Gpt2hpcError, Mi
 from gpt2hpc.evaluation import examples
 from gpt2hpc.model import hf_weights
 from gpt2hpc.run_dir import RunDir
-from gpt2hpc.training import hub_access, hub_checkpoints
+from gpt2hpc.training import hub_access, hub_checkpoints, writers
 
 if TYPE_CHECKING:
     from gpt2hpc.training.process_group import Ranks
@@ -82,8 +82,11 @@ class Rank:
     """`Train` as a task of a batch job: what submitit pickles, by reference. The process ends with a documented exit code."""
 
     run_dir: str
+    quiet: bool = False
 
     def __call__(self) -> int:
+        if self.quiet:
+            cli.be_quiet()
         code = cli.run(lambda argv: Train(self.run_dir)(), ())
         if code:
             sys.exit(code)  # submitit turns an exception into exit code 1
@@ -230,7 +233,7 @@ def check_shards(run: RunDir, config: Config, manifest: Manifest, ranks: Ranks) 
     hashed = ranks.first_works(lambda: verify.check(manifest, run.verified))
     if hashed and ranks.is_first:
         seconds = time.monotonic() - began
-        cli.say(f"hashed {hashed / 1e6:,.1f} MB of shards in {seconds:.1f} s: as the manifest says")
+        cli.note(f"hashed {hashed / 1e6:,.1f} MB of shards in {seconds:.1f} s: as the manifest says")
 
 
 def is_finished(run: RunDir, config: Config) -> bool:
@@ -245,12 +248,13 @@ def is_finished(run: RunDir, config: Config) -> bool:
 def settle(run: RunDir, config: Config) -> None:
     """Make `config` the settings of the run, and say which of them are new."""
     for key, (old, new) in config_io.changes(run, config).items():
-        cli.say(f"the run goes on with another {key}: {new} instead of {old}")
+        cli.note(f"the run goes on with another {key}: {new} instead of {old}")
     config_io.store(config, run.config)
 
 
 def open_run(run: RunDir, config: Config, env: DistEnv) -> Opened:
     """Check, claim an attempt, settle the settings: rank 0's part before anything is computed."""
+    writers.check(config.train)
     config, manifest = check_start(run, config, world_size=env.world_size)
     check_repo(config)
     run.create()
@@ -278,11 +282,12 @@ def _is_old(wish: Path, outcome: Path) -> bool:
 
 def _run_attempt(opened: Opened, run: RunDir, ranks: Ranks, signals: SignalFlag) -> None:
     """Train, then write how it ended; rank 0 writes."""
+    from gpt2hpc.training import screen
     from gpt2hpc.training.trainer import Trainer
 
     assert opened.attempt is not None
     ledger, attempt = Ledger(run), opened.attempt
-    say = cli.say if ranks.is_first else _silent
+    shown = screen.chosen(os.environ, is_first=ranks.is_first)
     trainer = None
     try:
         with ledger.heartbeat(attempt, writes=ranks.is_first):
@@ -296,7 +301,7 @@ def _run_attempt(opened: Opened, run: RunDir, ranks: Ranks, signals: SignalFlag)
                 attempt=attempt,
                 run_started=opened.run_started,
                 signals=signals,
-                say=say,
+                screen=shown,
             )
             trainer.start()
             stop = trainer.train()
@@ -311,11 +316,13 @@ def _run_attempt(opened: Opened, run: RunDir, ranks: Ranks, signals: SignalFlag)
                 ledger.close(attempt, _outcome(attempt, Cause.ERROR, step, error.exit_code, error.line))
         raise error from caught
     finally:
+        shown.close()
         if trainer:
             trainer.saves.abandon()
     if ranks.is_first:
         _close(ledger, run, attempt, stop, trainer.step)
-        say(_closing_line(run, stop, trainer.step))
+        cli.say(_closing_line(run, stop, trainer.step))
+    trainer.log.wait_for_writers()
     ended = lambda: signals.stop is not Stop.NO  # noqa: E731
     ranks.first_works(lambda: trainer.saves.end_uploads(wait=not stop, is_told_to_end=ended))
     ranks.barrier()  # so that no rank ends while another still works: the first exit ends the job
@@ -332,10 +339,6 @@ def _close(ledger: Ledger, run: RunDir, attempt: Attempt, stop: Stop, step: int)
 
 def _outcome(attempt: Attempt, cause: Cause, step: int, exit_code: int | None = None, message: str = "") -> Outcome:
     return Outcome(attempt.number, attempt.job, attempt.restart, cause, step, exit_code, message)
-
-
-def _silent(text: str) -> None:
-    """What ranks other than 0 say."""
 
 
 def _closing_line(run: RunDir, stop: Stop, step: int) -> str:

@@ -44,6 +44,16 @@ class RunDir:
         return self.path / "metrics.jsonl"
 
     @property
+    def tensorboard(self) -> Path:
+        """Event files, with `--train.tensorboard true`."""
+        return self.path / "tensorboard"
+
+    @property
+    def wandb(self) -> Path:
+        """What W&B's client keeps, with `--train.wandb PROJECT`; the name is the client's choice."""
+        return self.path / "wandb"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 

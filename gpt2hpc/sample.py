@@ -105,7 +105,7 @@ def main(argv: Sequence[str]) -> int:
                 cli.say(f"--- {name}: {number} of {len(prompts)}\n{text.prompt}{text.text}")
             count += len(text.tokens)
     seconds = time.perf_counter() - began
-    cli.note(f"{cli.plural(count, 'token')} in {seconds:.1f} s: {count / seconds:.1f} tokens/s on {device}")
+    cli.aside(f"{cli.plural(count, 'token')} in {seconds:.1f} s: {count / seconds:.1f} tokens/s on {device}")
     return 0
 
 

@@ -57,6 +57,7 @@ def new_parser() -> jsonargparse.ArgumentParser:
         metavar="LIMIT",
         help="Time limit of each attempt, which saves before and is restarted: minutes, HH:MM:SS or DAYS-HH:MM:SS.",
     )
+    parser.add_argument("--quiet", action="store_true", help=cli.QUIET_HELP)
     parser.add_argument("--dry-run", action="store_true", help="Print what would be submitted, and submit nothing.")
     choices.add_options(parser)
     return parser
@@ -66,6 +67,8 @@ def main(argv: Sequence[str]) -> int:
     if argv and argv[0] == "prepare":
         return prepare_array.main(argv[1:])
     options, config = config_io.parse(new_parser(), _without_job(argv))
+    if options.quiet:
+        cli.be_quiet()
     for name in ("nodes", "nproc", "cpus_per_task", "gpus_per_node"):
         value, least = options[name], int(name != "gpus_per_node")
         if value is not None and value < least:
@@ -216,7 +219,7 @@ def _on_slurm(run: RunDir, config: Config, options: jsonargparse.Namespace) -> i
     with batch.as_before_if_refused(job.run):
         job.run.create()
         jobs.settle(job.run, config)
-        number = job.submit(jobs.Rank(str(job.run.path)))
+        number = job.submit(jobs.Rank(str(job.run.path), quiet=options.quiet))
     job.run.stop.unlink(missing_ok=True)  # an old wish
     ranks = f"{cli.plural(job.nodes, 'node')} × {cli.plural(job.ranks_per_node, 'rank')}"
     cli.say(f"job {number}: {ranks}, run directory {job.run.path}")

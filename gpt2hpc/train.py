@@ -22,6 +22,7 @@ from gpt2hpc.cluster.signals import SignalFlag
 from gpt2hpc.config import Config, warnings
 from gpt2hpc.errors import EXIT_CODES, INTERNAL_ERROR, DivergedError, StoppedError, UsageError
 from gpt2hpc.run_dir import RunDir
+from gpt2hpc.training import writers
 
 RUN_DIR_HELP = "Directory of the run; a run that is there goes on from its newest checkpoint."
 NPROC_HELP = "Processes to start (default: one per GPU, or 1 on the CPU)."
@@ -31,6 +32,7 @@ def new_parser() -> jsonargparse.ArgumentParser:
     parser = config_io.new_parser("train", "Train here and now; the same command again resumes.")
     parser.add_argument("--run-dir", type=str, default="runs/train", help=RUN_DIR_HELP)
     parser.add_argument("--nproc", type=int, help=NPROC_HELP)
+    parser.add_argument("--quiet", action="store_true", help=cli.QUIET_HELP)
     return parser
 
 
@@ -39,6 +41,8 @@ def main(argv: Sequence[str]) -> int:
     if env.is_launched:
         return _one_rank(argv, env)
     options, config = config_io.parse(new_parser(), argv)
+    if options.quiet:
+        cli.be_quiet()
     run = RunDir(Path(options.run_dir))
     job = local_job(run, config, nproc=options.nproc, job=env.job)
     if job is None:
@@ -57,6 +61,8 @@ def _one_rank(argv: Sequence[str], env: DistEnv) -> int:
             raise UsageError(
                 f"--nproc={options.nproc}, but RANK and WORLD_SIZE are set: this is one rank already; drop --nproc"
             )
+    if options.quiet:
+        cli.be_quiet()
     return jobs.Train(options.run_dir, config)(signals)
 
 
@@ -72,6 +78,7 @@ def local_job(
 ) -> LocalJob | None:
     """Check all that can be checked without torch and write the settings; None if the run is finished."""
     jobs.require_torch()
+    writers.check(config.train)
     local = describe(run, config, nproc=nproc, job=job, time_limit_s=time_limit_s)
     config, _ = jobs.check_start(run, config, world_size=local.nproc)
     jobs.check_repo(config)
@@ -94,7 +101,14 @@ def describe(
     gpus = 0 if config.train.device == "cpu" else count_gpus()
     if gpus and nproc and nproc > gpus:
         raise UsageError(f"--nproc={nproc} is more than the {gpus} GPUs here; use --nproc {gpus}, or --device cpu")
-    command = (sys.executable, "-m", "gpt2hpc.train", "--run-dir", str(run.path))
+    command = (
+        sys.executable,
+        "-m",
+        "gpt2hpc.train",
+        "--run-dir",
+        str(run.path),
+        *(["--quiet"] if cli.is_quiet() else []),
+    )
     return LocalJob(command, run, nproc or max(1, gpus), job or new_local_job(), gpus=gpus, time_limit_s=time_limit_s)
 
 

@@ -13,7 +13,7 @@ from gpt2hpc.errors import StoppedError
 
 def supervise(job: LocalJob) -> int:
     """Attempt after attempt, until there is nothing left to do or no use in trying; returns the exit code."""
-    cli.say(f"job {job.job}: {cli.plural(job.nproc, 'rank')} here, run directory {job.run.path}")
+    cli.note(f"job {job.job}: {cli.plural(job.nproc, 'rank')} here, run directory {job.run.path}")
     restart = 0
     with SignalRelay().installed() as relay:
         while not relay.last_attempt:
@@ -23,7 +23,7 @@ def supervise(job: LocalJob) -> int:
             if action.kind == "exit":
                 cli.say(f"job {job.job} ends: {action.reason}")
                 return action.exit_code
-            cli.say(f"job {job.job} restarts in {action.delay_s:.0f} s: {action.reason}")
+            cli.note(f"job {job.job} restarts in {action.delay_s:.0f} s: {action.reason}")
             restart += 1
             _sleep(action.delay_s, relay)
     cli.say(f"job {job.job} ends: {requeue.TOLD_TO_END}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Sequence
 
@@ -23,8 +22,7 @@ class Meter:
 
         self._units, self._total = len(units), max(1, sum(unit.bytes for unit in units))
         self._started = self._said = time.monotonic()
-        # What srun --unbuffered gives a task is a terminal too, though it ends in a file.
-        self._live = sys.stdout.isatty() and "SLURM_STEP_ID" not in os.environ
+        self._live = cli.is_on_terminal(os.environ)
         self._bar = Progress(BarColumn(), TextColumn("{task.description}"), console=Console())
         self._task = self._bar.add_task("", total=1.0)
         if self._live:

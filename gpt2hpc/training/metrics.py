@@ -5,11 +5,13 @@ Only rank 0 writes, and only while no newer attempt exists. On resume both files
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -17,6 +19,8 @@ from typing import TextIO
 from gpt2hpc import durable
 from gpt2hpc.run_dir import RunDir
 from gpt2hpc.training.checkpoint import METRICS
+from gpt2hpc.training.spikes import Spikes
+from gpt2hpc.training.writers import Writer
 
 _KINDS = (("train", "loss"), ("val", "val_loss"), ("hella", "hellaswag_acc_norm"), ("save", "save_s"))
 """The word in log.txt, and the key in metrics.jsonl of the same value."""
@@ -24,7 +28,10 @@ _KINDS = (("train", "loss"), ("val", "val_loss"), ("hella", "hellaswag_acc_norm"
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One optimizer step; `step` counts finished ones, `loss` is the mean over its tokens in nats."""
+    """One optimizer step; `step` counts finished ones, `loss` is the mean over its tokens in nats.
+
+    `data_wait_ms` and `memory_gib` are rank 0's: what a step waited for tokens, and the most memory so far.
+    """
 
     step: int
     loss: float
@@ -33,12 +40,15 @@ class StepRecord:
     ms: float
     tokens_per_s: float
     mfu: float | None
+    data_wait_ms: float
+    memory_gib: float
+    spike: bool | None = None
 
     def line(self, steps: int) -> str:
         mfu = f"  mfu {self.mfu:5.1%}" if self.mfu is not None else ""
         return (
             f"step {self.step:{len(str(steps))}}/{steps}  loss {self.loss:7.4f}  lr {self.lr:.2e}  norm {self.grad_norm:6.3f}  "
-            f"{self.ms:7.1f} ms  {self.tokens_per_s:9,.0f} tok/s{mfu}"
+            f"{self.ms:7.1f} ms  {self.tokens_per_s:9,.0f} tok/s{mfu}{'  spike' if self.spike else ''}"
         )
 
 
@@ -46,12 +56,21 @@ class MetricsLog:
     """The two files of a run, open for one attempt; with `run` None it swallows everything (ranks other than 0)."""
 
     def __init__(
-        self, run: RunDir | None, *, resumed_step: int, fence: Callable[[], None], say: Callable[[str], None]
+        self,
+        run: RunDir | None,
+        *,
+        resumed_step: int,
+        fence: Callable[[], None],
+        say: Callable[[str], None],
+        show: Callable[[StepRecord, int], None] | None = None,
     ) -> None:
         self._fence, self._say = fence, say
+        self._show = show or (lambda record, steps: say(record.line(steps)))
         self._files: tuple[TextIO, TextIO] | None = None
         self._run, self._path = run, run.metrics if run is not None else None
         self._known: set[tuple[str, int]] = set()
+        self._writers: Sequence[Writer] = ()
+        self._spikes = Spikes()
         if run is not None:
             fence()
             _cut(run.log, resumed_step, lambda line: int(line.split()[0]))
@@ -59,12 +78,18 @@ class MetricsLog:
             _cut(run.metrics, resumed_step, _step_of)
             rows = [line.split() for line in run.log.read_text().splitlines()]
             self._known = {(row[1], int(row[0])) for row in rows if row[1] in ("val", "hella")}
+            self._spikes = Spikes(_losses(run.metrics))
             self._files = run.log.open("a", encoding="utf-8"), run.metrics.open("a", encoding="utf-8")
 
+    def copy_to(self, writers: Sequence[Writer]) -> None:
+        """Give each line to these too; they have those that are there."""
+        self._writers = writers
+
     def step(self, record: StepRecord, steps: int) -> None:
+        record = dataclasses.replace(record, spike=self._spikes.sees(record.loss) or None)
         facts = {key: value for key, value in vars(record).items() if value is not None}
         self._write(f"{record.step} train {record.loss:.6f}", facts)
-        self._say(record.line(steps))
+        self._show(record, steps)
 
     def validation(self, step: int, loss: float, tokens: int) -> None:
         """`loss` in nats over `tokens` tokens."""
@@ -114,6 +139,13 @@ class MetricsLog:
     def close(self) -> None:
         for file in self._files or ():
             file.close()
+        for writer in self._writers:
+            writer.end()
+
+    def wait_for_writers(self) -> None:
+        """After `close`: until what is copied has got there, or has not in time."""
+        for writer in self._writers:
+            writer.wait()
 
     def _write(self, line: str, facts: dict[str, float]) -> None:
         if self._files is None:
@@ -121,10 +153,13 @@ class MetricsLog:
         self._fence()
         log, metrics = self._files
         values = {key: value if math.isfinite(value) else None for key, value in facts.items()}  # JSON has no NaN
+        values["unix_s"] = round(time.time(), 3)
         log.write(f"{line}\n")
         metrics.write(json.dumps(values, allow_nan=False) + "\n")
         log.flush()
         metrics.flush()
+        for writer in self._writers:
+            writer.add(values)
 
 
 def history(path: Path, step: int) -> bytes:
@@ -152,6 +187,13 @@ def restore(run: RunDir, saved: Path, step: int) -> None:
 def furthest(path: Path) -> int:
     """The last step of a metrics.jsonl; 0 where there is none."""
     return max(map(_step_of, _kept(path, sys.maxsize, _step_of)), default=0)
+
+
+def _losses(path: Path) -> Iterator[float]:
+    """Of the steps in a metrics.jsonl."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if isinstance(loss := json.loads(line).get("loss"), float):
+            yield loss
 
 
 def _step_of(line: str) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import resource
+import sys
 import time
 from dataclasses import dataclass
 
@@ -26,6 +28,7 @@ class _Pending:
     steps: int
     began: Mark
     ended: Mark
+    waited_s: float
     values: Tensor
 
 
@@ -37,12 +40,18 @@ class Progress:
         self._peak_flops = precision.peak_flops(ranks.device)
         self._pending: _Pending | None = None
         self._last: tuple[int, Mark] = (step, self._mark())
+        self._waited_s = 0.0
         self.step_s = 0.0
         self.diverged = False
 
     def restart_clock(self, step: int) -> None:
         """Leave what happened since the last report (a save, a validation) out of the rates."""
         self._last = step, self._mark()
+        self._waited_s = 0.0
+
+    def waited(self, seconds: float) -> None:
+        """The step that is being queued waited for its tokens."""
+        self._waited_s += seconds
 
     def add(self, step: int, loss: Tensor, norm: Tensor) -> None:
         """A step was queued: report the one before, then keep this one. `loss` is the rank's mean, `norm` is global."""
@@ -59,8 +68,8 @@ class Progress:
             host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
             host.copy_(values, non_blocking=True)
         (before, began), ended = self._last, self._mark()
-        self._pending = _Pending(step, step - before, began, ended, host)
-        self._last = step, ended
+        self._pending = _Pending(step, step - before, began, ended, self._waited_s, host)
+        self._last, self._waited_s = (step, ended), 0.0
 
     def flush(self) -> None:
         """Report what is pending; waits for that step only, not for what was queued since."""
@@ -79,6 +88,8 @@ class Progress:
             ms=self.step_s * 1e3,
             tokens_per_s=rate,
             mfu=flops / self._peak_flops if self._peak_flops else None,
+            data_wait_ms=pending.waited_s / pending.steps * 1e3,
+            memory_gib=_memory_gib(self._ranks.device),
         )
         self._log.step(record, self._config.train.steps)
         self.diverged |= not math.isfinite(loss)
@@ -89,6 +100,14 @@ class Progress:
         event: torch.cuda.Event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event
+
+
+def _memory_gib(device: torch.device) -> float:
+    """The most that this process has held so far: of the GPU by its tensors, elsewhere of the machine's memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)
 
 
 def _seconds(began: Mark, ended: Mark) -> float:

@@ -6,7 +6,8 @@ import contextlib
 import dataclasses
 import os
 import platform
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -25,7 +26,7 @@ from gpt2hpc.data.store import open_store
 from gpt2hpc.evaluation import examples
 from gpt2hpc.model.gpt import GPT
 from gpt2hpc.run_dir import RunDir
-from gpt2hpc.training import checkpoint, initial, metrics, precision, resume, state
+from gpt2hpc.training import checkpoint, initial, metrics, precision, resume, state, writers
 from gpt2hpc.training.batches import to_device, trace
 from gpt2hpc.training.checkpoint import Checkpoint
 from gpt2hpc.training.evaluations import Evaluations
@@ -34,9 +35,8 @@ from gpt2hpc.training.optimizer import learning_rate, new_optimizer
 from gpt2hpc.training.process_group import Ranks
 from gpt2hpc.training.progress import Progress
 from gpt2hpc.training.saves import Saves
+from gpt2hpc.training.screen import Screen
 from gpt2hpc.training.stop import Agreement, Clock, Consensus, StopFile
-
-Say = Callable[[str], None]
 
 
 class Trainer:
@@ -51,7 +51,7 @@ class Trainer:
         attempt: This attempt.
         run_started: When the run's first attempt began, as `20260131-120000`; names its checkpoints.
         signals: What was signalled so far.
-        say: Prints a line; a no-op on ranks other than 0.
+        screen: Shows steps and prints lines; nothing on ranks other than 0.
     """
 
     def __init__(
@@ -65,13 +65,14 @@ class Trainer:
         attempt: Attempt,
         run_started: str,
         signals: SignalFlag,
-        say: Say,
+        screen: Screen,
     ) -> None:
-        self.config, self.run_dir, self.ranks, self.say = config, run, ranks, say
+        self.config, self.run_dir, self.ranks = config, run, ranks
+        self.say, self.show = screen.say, screen.show
         self.ledger, self.attempt, self.run_started, self.signals = ledger, attempt, run_started, signals
         self.step = self.consumed = 0
         self._build(manifest)
-        self.saves = Saves(run, config, ranks=ranks, ledger=ledger, attempt=attempt, clock=self.clock, say=say)
+        self.saves = Saves(run, config, ranks=ranks, ledger=ledger, attempt=attempt, clock=self.clock, say=screen.say)
 
     def _build(self, manifest: Manifest) -> None:
         config, device = self.config, self.ranks.device
@@ -129,14 +130,17 @@ class Trainer:
                 gradient_as_bucket_view=True,
             )
         self.warm_up()
-        state.restore_rank_state(rank_state, self.ranks.device)
         logged = metrics.furthest(self.run_dir.metrics) if self.ranks.is_first else 0  # it is cut back next
         self.log = MetricsLog(
             self.run_dir if self.ranks.is_first else None,
             resumed_step=self.step,
             fence=lambda: self.ledger.fence(self.attempt),
             say=self.say,
+            show=self.show,
         )
+        if self.ranks.is_first:
+            self.log.copy_to(writers.opened(self.run_dir, self.config.train, self.say))
+        state.restore_rank_state(rank_state, self.ranks.device)  # after what others' libraries may have drawn
         self._first_step = self.step
         self.progress = Progress(self.config, self.ranks, self.log, step=self.step)
         self.evaluations = Evaluations(
@@ -291,7 +295,10 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, self.config)
         for micro_step in range(accum):
-            tokens, targets = to_device(next(stream), self.ranks.device)
+            began = time.perf_counter()
+            windows = next(stream)
+            self.progress.waited(time.perf_counter() - began)
+            tokens, targets = to_device(windows, self.ranks.device)
             if self.config.train.trace_data:
                 where = self.run_dir.trace(self.ranks.rank)
                 trace(where, self.loader.part, step=self.step + 1, consumed=self.consumed, micro_step=micro_step)

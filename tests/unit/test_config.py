@@ -224,6 +224,19 @@ def test_a_run_goes_on_with_its_own_settings(tmp_path: Path) -> None:
     assert sorted(config_io.changes(run, longer)) == ["checkpoint.keep_last", "train.total_steps"]
 
 
+def test_a_run_begun_before_there_was_a_setting_may_take_it_up(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    config_io.store(parse("--preset", "smoke"), run.config)
+    lines = run.config.read_text().splitlines(keepends=True)
+    older = [line for line in lines if not line.strip().startswith(("tensorboard:", "wandb:"))]
+    assert len(older) == len(lines) - 2
+    run.config.write_text("".join(older))
+    (run.checkpoints / "x_tiny_step0000001").mkdir(parents=True)
+    assert config_io.changes(run, parse("--run-dir", str(tmp_path))) == {}
+    with_both = parse("--run-dir", str(tmp_path), "--train.tensorboard", "true", "--train.wandb", "mine")
+    assert config_io.changes(run, with_both) == {"train.tensorboard": (False, True), "train.wandb": (None, "mine")}
+
+
 def test_other_mathematics_is_refused(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     config_io.store(parse("--preset", "smoke"), run.config)

@@ -30,6 +30,7 @@ ALONE = DistEnv(rank=0, local_rank=0, world_size=1, local_world_size=1, job="1",
 
 def record(step: int, **more: float) -> StepRecord:
     facts = {"loss": 5.0, "lr": 1e-3, "grad_norm": 1.0, "ms": 10.0, "tokens_per_s": 100.0, **more}
+    facts = {**facts, "data_wait_ms": 0.5, "memory_gib": 0.25}
     return StepRecord(step=step, mfu=None, **facts)
 
 
