@@ -14,6 +14,7 @@ import pytest
 
 from gpt2hpc import status
 from gpt2hpc.run_dir import RunDir
+from tests import tiny
 from tests.cluster.kit import (
     ROOT,
     SAVE_EVERY,
@@ -253,6 +254,32 @@ def test_preempted_with_a_grace(driven: list[Ended]) -> None:
     finished_as(job, undisturbed, causes=["preempted", "finished"])
     resumed_exactly(job)
     assert job.job.attempts[0]["last_step"] >= job.at_step
+
+
+@long
+def drive_preempted_thrice(kit: Kit) -> Ended:
+    with kit.nodes() as nodes:
+        more = ["--train.tensorboard=true"]
+        job = kit.sbatch("preempted-thrice", "-p", "low", "-w", nodes, more=more, env={"KIT_PACE_S": "0.3"})
+        for times in range(1, 4):
+            kit.until_step(job, job.step() + 10)
+            kit.preempt(nodes.split(",")[times % 2])
+            kit.until(job, lambda times=times: len(job.attempts) > times, f"restart {times}")  # type: ignore[misc]
+        return Ended(job, kit.until_ended(job, seconds=600))
+
+
+@drives(drive_sbatch, drive_preempted_thrice)
+def test_preempted_three_times_each_step_is_logged_once(driven: list[Ended]) -> None:
+    """In metrics.jsonl and log.txt, and for TensorBoard."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    undisturbed, job = driven
+    finished_as(job, undisturbed, causes=[*["preempted"] * 3, "finished"])
+    resumed_exactly(job)
+    told = EventAccumulator(str(job.job.run.tensorboard), size_guidance={"scalars": 0}).Reload()
+    losses = {event.step: event.value for event in told.Scalars("train/loss")}
+    assert [event.step for event in told.Scalars("train/loss")] == list(range(1, STEPS + 1))
+    assert losses == pytest.approx(tiny.losses(job.job.run), abs=1e-5)
 
 
 @drives(drive_sbatch, drive_preempted_submit)
