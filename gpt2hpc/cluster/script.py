@@ -4,7 +4,8 @@ The blocks below are in every script that gpt2hpc submits and, word for word, in
 `python -m gpt2hpc.cluster.script slurm/*.sbatch` puts them there after a change here. On the host they need bash, the usual
 small programs (sed, grep, awk, getent, date) and Slurm's own, but no Python: that may live in a container image.
 
-They read these variables: RUN_DIR, DATA (to train), OUT, SOURCE (to prepare); IMAGE, RUNTIME, BINDS, PYTHON (how Python is run);
+They read these variables: RUN_DIR, DATA (to train), OUT, SOURCE (to prepare), MODEL, HELLASWAG, DATA, OUT (to evaluate);
+IMAGE, RUNTIME, BINDS, PYTHON (how Python is run);
 MASTER_ADDR_SUFFIX; PICKLES (submitit's).
 """
 
@@ -55,6 +56,10 @@ _OUT = r"""
 mkdir -p "$OUT" || exit 4
 OUT=$(realpath -s "$OUT")
 paths=("$OUT" ${SOURCE:+"$SOURCE"})
+"""
+
+_MODELS = r"""
+paths=(${MODEL:+"$MODEL"} ${HELLASWAG:+"$HELLASWAG"} ${DATA:+"$DATA"} "$(dirname "${OUT:-.}")")
 """
 
 _PYTHON = r"""
@@ -171,6 +176,18 @@ exit "$rc"
 """
 
 
+EVALUATE_TEAR_DOWN = r"""
+rc=$?
+# Nothing is kept between starts. Signalled, as by a preemption: begun anew, unless it was cancelled, or requeued by Slurm itself.
+if [ "$rc" -ge 128 ] && [ "$SLURM_RESTART_COUNT" -lt 5 ] && [ "$(fact JobState)" = RUNNING ]; then
+    scontrol update "JobId=$job" Requeue=1
+    if scontrol requeue "$job"; then exit 6; fi
+fi
+[ "$rc" -le 9 ] || rc=1 # other codes mean something to Slurm, to shells or to submitit
+exit "$rc"
+"""
+
+
 def _joined(*parts: str) -> str:
     return "\n\n".join(part.strip("\n") for part in parts)
 
@@ -182,9 +199,11 @@ BLOCKS = {
     "srun": SRUN,
     "prepare set-up": _joined(_JOB, _OUT, _PYTHON),
     "prepare tear-down": PREPARE_TEAR_DOWN,
+    "evaluate set-up": _joined(_JOB, _MODELS, _PYTHON, _RANKS),
+    "evaluate tear-down": EVALUATE_TEAR_DOWN,
 }
-TEMPLATES = (("set-up", "srun", "tear-down"), ("prepare set-up", "srun", "prepare tear-down"))
-"""The blocks of a template for training, and of one for preparing data."""
+KINDS = ("prepare ", "evaluate ", "")
+"""Of templates: for preparing data, for evaluation, for training; each has a set-up and a tear-down of its own."""
 
 
 def lines(block: str) -> list[str]:
@@ -194,8 +213,8 @@ def lines(block: str) -> list[str]:
 
 def refreshed(text: str, path: Path) -> str:
     """A template with the blocks of today; ConfigError where one is missing."""
-    wanted = TEMPLATES["# >>> gpt2hpc prepare set-up >>>" in text]
-    for block in wanted:
+    kind = next((kind for kind in KINDS if f"# >>> gpt2hpc {kind}set-up >>>" in text), "")
+    for block in (f"{kind}set-up", "srun", f"{kind}tear-down"):
         marked = re.compile(rf"^# >>> gpt2hpc {block} >>>$.*?^# <<< gpt2hpc {block} <<<$", re.DOTALL | re.MULTILINE)
         if len(marked.findall(text)) != 1:
             raise ConfigError(

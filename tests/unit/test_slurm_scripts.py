@@ -20,7 +20,7 @@ from tests.tiny import gpt2hpc
 ROOT = Path(__file__).parents[2]
 TEMPLATES = sorted((ROOT / "slurm").glob("*.sbatch"))
 TRAINING = [path for path in TEMPLATES if path.stem.startswith("train_")]
-PREPARE = ROOT / "slurm" / "prepare_array.sbatch"
+PREPARE, EVALUATE = ROOT / "slurm" / "prepare_array.sbatch", ROOT / "slurm" / "evaluate.sbatch"
 
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
@@ -42,14 +42,16 @@ def test_templates_differ_in_size_only() -> None:
     }
 
 
-@pytest.mark.parametrize(("path", "block"), [(TRAINING[0], "tear-down"), (PREPARE, "prepare tear-down")])
+@pytest.mark.parametrize(
+    ("path", "block"), [(TRAINING[0], "tear-down"), (PREPARE, "prepare tear-down"), (EVALUATE, "evaluate tear-down")]
+)
 def test_a_template_without_a_block_is_refused(path: Path, block: str, tmp_path: Path) -> None:
     text = path.read_text().replace(f"# >>> gpt2hpc {block} >>>", "")
     with pytest.raises(ConfigError, match=block):
         script.refreshed(text, tmp_path)
 
 
-@pytest.mark.parametrize("path", [TRAINING[0], PREPARE], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [TRAINING[0], PREPARE, EVALUATE], ids=lambda path: path.name)
 def test_the_variables_that_a_template_explains_are_those_it_reads(path: Path) -> None:
     text = path.read_text()
     header, body = text.split("\n#SBATCH", 1)
