@@ -11,6 +11,7 @@ import dataclasses
 import json
 import math
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -22,20 +23,24 @@ from typing import TYPE_CHECKING, get_args
 from gpt2hpc import cli, durable, jobs
 from gpt2hpc.cluster.dist_env import DistEnv, new_local_job
 from gpt2hpc.cluster.launch import LocalJob, SignalRelay, count_gpus, run_attempt
+from gpt2hpc.cluster.signals import SIGNALS
 from gpt2hpc.config import DataConfig, DeviceName, ModelConfig, PrecisionName
 from gpt2hpc.data import catalog, loader, manifest
-from gpt2hpc.errors import EXIT_CODES, INTERNAL_ERROR, UsageError
+from gpt2hpc.errors import EXIT_CODES, INTERNAL_ERROR, DataError, RunDirError, StoppedError, UsageError
 from gpt2hpc.evaluation import examples
 from gpt2hpc.evaluation.baselines import BASELINES
 from gpt2hpc.evaluation.examples import Example
+from gpt2hpc.model import hf_weights
 from gpt2hpc.run_dir import RunDir
 
 if TYPE_CHECKING:
     from gpt2hpc.model.gpt import GPT
+    from gpt2hpc.training.checkpoint import Checkpoint
     from gpt2hpc.training.precision import Precision
     from gpt2hpc.training.process_group import Ranks
 
 LINE_EVERY_S = 30.0
+STOPPING = "stopping; Ctrl-C again kills"
 ALL_EXAMPLES = 10_042
 
 
@@ -99,7 +104,11 @@ def main(argv: Sequence[str]) -> int:
     if arguments.hellaswag == "none" and arguments.val is None:
         raise UsageError("nothing to measure: give --val DATA, or leave out --hellaswag none")
     jobs.require_torch()
+    if arguments.out is not None:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)  # now, rather than after an hour
     env = DistEnv.from_env(os.environ)
+    if env.is_launched:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # which our launcher holds back from ranks that save
     nproc = arguments.nproc or (1 if arguments.device == "cpu" else max(1, count_gpus()))
     if not env.is_launched and nproc > 1:
         return _started(argv, nproc)
@@ -111,7 +120,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _started(argv: Sequence[str], nproc: int) -> int:
     """The same command as ranks of this machine."""
-    with tempfile.TemporaryDirectory(prefix="gpt2hpc-") as folder, SignalRelay().installed() as relay:
+    with tempfile.TemporaryDirectory(prefix="gpt2hpc-") as folder, SignalRelay(notice=STOPPING).installed() as relay:
         words = [word for word, before in zip(argv, ["", *argv], strict=False) if "--nproc" not in (word, before)]
         command = [
             sys.executable,
@@ -122,6 +131,8 @@ def _started(argv: Sequence[str], nproc: int) -> int:
         code = run_attempt(
             LocalJob(tuple(command), RunDir(Path(folder)), nproc, new_local_job()), restart=0, relay=relay
         )
+    if relay.last_attempt:
+        return StoppedError.exit_code
     return code if code in EXIT_CODES else INTERNAL_ERROR
 
 
@@ -136,6 +147,10 @@ def _rank(arguments: argparse.Namespace, env: DistEnv) -> None:
         chosen = precision.choose(arguments.precision, device)
         results = []
         for source in models:
+            if not ranks.from_first(_is_there(source)):
+                if ranks.is_first:
+                    cli.warn(f"skipping {source}: it was removed meanwhile, as the run's retention wants it")
+                continue
             results.append(_evaluated(source, questions, arguments, ranks, chosen))
             if ranks.is_first and arguments.json:
                 cli.say(json.dumps(dataclasses.asdict(results[-1])))
@@ -152,23 +167,40 @@ def _questions(arguments: argparse.Namespace) -> list[Example]:
 
 
 def _models(arguments: argparse.Namespace) -> Iterator[str]:
-    """The models by name, each checkpoint by its own; `./gpt2` is a directory even though gpt2 is published."""
+    """The models by name, each checkpoint by its own; `./gpt2` is a directory even though gpt2 is published.
+
+    Raises DataError for what is not there, UsageError for `--all` of what is no run, RunDirError where nothing whole is there.
+    """
     from gpt2hpc.training import checkpoint
 
     for source in arguments.models:
+        if not _is_there(source):
+            raise DataError(
+                f"{source} does not exist; name a run, a checkpoint, a directory of transformers, a .pt file or one of "
+                f"{', '.join(hf_weights.PUBLISHED)}"
+            )
         run = RunDir(Path(source))
-        if not run.checkpoints.is_dir():
-            if arguments.all:
-                raise UsageError(f"--all is for runs, and {source} is none; leave it out")
-            yield source
-        elif not arguments.all:
+        if arguments.all and not run.checkpoints.is_dir():
+            raise UsageError(f"--all is for runs, and {source} is none; leave it out")
+        if arguments.all:
+            whole = [found for found in reversed(checkpoint.found(run.checkpoints)) if _is_whole(found)]
+            if not whole:
+                raise RunDirError(f"{source} holds no whole checkpoint; give a run that has saved one")
+            yield from (str(found.path) for found in whole)
+        elif run.checkpoints.is_dir() or checkpoint.found(run.path):
             yield str(checkpoint.at(run.path, cli.warn).path)
         else:
-            for found in reversed(checkpoint.found(run.checkpoints)):
-                if damage := found.damage():
-                    cli.warn(f"skipping the damaged checkpoint {found.path}: {damage}")
-                else:
-                    yield str(found.path)
+            yield source
+
+
+def _is_there(source: str) -> bool:
+    return hf_weights.is_published(source) or Path(source).exists()
+
+
+def _is_whole(found: Checkpoint) -> bool:
+    if damage := found.damage():
+        cli.warn(f"skipping the damaged checkpoint {found.path}: {damage}")
+    return damage is None
 
 
 def _evaluated(
@@ -179,9 +211,9 @@ def _evaluated(
     from gpt2hpc.training import initial, state
 
     began = time.monotonic()
-    with ranks.first_decides():  # it may have to be downloaded, which one does
-        found = initial.named(source) if ranks.is_first else None
-    config, weights = found or initial.named(source)
+    loaded: list[initial.Weights] = []
+    ranks.first_works(lambda: loaded.append(initial.named(source)))  # it may have to be downloaded, which one does
+    config, weights = loaded[0] if loaded else initial.named(source)
     fitted: list[Example] = []
     if questions:
         examples.check_model(config)
@@ -219,11 +251,12 @@ def _validated(
     tokens = arguments.val_tokens or found.tokens("val")
     try:
         windows = loader.ValLoader(found, store, block_size=config.block_size, tokens=tokens, part=part)
-        return validation_loss(model, windows, precision)
+        result = validation_loss(model, windows, precision)
     finally:
         store.close()
-        ranks.barrier()
-        store.remove()
+    ranks.barrier()  # before what others may still read is removed
+    store.remove()
+    return result
 
 
 def _progress(name: str, total: int, ranks: Ranks) -> Callable[[int], None]:

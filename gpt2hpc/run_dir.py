@@ -83,6 +83,11 @@ class RunDir:
         return self.path / "uploads"
 
     @property
+    def hellaswag(self) -> Path:
+        """The examples that the Hub gave."""
+        return self.path / "hellaswag.json"
+
+    @property
     def samples(self) -> Path:
         """Texts that the model wrote on its way, a file a step."""
         return self.path / "samples"

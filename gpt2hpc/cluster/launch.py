@@ -77,6 +77,8 @@ class SignalRelay:
     ranks: list[subprocess.Popen[bytes]] = field(default_factory=list)
     last_attempt: bool = False
     interrupts: int = 0
+    notice: str = "stopping after this step and saving; Ctrl-C again kills"
+    """What the first Ctrl-C is answered with."""
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[SignalRelay]:
@@ -90,9 +92,9 @@ class SignalRelay:
     def _relay(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
             self.interrupts += 1
-            word = b"killing\n" if self.interrupts > 1 else b"stopping after this step and saving; Ctrl-C again kills\n"
+            word = "killing" if self.interrupts > 1 else self.notice
             with contextlib.suppress(OSError):
-                os.write(sys.stdout.fileno(), word)  # print() must not be entered while it is printing
+                os.write(sys.stdout.fileno(), f"{word}\n".encode())  # print() must not be entered while it is printing
         self.last_attempt |= number in (signal.SIGINT, signal.SIGTERM)
         kill = number == signal.SIGINT and self.interrupts > 1
         self.send(signal.SIGKILL if kill else number)

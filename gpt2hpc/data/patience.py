@@ -23,6 +23,8 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 120.0
 STALL_S = 300.0
 """Without a byte, after which a request is given up."""
 T = TypeVar("T")
+_random = random.Random()
+"""Of its own: a training's generator must not know of a Hub that was asked twice."""
 
 
 STAGE = "fetch it with `gpt2hpc stage`"
@@ -129,7 +131,7 @@ def _wait(error: BaseException, left: int, name: str, elsewhere: str) -> str:
         raise HubDownError(f"{name} {failed}")
     longest_s = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (TRIES - left))
     try:
-        time.sleep(min(LONGEST_WAIT_S, float(response.headers["Retry-After"])) + random.uniform(0, 1))  # type: ignore[union-attr]
+        time.sleep(min(LONGEST_WAIT_S, float(response.headers["Retry-After"])) + _random.uniform(0, 1))  # type: ignore[union-attr]
     except (AttributeError, KeyError, ValueError):
-        time.sleep(random.uniform(0, longest_s))
+        time.sleep(_random.uniform(0, longest_s))
     return ""

@@ -7,14 +7,16 @@ from the Hub itself. Tokens are those of build-nanogpt: the context, and each en
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpt2hpc import durable
 from gpt2hpc.config import ModelConfig
-from gpt2hpc.data import hub, staging, tokenizer
+from gpt2hpc.data import hub, tokenizer
 from gpt2hpc.data.hub import Repository
 from gpt2hpc.errors import ConfigError, DataError
 
@@ -40,7 +42,7 @@ class Example:
     def cropped(self, block_size: int) -> Example:
         """With the last tokens of a context that is too long with its longest ending."""
         room = block_size - max(map(len, self.endings))
-        return self if len(self.context) <= room else replace(self, context=self.context[-room:])
+        return self if len(self.context) <= room else dataclasses.replace(self, context=self.context[-room:])
 
 
 def load(source: str, *, limit: int | None = None) -> list[Example]:
@@ -56,6 +58,20 @@ def load(source: str, *, limit: int | None = None) -> list[Example]:
     if hub.is_remote(source):
         return _from_hub(hub.pinned(hub.parse(source)), limit)
     return _encoded(_in_directory(Path(source)) if Path(source).is_dir() else [Path(source)], source, limit)
+
+
+def load_once(source: str, kept: Path, *, limit: int | None = None) -> list[Example]:
+    """The same; those of the Hub are kept in `kept`, so that later starts need no Hub, and ask the same."""
+    if not hub.is_remote(source):
+        return load(source, limit=limit)
+    facts = durable.read_json(kept)
+    if not isinstance(facts, dict) or (facts.get("source"), facts.get("limit")) != (source, limit):
+        found = load(source, limit=limit)
+        facts = {"source": source, "limit": limit, "examples": [dataclasses.asdict(each) for each in found]}
+        durable.publish_text(kept, json.dumps(facts))
+    return [
+        Example(tuple(each["context"]), tuple(map(tuple, each["endings"])), each["label"]) for each in facts["examples"]
+    ]
 
 
 def check(source: str) -> None:
@@ -94,13 +110,16 @@ def _from_hub(dataset: Repository, limit: int | None) -> list[Example]:
 
 
 def _in_directory(directory: Path) -> list[Path]:
-    """The validation file there: a staged one, or the only one that could be it."""
-    for place in (directory, directory / "datasets" / REPOSITORY):
-        staged = [path for path in staging.files_below(place) if path.suffix in _SUFFIXES] if place.is_dir() else []
-        ours = [path for path in staged if REPOSITORY in path.as_posix()]
-        if ours:
-            return ours
-    there = sorted(path for path in directory.rglob("*") if path.suffix in _SUFFIXES and "val" in path.name)
+    """The validation files there: those that were staged, beside whatever else, or all that could be it."""
+    staged = directory / "datasets" / REPOSITORY
+    place = staged if staged.is_dir() else directory
+    there = [
+        path
+        for path in sorted(place.rglob("*"))
+        if path.suffix in _SUFFIXES
+        and "val" in path.name
+        and not any(part.startswith(".") for part in path.relative_to(place).parts)  # a download that was killed
+    ]
     if not there:
         raise DataError(
             f"{directory} holds no validation file of HellaSwag (*val*.jsonl, *val*.parquet); fetch it by `gpt2hpc stage --hellaswag`"

@@ -154,19 +154,22 @@ def _whole(given: Checkpoint) -> Checkpoint:
     return given
 
 
-def check_space(directory: Path, *, bytes_each: int, config: CheckpointConfig, resumed: bool = False) -> None:
-    """Raise RunDirError if the disk has no room for the last checkpoints, the one being written and, if `resumed` from a checkpoint
-    there, that one. Those of `keep_every_steps`, which somebody may take away meanwhile, are not counted."""
+def check_space(
+    directory: Path, *, bytes_each: int, config: CheckpointConfig, resumed: Checkpoint | None = None
+) -> None:
+    """Raise RunDirError if the disk has no room for the last checkpoints, the one being written and the one `resumed` from, if it
+    is there. Those of `keep_every_steps`, which somebody may take away meanwhile, are not counted."""
     every = config.keep_every_steps
     replaced = [checkpoint for checkpoint in found(directory) if every is None or checkpoint.step % every]
     there = sum(path.stat().st_size for checkpoint in replaced for path in checkpoint.path.iterdir() if path.is_file())
-    needed = (config.keep_last + 1 + resumed) * bytes_each - there
+    beside = resumed in replaced
+    needed = (config.keep_last + 1 + beside) * bytes_each - there
     free = shutil.disk_usage(directory).free
     if free < needed:
-        beside = "one being written and the one resumed from" if resumed else "and one being written"
+        others = "one being written and the one resumed from" if beside else "and one being written"
         raise RunDirError(
             f"{directory} has {free / 1e9:,.1f} GB free, but checkpoints of {bytes_each / 1e9:,.1f} GB each need another "
-            f"{needed / 1e9:,.1f} GB (checkpoint.keep_last={config.keep_last}, {beside}); free space, lower "
+            f"{needed / 1e9:,.1f} GB (checkpoint.keep_last={config.keep_last}, {others}); free space, lower "
             "--checkpoint.keep_last, or choose another --run-dir"
         )
 

@@ -76,6 +76,10 @@ class MetricsLog:
             _cut(run.log, resumed_step, lambda line: int(line.split()[0]))
             fence()
             _cut(run.metrics, resumed_step, _step_of)
+            for path in run.samples.glob("step*.txt"):
+                digits = path.stem.removeprefix("step")
+                if digits.isdecimal() and int(digits) > resumed_step:
+                    path.unlink(missing_ok=True)
             rows = [line.split() for line in run.log.read_text().splitlines()]
             self._known = {(row[1], int(row[0])) for row in rows if row[1] in ("val", "hella")}
             self._spikes = Spikes(_losses(run.metrics))

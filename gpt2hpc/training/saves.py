@@ -51,17 +51,17 @@ class Saves:
         self._saver = Saver(ranks, attempt=attempt.number, fence=lambda: ledger.fence(attempt))
         repo = config.checkpoint.repo
         self._uploader = Uploader(run, repo, say) if repo is not None and ranks.is_first else None
-        self._resumed_from: Checkpoint | None = None
+        self.resumed_from: Checkpoint | None = None
         self._started = ""
         self.step: int | None = None
         """The last one that is saved, or being saved."""
 
     def resumed(self, found: Checkpoint | None, *, started: str) -> None:
         """What the attempt went on from; `started` names the checkpoints of a run that has none yet."""
-        self._resumed_from, self._started = found, started
+        self.resumed_from, self._started = found, started
         if self._uploader is not None:
             self._uploader.published()  # by the attempts before: one that is stopped often has no time for it
-        if found is not None and self.resumed_here:
+        if found is not None and found.path.parent == self._run.checkpoints:
             self.step, self._started = found.step, found.started  # it may have begun on another cluster
 
     def prepare(self, state: Tensors) -> None:
@@ -80,11 +80,6 @@ class Saves:
         self._clock.begins_to_save()
         self._saver.begin(state, order, waited_s=time.perf_counter() - began)
         self.step = step
-
-    @property
-    def resumed_here(self) -> bool:
-        """Whether what the attempt went on from is one of the run's own, which is kept beside the others."""
-        return self._resumed_from is not None and self._resumed_from.path.parent == self._run.checkpoints
 
     @property
     def is_under_way(self) -> bool:
@@ -121,7 +116,7 @@ class Saves:
     def _published(self, saved: Checkpoint) -> None:
         """A checkpoint is there: on rank 0, beside the steps."""
         self._ledger.note(self._attempt, saved_step=saved.step)
-        keep = {self._resumed_from.path} if self._resumed_from else set()
+        keep = {self.resumed_from.path} if self.resumed_from else set()
         try:
             keep |= uploads.leased(self._run)
             checkpoint.prune(self._run.checkpoints, saved_step=saved.step, config=self._config.checkpoint, keep=keep)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import math
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -146,4 +147,5 @@ def chosen(environ: Mapping[str, str], *, is_first: bool) -> Screen:
         return Silent()
     if cli.is_quiet():
         return Quiet()
-    return LiveView() if cli.is_on_terminal(environ) else Screen()
+    draws = cli.is_on_terminal(environ) and "utf" in sys.stdout.encoding.lower()  # else it could not write the bars
+    return LiveView() if draws else Screen()

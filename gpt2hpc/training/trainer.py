@@ -116,7 +116,7 @@ class Trainer:
                     self.run_dir.checkpoints,
                     bytes_each=size,
                     config=self.config.checkpoint,
-                    resumed=self.saves.resumed_here,
+                    resumed=self.saves.resumed_from,
                 )
         wish = self.config.train.compile
         if wish or (wish is None and self.ranks.device.type == "cuda"):
@@ -130,6 +130,7 @@ class Trainer:
                 gradient_as_bucket_view=True,
             )
         self.warm_up()
+        questions = self._examples()
         logged = metrics.furthest(self.run_dir.metrics) if self.ranks.is_first else 0  # it is cut back next
         self.log = MetricsLog(
             self.run_dir if self.ranks.is_first else None,
@@ -149,7 +150,7 @@ class Trainer:
             ranks=self.ranks,
             precision=self.precision,
             val_loader=self.val_loader,
-            examples=self._examples(),
+            examples=questions,
             log=self.log,
             progress=self.progress,
             clock=self.clock,
@@ -222,8 +223,9 @@ class Trainer:
         train, block_size = self.config.train, self.config.model.block_size
         if (source := train.hellaswag) is None:
             return []
+        kept, limit = self.run_dir.hellaswag, train.hellaswag_examples
         return self.ranks.first_works(
-            lambda: examples.fitted(examples.load(source, limit=train.hellaswag_examples), block_size)
+            lambda: examples.fitted(examples.load_once(source, kept, limit=limit), block_size)
         )
 
     def warm_up(self) -> None:

@@ -37,7 +37,8 @@ _GROUPS = ("val", "save", "hellaswag")
 def check(train: TrainConfig) -> None:
     """Raise MissingError where what is to be written has no package to write it."""
     for name, wanted in (("tensorboard", train.tensorboard), ("wandb", train.wandb is not None)):
-        if wanted and importlib.util.find_spec(name) is None:
+        spec = importlib.util.find_spec(name)
+        if wanted and (spec is None or spec.origin is None):  # a directory by that name has none
             raise MissingError(
                 f"train.{name}={getattr(train, name)} needs {name}, which is not installed: pip install 'gpt2hpc[{name}]'"
             )

@@ -15,7 +15,7 @@ from tests.cluster.kit import ROOT, Ended, Job, Kit, drives
 from tests.published import directory_of
 from tests.tiny import gpt2hpc
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1200)  # with its turn among the others
 
 COUNT = 9_001
 

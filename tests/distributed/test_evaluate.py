@@ -49,25 +49,51 @@ def test_any_number_of_processes_counts_the_same(model: Path, source: Path) -> N
     assert all(found == alone for found in others)
 
 
-def test_a_killed_evaluation_is_started_again(model: Path, source: Path, tmp_path: Path) -> None:
-    """Nothing of it stays: no process, no half-written result."""
-    many = questions.write(tmp_path / "val.jsonl", 20_000)
-    words = [str(model), "--device", "cpu", "--nproc", "2", "--out", str(tmp_path / "result.json"), "--hellaswag"]
-    command = [sys.executable, "-m", "gpt2hpc.evaluate", *words]
-    started = subprocess.Popen([*command, str(many)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def with_two_ranks(*words: str | Path) -> tuple[subprocess.Popen[bytes], list[str]]:
+    """An evaluation under way, and the pids of its ranks."""
+    command = ["-m", "gpt2hpc.evaluate", *map(str, words), "--device", "cpu", "--nproc", "2"]
+    # Ctrl-C works even where this is a background job, which ignores it.
+    program = "import os, signal as s, sys; s.signal(2, s.default_int_handler); os.execv(sys.executable, sys.argv)"
+    started = subprocess.Popen(
+        [sys.executable, "-c", program, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     children = Path(f"/proc/{started.pid}/task/{started.pid}/children")
     deadline = time.monotonic() + 60
-    while len(ranks := children.read_text().split()) < 2 and time.monotonic() < deadline:
+    while len(ranks := children.read_text().split()) < 2:
+        assert time.monotonic() < deadline, "no ranks"
         time.sleep(0.05)
-    time.sleep(1)
+    return started, ranks
+
+
+def gone(pids: list[str]) -> bool:
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_a_killed_evaluation_is_started_again(model: Path, source: Path, tmp_path: Path) -> None:
+    """Nothing of it stays: no process, no half-written result."""
+    many, out = questions.write(tmp_path / "val.jsonl", 20_000), tmp_path / "new" / "result.json"
+    started, ranks = with_two_ranks(model, "--out", out, "--hellaswag", many)
     os.kill(int(ranks[1]), signal.SIGKILL)
     assert started.wait(120) != 0
-    for rank in ranks:
-        assert not Path(f"/proc/{rank}").exists()
-    assert not (tmp_path / "result.json").exists()
-    measured(*words, source)
-    (result,) = json.loads((tmp_path / "result.json").read_text())
+    assert gone(ranks)
+    assert not out.exists()
+    measured(model, "--out", out, "--hellaswag", source, "--nproc", "2")
+    (result,) = json.loads(out.read_text())
     assert result["hellaswag_examples"] == COUNT
+    assert [path.name for path in out.parent.iterdir()] == ["result.json"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 6), (signal.SIGINT, 6), (signal.SIGKILL, -9)])
+def test_it_ends_when_it_is_told_to(model: Path, tmp_path: Path, number: int, code: int) -> None:
+    """With its ranks, also where the launcher has no time to tell them."""
+    started, ranks = with_two_ranks(model, "--hellaswag", questions.write(tmp_path / "val.jsonl", 30_000))
+    time.sleep(5)
+    started.send_signal(number)
+    assert started.wait(60) == code
+    assert gone(ranks)
 
 
 def trained(run: RunDir, data: Path, *words: str) -> None:
@@ -137,6 +163,7 @@ def test_every_checkpoint_and_the_validation_loss(data: Path, source: Path, tmp_
         (["--hellaswag", "nowhere.jsonl"], 4, "nowhere.jsonl does not exist"),
         (["--nproc", "0"], 2, "--nproc=0 must be 1 or more"),
         (["--all"], 2, "--all is for runs"),
+        (["nowhere"], 4, "nowhere does not exist; name a run"),
         (["--hellaswag", "none", "--val", "nowhere"], 4, "data.dir=nowhere"),
     ],
 )
@@ -145,6 +172,15 @@ def test_what_cannot_be_measured_is_one_line(model: Path, words: list[str], code
     assert done.returncode == code, done.stderr
     assert told in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_a_run_that_has_saved_nothing_is_one_line(tmp_path: Path, source: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    run.create()
+    for words in ([], ["--all"]):
+        done = gpt2hpc("evaluate", run.path, *words, "--hellaswag", source, "--device", "cpu")
+        assert done.returncode == 9, done.stderr
+        assert "checkpoint; give a run that has saved one" in done.stderr
 
 
 def test_a_training_without_its_examples_does_not_begin(data: Path, tmp_path: Path) -> None:

@@ -358,6 +358,23 @@ def test_hellaswag_needs_no_network_once_it_is_staged(hub: HubServer, tmp_path: 
     assert {**from_stage, "seconds": 0} == {**from_hub, "seconds": 0}
 
 
+def test_a_training_asks_the_hub_for_its_examples_once(hub: HubServer, tmp_path: Path) -> None:
+    """However often it is restarted: a Hub that is away by then costs nothing, and one that has others changes nothing."""
+    rows = [{**each, "label": str(each["label"])} for each in questions.examples(20)]
+    table = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows), table)
+    hub.add_repo("Rowan/hellaswag", {"data/validation-00000.parquet": table.getvalue().to_pybytes()})
+    tiny.make_data(tmp_path / "data")
+    small = ["--model.n_layer=1", "--model.n_head=1", "--model.n_embd=16", "--model.block_size=64", "--preset=smoke"]
+    words = [*small, "--train.sample_every=null", "--optimizer.warmup_tokens=0", "--train.eval_tokens=512"]
+    words += ["--data.dir", str(tmp_path / "data"), "--train.hellaswag", "hf://datasets/Rowan/hellaswag"]
+    words += ["--run-dir", str(tmp_path / "run"), "--device=cpu"]
+    run(hub, "train", *words, "--steps=2")
+    done = gpt2hpc("train", *words, "--steps=4", env={**hub.environment(), "HF_HUB_OFFLINE": "1"})
+    assert done.returncode == 0, done.stderr
+    assert set(tiny.losses(RunDir(tmp_path / "run"), "hella")) == {2, 4}
+
+
 def test_staging_is_resumed_and_verified(hub: HubServer, dataset: str, tmp_path: Path) -> None:
     weights = {
         "model.safetensors": b"w" * 5000,

@@ -188,13 +188,16 @@ def test_the_space_is_checked(tmp_path: Path, ranks: Ranks) -> None:
 
 def test_the_one_resumed_from_needs_space_too(tmp_path: Path, ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
     """It stays beside the last ones, and the one that is written."""
-    save(tmp_path, 10, ranks)
+    there = save(tmp_path, 10, ranks)
     size = sum(path.stat().st_size for path in tmp_path.rglob("*.*") if path.is_file())
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=int(2.5 * size)))
     config = CheckpointConfig(keep_last=2)
     checkpoint.check_space(tmp_path, bytes_each=size, config=config)
     with pytest.raises(RunDirError, match=r"checkpoint\.keep_last=2, one being written and the one resumed from"):
-        checkpoint.check_space(tmp_path, bytes_each=size, config=config, resumed=True)
+        checkpoint.check_space(tmp_path, bytes_each=size, config=config, resumed=there)
+    for_good = CheckpointConfig(keep_last=2, keep_every_steps=10)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=3 * size))
+    checkpoint.check_space(tmp_path, bytes_each=size, config=for_good, resumed=there)
 
 
 def test_what_stays_for_good_makes_no_room(tmp_path: Path, ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:

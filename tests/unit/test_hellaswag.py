@@ -126,6 +126,14 @@ def test_the_file_of_the_hub_and_a_limit(tmp_path: Path, read: list[Example]) ->
     assert examples.load(str(place), limit=7) == read[:7]
 
 
+def test_what_was_staged_is_found_beside_other_datasets(tmp_path: Path, read: list[Example]) -> None:
+    staged = tmp_path / "datasets" / "Rowan" / "hellaswag" / "data"
+    questions.write(staged / "validation.jsonl", COUNT)
+    questions.write(staged / ".validation.jsonl.n1.7.tmp" / "validation.jsonl", 3)  # a download that was killed
+    questions.write(tmp_path / "datasets" / "some" / "texts" / "0a1b-default-train" / "val.jsonl", 2)
+    assert examples.load(str(tmp_path)) == read
+
+
 @pytest.mark.parametrize(
     ("line", "told"),
     [

@@ -65,6 +65,20 @@ def test_logs_are_cut_back_to_the_resumed_step(tmp_path: Path) -> None:
     assert [json.loads(line)["step"] for line in run.metrics.read_text().splitlines()] == [0, 1, 2, 3, 4]
 
 
+def test_samples_beyond_the_resumed_step_are_written_again(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    log = opened(run, 0)
+    for step in (5, 10):
+        log.sample(step, "text")
+    log.close()
+    (run.samples / "stepping.txt").write_text("of a user")
+    log = opened(run, 5)
+    assert log.has("sample", 5)
+    assert not log.has("sample", 10)
+    log.close()
+    assert {path.name for path in run.samples.iterdir()} == {"step0000005.txt", "stepping.txt"}
+
+
 def test_an_older_attempts_open_log_is_not_the_runs(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     zombie = opened(run, 0)
