@@ -53,7 +53,10 @@ def with_two_ranks(*words: str | Path) -> tuple[subprocess.Popen[bytes], list[st
     """An evaluation under way, and the pids of its ranks."""
     command = ["-m", "gpt2hpc.evaluate", *map(str, words), "--device", "cpu", "--nproc", "2"]
     # Ctrl-C works even where this is a background job, which ignores it.
-    program = "import os, signal as s, sys; s.signal(2, s.default_int_handler); os.execv(sys.executable, sys.argv)"
+    program = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    )
     started = subprocess.Popen(
         [sys.executable, "-c", program, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
