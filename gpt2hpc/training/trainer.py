@@ -130,6 +130,10 @@ class Trainer:
                 gradient_as_bucket_view=True,
             )
         self.warm_up()
+        self._open_logs(rank_state)
+
+    def _open_logs(self, rank_state: state.RankState) -> None:
+        """Cut the logs back to where the attempt goes on; from here on random numbers and steps are the run's."""
         questions = self._examples()
         logged = metrics.furthest(self.run_dir.metrics) if self.ranks.is_first else 0  # it is cut back next
         self.log = MetricsLog(
