@@ -196,8 +196,10 @@ class Saver:
                 self._saved = Saved(Checkpoint(target), written, seconds, stall_s)
                 try:
                     order.published(Checkpoint(target))
-                except OSError as error:  # of what is noted about it: the checkpoint itself is there
-                    raise as_users(error) from error
+                except OSError as error:
+                    raise RunDirError(
+                        f"{target.name} is saved, but what is noted of it could not be written: {as_users(error)}"
+                    ) from error
 
     def _write_together(self, temporary: Path, order: Order) -> dict[str, dict[str, Any]]:
         """Every rank writes its share; an error of one is the error of all. Returns the files of all ranks."""
