@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 import resource
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -106,8 +108,11 @@ def _memory_gib(device: torch.device) -> float:
     """The most that this process has held so far: of the GPU by its tensors, elsewhere of the machine's memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**30 if sys.platform == "darwin" else 2**20)
+    if sys.platform.startswith("linux"):  # whose ru_maxrss begins with that of the process that started this one
+        peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
+        return int(peak[1]) / 2**20 if peak else 0.0
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / (2**30 if sys.platform == "darwin" else 2**20)
 
 
 def _seconds(began: Mark, ended: Mark) -> float:
