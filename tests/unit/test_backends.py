@@ -102,7 +102,9 @@ def _is_disputed(letter: str) -> bool:
 
 def test_gigatoken_on_prose(unchecked: Backend) -> None:
     assert_same(unchecked, [text for _, text in sorted(pydoc_data.topics.topics.items())])
-    sources = sorted(Path(__file__).parents[2].rglob("*.py"))  # also of libraries that are installed here, not all of them UTF-8
+    sources = sorted(
+        Path(__file__).parents[2].rglob("*.py")
+    )  # also of libraries that are installed here, not all of them UTF-8
     assert_same(unchecked, [path.read_text(encoding="utf-8", errors="replace") for path in sources])
 
 
