@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2hpc import cli, prepare, prepare_options
-from gpt2hpc.cluster import choices, slurm
+from gpt2hpc.cluster import choices, queries, slurm
 from gpt2hpc.cluster.array_job import ArrayJob
-from gpt2hpc.cluster.batch import first_queued, submitted
+from gpt2hpc.cluster.batch import submitted
 from gpt2hpc.cluster.choices import Choices
 from gpt2hpc.data import encode, manifest
 from gpt2hpc.data.plan import Plan
@@ -90,7 +90,7 @@ def _submit(job: ArrayJob, arguments: argparse.Namespace, the_plan: Plan) -> int
         cli.say("every unit is done already")
         prepare.say_totals(encode.finalize(arguments.out, the_plan, arguments.max_bad_documents))
         return 0
-    if before := first_queued(submitted(job.folder)):
+    if before := queries.first_queued(submitted(job.folder)):
         cli.warn(f"job {before} works on --out={arguments.out} already; two at once do no harm, and no good")
     tasks = min(arguments.array, len(the_plan.units))
     job.folder.mkdir(parents=True, exist_ok=True)

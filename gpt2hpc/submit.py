@@ -19,7 +19,7 @@ from typing import Literal
 import jsonargparse
 
 from gpt2hpc import cli, config_io, jobs, prepare_array
-from gpt2hpc.cluster import batch, choices, slurm
+from gpt2hpc.cluster import batch, choices, queries, slurm
 from gpt2hpc.cluster.batch import BatchJob
 from gpt2hpc.cluster.choices import Choices
 from gpt2hpc.cluster.launch import LocalJob
@@ -237,7 +237,7 @@ def _batch_job(run: RunDir, config: Config, options: jsonargparse.Namespace) -> 
     if config.train.device == "cpu" and options.gpus_per_node is None:
         gpus = 0
         chosen.note("gpus-per-node", gpus, "train.device=cpu")
-    elif gpus is None and (gpus := batch.gpus_of(chosen.of("partition"))) is not None:
+    elif gpus is None and (gpus := queries.gpus_of(chosen.of("partition"))) is not None:
         chosen.note("gpus-per-node", gpus, "what sinfo tells")
     ranks = chosen.of("nproc", gpus or 1)
     if gpus and ranks > gpus:

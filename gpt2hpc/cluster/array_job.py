@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-import shutil
-import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt2hpc.cluster import script
+from gpt2hpc.cluster import queries, script
 from gpt2hpc.cluster.batch import new_executor, refusals_explained, set_up_lines, switches
 from gpt2hpc.cluster.site_profile import Site
 
-MAX_ARRAY_SIZE = 1001
-"""Slurm's own default."""
 SIGNAL_S = 30
 
 
@@ -80,7 +75,7 @@ class ArrayJob:
 
     def submit(self, tasks: Sequence[Callable[[], int]], *, at_once: int) -> list[str]:
         """Hand the tasks to Slurm, as many arrays as its MaxArraySize makes necessary; returns the arrays' numbers."""
-        size = max_array_size()
+        size = queries.max_array_size()
         groups = [tasks[start : start + size] for start in range(0, len(tasks), size)]
         numbers = []
         with refusals_explained():
@@ -95,13 +90,3 @@ class ArrayJob:
         """A single job for when the arrays have ended."""
         with refusals_explained():
             return new_executor(self.folder, self.parameters(1, after)).submit(task).job_id
-
-
-def max_array_size() -> int:
-    """The most tasks that this cluster takes in one array."""
-    program = shutil.which("scontrol")
-    if program is None:
-        return MAX_ARRAY_SIZE
-    done = subprocess.run([program, "show", "config"], capture_output=True, text=True, timeout=30, check=False)
-    match = re.search(r"^MaxArraySize\s*=\s*(\d+)", done.stdout, re.MULTILINE)
-    return max(1, int(match[1])) if match else MAX_ARRAY_SIZE

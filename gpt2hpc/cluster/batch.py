@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import shlex
 import shutil
@@ -18,7 +17,7 @@ from submitit import SlurmExecutor
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from gpt2hpc import durable
-from gpt2hpc.cluster import script
+from gpt2hpc.cluster import queries, script
 from gpt2hpc.cluster.ledger import Ledger
 from gpt2hpc.cluster.site_profile import Site
 from gpt2hpc.errors import MissingError, UsageError
@@ -191,7 +190,7 @@ def as_before_if_refused(run: RunDir) -> Iterator[None]:
 def queued(run: RunDir) -> str | None:
     """The number of a job of this run that waits or runs, where squeue knows of one that `submit` or an attempt has named."""
     ledger = Ledger(run)
-    return first_queued(
+    return queries.first_queued(
         submitted(run.slurm) | {each.job for each in (ledger.newest(), ledger.decision()) if each is not None}
     )
 
@@ -199,36 +198,6 @@ def queued(run: RunDir) -> str | None:
 def submitted(folder: Path) -> set[str]:
     """The numbers of jobs that were submitted with their pickles in `folder`."""
     return {path.name.split("_")[0] for path in folder.glob("*_submitted.pkl")}
-
-
-def first_queued(known: set[str]) -> str | None:
-    """One of these jobs that waits or runs, where there is a squeue to know."""
-    program = shutil.which("squeue")
-    if program is None or not known:
-        return None
-    try:
-        command = [program, "-h", "-u", str(os.getuid()), "-o", "%i"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    except subprocess.SubprocessError:
-        return None
-    return next(
-        (number for number in done.stdout.split() if number in known or number.partition("_")[0] in known), None
-    )
-
-
-def gpus_of(partition: str | None) -> int | None:
-    """GPUs on the nodes that have most, of this partition or the default one, as sinfo tells; None where there is no Slurm."""
-    program = shutil.which("sinfo")
-    if program is None:
-        return None
-    command = [program, "-h", "-o", "%P %G", *(["-p", partition] if partition else [])]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    except subprocess.SubprocessError:
-        return None
-    rows = [row for row in done.stdout.splitlines() if partition or row.partition(" ")[0].endswith("*")]
-    counts = re.findall(r"\bgpu:(?:[^:,()\s]+:)?(\d+)", "\n".join(rows))
-    return max(map(int, counts), default=0) if done.returncode == 0 else None
 
 
 def _words(text: str) -> str:

@@ -44,6 +44,7 @@ class Attempt:
     """One start of a run: `first_step` resumed from, `saved_step` last checkpoint, `last_step` when it ended.
 
     `repeats` counts the steps after `first_step` that earlier attempts had logged already, work that was lost; None where unknown.
+    `suspects` are nodes that it found wanting.
     `process` tells the process from any other: machine, PID namespace and start time.
     """
 
@@ -63,6 +64,7 @@ class Attempt:
     exit_code: int | None = None
     ended: str | None = None
     repeats: int | None = None
+    suspects: tuple[str, ...] = ()
 
     @property
     def progressed(self) -> bool:
@@ -282,7 +284,7 @@ class Ledger:
         for path in sorted(self._run.attempts.glob(pattern)):
             with contextlib.suppress(TypeError):
                 if facts := durable.read_json(path):
-                    yield Attempt(**facts)
+                    yield Attempt(**{**facts, "suspects": tuple(facts.get("suspects", ()))})
 
     def _last_number(self) -> int:
         """Of the newest file, readable or not."""

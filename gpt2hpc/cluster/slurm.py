@@ -48,9 +48,8 @@ def parse_show_job(
     text: str, *, restart: int, exit_code: int | None, refused: bool = False, succeeds: Sequence[str] = ()
 ) -> Job:
     """The first job in the output of `scontrol show job -o`; UsageError where it is not that."""
-    line = text.splitlines()[0] if text.strip() else ""
-    facts = dict(re.findall(r"(\w+)=(\S*)", line.partition(" Command=")[0]))  # then come the user's own words
-    if "JobId" not in facts or "JobState" not in facts:
+    facts = show_job_facts(text)
+    if "JobState" not in facts:
         raise UsageError("standard input is not the output of `scontrol show job -o`; pipe that into this command")
     array, task = facts.get("ArrayJobId"), facts.get("ArrayTaskId")
     return Job(
@@ -67,6 +66,13 @@ def parse_show_job(
         required=_none_as_empty(facts.get("ReqNodeList", "")),
         succeeds=tuple(succeeds),
     )
+
+
+def show_job_facts(text: str) -> dict[str, str]:
+    """The first job in the output of `scontrol show job -o`, by key; empty where it is not that."""
+    line = text.splitlines()[0] if text.strip() else ""
+    facts = dict(re.findall(r"(\w+)=(\S*)", line.partition(" Command=")[0]))  # then come the user's own words
+    return facts if "JobId" in facts else {}
 
 
 def expand_nodes(nodes: str) -> list[str]:

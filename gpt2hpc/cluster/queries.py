@@ -1,0 +1,154 @@
+"""What Slurm knows, asked of its own programs: its settings, its nodes, its queue and its accounts.
+
+Nothing here raises for a Slurm that is not there, does not answer or keeps no accounts: the answer is then None, or empty.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from gpt2hpc.cluster.slurm import show_job_facts
+
+PATIENCE_S = 30.0
+MAX_ARRAY_SIZE = 1001
+"""Slurm's own default."""
+
+_QUEUE = {"number": "%i", "state": "%T", "reason": "%r", "start": "%S", "nodes": "%N", "left": "%L", "partition": "%P"}
+_ACCOUNTS = {"number": "JobID", "state": "State", "exit_code": "ExitCode", "ended": "End", "nodes": "NodeList"}
+
+
+@dataclass(frozen=True)
+class Queued:
+    """A job in squeue: `number` is `J`, `A_a`, or `A_[0-3]` for tasks that wait; `start` is Slurm's own guess."""
+
+    number: str
+    state: str
+    reason: str
+    start: str
+    nodes: str
+    left: str
+    partition: str
+
+
+@dataclass(frozen=True)
+class Accounted:
+    """A job in sacct; `state` is a single word, `exit_code` is `CODE:SIGNAL`."""
+
+    number: str
+    state: str
+    exit_code: str
+    ended: str
+    nodes: str
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Nodes of one kind in a partition, as sinfo tells: `time_limit` as sbatch reads it, `gpus` of a node, `memory_mb` of a node."""
+
+    name: str
+    is_default: bool
+    time_limit: str
+    nodes: int
+    cpus: int
+    memory_mb: int
+    gpus: int
+    gres: str
+    features: str
+
+
+def ask(program: str, *arguments: str) -> str | None:
+    """Standard output of one of Slurm's programs; None where there is none, or it does not answer."""
+    path = shutil.which(program)
+    if path is None:
+        return None
+    try:
+        done = subprocess.run(
+            [path, *arguments], capture_output=True, text=True, timeout=PATIENCE_S, check=False, errors="replace"
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def settings() -> dict[str, str]:
+    """`scontrol show config`, by name."""
+    return dict(re.findall(r"(?m)^(\S+)\s*= (.*?)\s*$", ask("scontrol", "show", "config") or ""))
+
+
+def job(number: str) -> dict[str, str] | None:
+    """`scontrol show job` of one that Slurm still remembers (MinJobAge after its end), by key."""
+    return show_job_facts(ask("scontrol", "show", "job", "-o", number) or "") or None
+
+
+def queue(numbers: Iterable[str]) -> dict[str, Queued] | None:
+    """Those of these jobs that wait or run, by number; array tasks that wait stand under their array's. None without a squeue."""
+    wanted = sorted({number.partition("_")[0] for number in numbers if number[:1].isdigit()})
+    if shutil.which("squeue") is None:
+        return None
+    if not wanted:
+        return {}
+    # Where none of them is in the queue, squeue says that their numbers are invalid.
+    said = ask("squeue", "-h", "-j", ",".join(wanted), "-o", "\t".join(_QUEUE.values())) or ""
+    rows = [Queued(**dict(zip(_QUEUE, line.split("\t"), strict=True))) for line in said.splitlines()]
+    return {row.number: row for row in rows}
+
+
+def accounts(numbers: Iterable[str]) -> dict[str, Accounted]:
+    """Those of these jobs that sacct knows; empty where Slurm keeps no accounts."""
+    wanted = sorted({number for number in numbers if number[:1].isdigit()})
+    if not wanted:
+        return {}
+    said = ask("sacct", "-X", "-n", "-P", "-j", ",".join(wanted), "-o", ",".join(_ACCOUNTS.values())) or ""
+    rows = [dict(zip(_ACCOUNTS, line.split("|"), strict=False)) for line in said.splitlines()]
+    return {
+        row["number"]: Accounted(**{**row, "state": row["state"].split(" ")[0]})
+        for row in rows
+        if len(row) == len(_ACCOUNTS)
+    }
+
+
+def partitions() -> list[Partition] | None:
+    """What sinfo tells, a row for each partition and kind of node; None without a Slurm."""
+    said = ask("sinfo", "-h", "-e", "-o", "%P\t%l\t%D\t%c\t%m\t%G\t%f")
+    if said is None:
+        return None
+    found = []
+    for line in said.splitlines():
+        name, limit, nodes, cpus, memory, gres, features = line.split("\t")
+        found.append(
+            Partition(
+                name=name.rstrip("*"),
+                is_default=name.endswith("*"),
+                time_limit=limit,
+                nodes=int(nodes),
+                cpus=int(cpus.rstrip("+")),
+                memory_mb=int(memory.rstrip("+")),
+                gpus=sum(int(count) for count in re.findall(r"\bgpu:(?:[^:,()\s]+:)?(\d+)", gres)),
+                gres="" if gres == "(null)" else gres,
+                features="" if features == "(null)" else features,
+            )
+        )
+    return found
+
+
+def gpus_of(partition: str | None) -> int | None:
+    """GPUs on the nodes that have most, of this partition or the default one; None without a Slurm."""
+    found = partitions()
+    if found is None:
+        return None
+    return max((each.gpus for each in found if (each.name == partition if partition else each.is_default)), default=0)
+
+
+def first_queued(known: Iterable[str]) -> str | None:
+    """The number of one of these jobs that waits or runs."""
+    return next(iter(queue(known) or {}), None)
+
+
+def max_array_size() -> int:
+    """The most tasks that this cluster takes in one array."""
+    size = settings().get("MaxArraySize", "")
+    return max(1, int(size)) if size.isdecimal() else MAX_ARRAY_SIZE
