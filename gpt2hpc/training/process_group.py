@@ -25,7 +25,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import FileStore, HashStore
 
 from gpt2hpc.cluster import interface
-from gpt2hpc.cluster.dist_env import DistEnv
+from gpt2hpc.cluster.dist_env import LOCAL, DistEnv
 from gpt2hpc.errors import Gpt2hpcError, MissingError, PeerGoneError, UsageError, error_for
 
 _PEER_IS_GONE = ("closed by peer", "reset by peer", "Broken pipe", "ncclRemoteError")
@@ -135,8 +135,10 @@ def joined(env: DistEnv, device: torch.device) -> Iterator[Ranks]:
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     where = {**_meeting(env), **_device_id(device)}
     dist.init_process_group(backend, rank=env.rank, world_size=env.world_size, timeout=TIMEOUT, **where)
+    ranks = Ranks(env, device)
     try:
-        yield Ranks(env, device)
+        _refuse_strangers(ranks)
+        yield ranks
     except RuntimeError as error:
         if any(word in str(error) for word in _PEER_IS_GONE):
             raise PeerGoneError(f"rank {env.rank} lost a peer and ends without saving: {error}") from error
@@ -146,6 +148,15 @@ def joined(env: DistEnv, device: torch.device) -> Iterator[Ranks]:
         # wants the GIL then aborts the process, after all went well.
         gc.collect()
         dist.destroy_process_group()
+
+
+def _refuse_strangers(ranks: Ranks) -> None:
+    """Jobs that meet at one port would train together: no rank goes on then, and the restarts meet elsewhere."""
+    env = ranks.env
+    if not env.job.startswith(LOCAL):  # else torchrun's ranks have no name in common
+        jobs = sorted(set(ranks.gather(f"{env.job} (restart {env.restart})")))
+        if len(jobs) > 1:
+            raise PeerGoneError(f"rank {env.rank} met ranks of other jobs at port {env.master_port}: {', '.join(jobs)}")
 
 
 def select_device(name: str, env: DistEnv) -> torch.device:
