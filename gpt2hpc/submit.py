@@ -57,6 +57,11 @@ def new_parser() -> jsonargparse.ArgumentParser:
         metavar="LIMIT",
         help="Time limit of each attempt, which saves before and is restarted: minutes, HH:MM:SS or DAYS-HH:MM:SS.",
     )
+    parser.add_argument(
+        "--guard",
+        action="store_true",
+        help="On Slurm, let a second job wait, and take over where this one cannot requeue itself: its batch script was killed, say.",
+    )
     parser.add_argument("--quiet", action="store_true", help=cli.QUIET_HELP)
     parser.add_argument("--dry-run", action="store_true", help="Print what would be submitted, and submit nothing.")
     choices.add_options(parser)
@@ -262,6 +267,7 @@ def _batch_job(run: RunDir, config: Config, options: jsonargparse.Namespace) -> 
             site=dataclasses.replace(chosen.site, binds=(*chosen.site.binds, *_beginnings(config))),
             image=image,
             data_dir=str(data) if image and data else "",
+            guard=options.guard,
         ),
         chosen,
     )
