@@ -18,7 +18,7 @@ from typing import Literal
 
 import jsonargparse
 
-from gpt2hpc import cli, config_io, jobs, prepare_array
+from gpt2hpc import cli, config_io, jobs, prepare_array, starting
 from gpt2hpc.cluster import batch, choices, queries, slurm
 from gpt2hpc.cluster.batch import BatchJob
 from gpt2hpc.cluster.choices import Choices
@@ -160,7 +160,7 @@ def _foretold(run: RunDir, config: Config, world_size: int) -> str:
     config_io.changes(run, config)
     grad_accum_steps(config, world_size=world_size)
     try:
-        jobs.check_start(run, config, world_size=world_size)
+        starting.check_start(run, config, world_size=world_size)
     except DataError as error:
         return f"a start would be refused: {error.line}"
     if Ledger(run).is_finished(config.train.steps):
@@ -204,8 +204,8 @@ def _on_slurm(run: RunDir, config: Config, options: jsonargparse.Namespace) -> i
         refused = f"a start would be refused: job {before} of this run is in the queue already"
         cli.say(f"# {refused if before else _foretold(job.run, config, job.world_size)}")
         return 0
-    config, _ = jobs.check_start(job.run, config, world_size=job.world_size)
-    jobs.check_repo(config)
+    config, _ = starting.check_start(job.run, config, world_size=job.world_size)
+    starting.check_repo(config)
     for line in warnings(config):
         cli.warn(line)
     if jobs.is_finished(job.run, config):
