@@ -227,13 +227,13 @@ class Cluster:
         return found
 
     def batch_shell(self, job: str) -> int:
-        """The process of a job's batch script."""
+        """The process of a job's batch script that runs here."""
         return next(
             pid
             for pid, env in _environments()
             if self._is_ours(env)
             and f"SLURM_JOB_ID={job}" in env
-            and any(word.endswith("/slurm_script") for word in _words(pid))
+            and "slurm_script" in _words(pid)[1:2][0]
             and "slurmstepd" in _name(_parent(pid) or 0)
         )
 

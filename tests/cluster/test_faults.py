@@ -13,7 +13,7 @@
 | a save slower than KillWait, rank 1 done early | `test_killed_in_the_middle_of_a_slow_save` |
 | kill -9 of a node's slurmd, slurmstepd and tasks | test_nodes: `test_a_lost_node_costs_what_was_not_saved` |
 | a node goes down, and its start fails when it is back | `test_a_node_that_is_down_and_then_fails_to_start_the_job` |
-| kill -9 of the batch shell | `test_without_its_batch_shell_a_job_ends_and_nothing_is_lost` |
+| kill -9 of the batch shell | `test_a_job_without_its_batch_shell_ends_and_is_resumed`; with a guard, test_guard: `test_a_guard_takes_over_…` |
 | one task of an array, whose number is the array's | test_training: `test_an_array_task_requeues_only_itself` |
 | two jobs on one node that draw the same port | `test_two_jobs_that_draw_one_port_do_not_meet` |
 | preempted after the last step | test_training: `test_preempted_after_the_last_step_is_finished` |
@@ -29,7 +29,7 @@ import signal
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -125,19 +125,20 @@ def test_killed_in_the_middle_of_a_slow_save(driven: list[Any]) -> None:
 
 
 def drive_batch_shell_killed(kit: Kit) -> list[Ended]:
-    """Nobody is left to say what comes next; then the same command again."""
+    """Nobody is left to say what comes next; then resume.sh submits the job again."""
     with kit.nodes() as nodes:
         first = kit.sbatch("batch-shell", "-w", nodes)
         kit.until_step(first, SAVE_EVERY + 5)
         os.kill(kit.cluster.batch_shell(first.number), signal.SIGKILL)
         ended = Ended(first, kit.until_ended(first))
-        kit.until(first, lambda: not kit.cluster.ranks(first.number), "the end of the ranks")
-        again = kit.sbatch("batch-shell", "-w", nodes)
+        assert not kit.cluster.ranks(first.number)
+        number = kit.cluster.run("bash", str(first.run.resume_script))
+        again = replace(first, number=number, log=Path(str(first.log).replace(first.number, number)))
         return [ended, Ended(again, kit.until_ended(again))]
 
 
 @drives(drive_sbatch, drive_batch_shell_killed)
-def test_without_its_batch_shell_a_job_ends_and_nothing_is_lost(driven: list[Any]) -> None:
+def test_a_job_without_its_batch_shell_ends_and_is_resumed(driven: list[Any]) -> None:
     undisturbed, (killed, again) = driven
     assert (killed.slurm["JobState"], killed.slurm["Reason"]) == ("FAILED", "JobLaunchFailure")
     assert killed.slurm["Restarts"] == "0"
