@@ -1,19 +1,24 @@
-"""What may go wrong around a job, done to real ones; with the tests beside it here, every fault that the kit promises to survive.
+"""What may go wrong around a job, done to real ones; with the tests beside it, every fault that the kit promises to survive.
 
 | what is done to a job | test |
 | --- | --- |
-| preempted in `low`, `lowc` | test_training: `test_preempted_with_a_grace`, `…_where_preemption_cancels`, `…_three_times…` |
+| preempted in `low`, `lowc` | test_training: `test_preempted_with_a_grace`, `…_where_preemption_cancels` |
 | the same with `preempt_send_user_signal` | `test_preempted_with_the_users_signal` |
 | preempted in `low0`, without grace | test_training: `test_preempted_without_grace_loses_at_most_one_save_interval` |
-| `-t 1 --signal=USR2@20` | test_training: `test_several_time_limits_with_a_signal`; without a signal: `test_a_time_limit_without_any_signal` |
-| scancel: running, waiting after a requeue, in the grace | `test_cancelled_stays_away`; test_training: `test_cancelled_during_the_grace_stays_away` |
-| `scancel -s USR2`, `-b`, `-f`; `--no-requeue` | test_training: `test_signals_of_the_user_…`, `test_a_refused_requeue_becomes_another_job` |
+| `-t 1 --signal=USR2@20` | test_training: `test_several_time_limits_with_a_signal` |
+| a time limit without a signal | test_training: `test_a_time_limit_without_any_signal` |
+| scancel: running, or waiting after a requeue | `test_cancelled_stays_away` |
+| scancel in the grace | test_training: `test_cancelled_during_the_grace_stays_away` |
+| `scancel -s USR2`, `-b`, `-f`; `--no-requeue` | test_training: `test_signals_of_the_user_…` |
+| the requeue is refused | test_training: `test_a_refused_requeue_becomes_another_job` |
 | no scontrol in the image | tests/container: `test_preempted_in_the_image` |
-| kill -9 of a rank | test_training: `test_a_killed_rank`, `test_a_crash_at_the_same_step_uses_up_the_budget` |
+| kill -9 of a rank | test_training: `test_a_killed_rank`, `test_a_crash_at_the_same_step_…` |
+| kill -STOP of a rank | tests/distributed/test_watchdog.py |
 | a save slower than KillWait, rank 1 done early | `test_killed_in_the_middle_of_a_slow_save` |
 | kill -9 of a node's slurmd, slurmstepd and tasks | test_nodes: `test_a_lost_node_costs_what_was_not_saved` |
 | a node goes down, and its start fails when it is back | `test_a_node_that_is_down_and_then_fails_to_start_the_job` |
-| kill -9 of the batch shell | `test_a_job_without_its_batch_shell_ends_and_is_resumed`; with a guard, test_guard: `test_a_guard_takes_over_…` |
+| kill -9 of the batch shell | `test_a_job_without_its_batch_shell_ends_and_is_resumed` |
+| the same with a guard | test_guard: `test_a_guard_takes_over_where_the_batch_shell_was_killed` |
 | one task of an array, whose number is the array's | test_training: `test_an_array_task_requeues_only_itself` |
 | two jobs on one node that draw the same port | `test_two_jobs_that_draw_one_port_do_not_meet` |
 | preempted after the last step | test_training: `test_preempted_after_the_last_step_is_finished` |
@@ -46,40 +51,13 @@ pytestmark = pytest.mark.timeout(1200)
 CONF = """
 SlurmctldParameters=preempt_send_user_signal
 ReturnToService=0
+KillWait=90
 Prolog={prolog}
 """
 """Of a cluster that is set up in another way; its nodes refuse to start jobs while there is a file `refuses-NODE`."""
 PROLOG = """#!/bin/sh
 [ ! -e {folder}/refuses-$SLURMD_NODENAME ]
 """
-
-
-# Cancelled ----------------------------------------------------------------------------------------------------------
-
-
-def drive_cancelled(kit: Kit) -> list[Ended]:
-    """One while it trains, one while it waits to go on: it has requeued itself after a signal."""
-    with kit.nodes() as nodes:
-        running, waiting = (kit.sbatch(f"cancelled-{name}", "-w", nodes) for name in ("running", "waiting"))
-        kit.until_step(running, SAVE_EVERY + 5)
-        kit.signal(running)
-        kit.until_step(waiting, SAVE_EVERY + 5)
-        kit.signal(waiting, "--signal=USR2")
-        kit.until(waiting, lambda: kit.shown(waiting)["JobState"] == "PENDING", "the requeue")
-        kit.signal(waiting)
-        return [Ended(job, kit.until_ended(job)) for job in (running, waiting)]
-
-
-@drives(drive_cancelled)
-def test_cancelled_stays_away(driven: list[Ended], kit: Kit) -> None:
-    running, waiting = driven
-    stays_away(running, kit)
-    assert json.loads(running.job.run.decision.read_text())["action"] == "cancelled"
-    assert status.read_status(running.job.run).state == "cancelled"
-    stays_away(waiting, kit, restarts=1)
-    for job in driven:
-        assert job.job.causes == ["preempted"]  # both have saved
-        assert job.job.attempts[0]["saved_step"] == job.job.attempts[0]["last_step"] > SAVE_EVERY
 
 
 # Killed -------------------------------------------------------------------------------------------------------------
@@ -132,7 +110,7 @@ def drive_batch_shell_killed(kit: Kit) -> list[Ended]:
         os.kill(kit.cluster.batch_shell(first.number), signal.SIGKILL)
         ended = Ended(first, kit.until_ended(first))
         assert not kit.cluster.ranks(first.number)
-        number = kit.cluster.run("bash", str(first.run.resume_script))
+        number = kit._run(["bash", str(first.run.resume_script)], kit.variables).strip()
         again = replace(first, number=number, log=Path(str(first.log).replace(first.number, number)))
         return [ended, Ended(again, kit.until_ended(again))]
 
@@ -178,12 +156,41 @@ def drive_other_cluster(kit: Kit) -> dict[str, Any]:
             own = new_kit(cluster, home, pairs=2)
             calls: dict[str, Callable[[], Any]] = {
                 "down": lambda: down_and_held(own, folder),
+                "cancelled": lambda: cancelled(own),
                 "low": lambda: preempted(own, "low"),
                 "lowc": lambda: preempted(own, "lowc"),
                 "one port": lambda: one_port(own),
             }
             futures = {name: pool.submit(call) for name, call in calls.items()}
-            return {name: future.result() for name, future in futures.items()}
+            results = {name: future.result() for name, future in futures.items()}
+            for job in results["cancelled"]:
+                stays_away(job, own)
+            return results
+
+
+def cancelled(kit: Kit) -> list[Ended]:
+    """One while it trains, one while it waits to go on: it has requeued itself after a signal."""
+    with kit.nodes() as nodes:
+        running, waiting = (kit.sbatch(f"cancelled-{name}", "-w", nodes) for name in ("running", "waiting"))
+        kit.until_step(running, SAVE_EVERY + 5)
+        kit.signal(running)
+        kit.until_step(waiting, SAVE_EVERY + 5)
+        kit.signal(waiting, "--signal=USR2")
+        kit.until(waiting, lambda: kit.shown(waiting)["JobState"] == "PENDING", "the requeue")
+        kit.signal(waiting)
+        return [Ended(job, kit.until_ended(job)) for job in (running, waiting)]
+
+
+@drives(drive_other_cluster)
+def test_cancelled_stays_away(driven: dict[str, Any]) -> None:
+    """As the drive has seen; both have saved."""
+    running, waiting = driven["cancelled"]
+    assert [job.slurm["Restarts"] for job in (running, waiting)] == ["0", "1"]
+    for job in (running, waiting):
+        assert job.job.causes == ["preempted"]
+        assert job.job.attempts[0]["saved_step"] == job.job.attempts[0]["last_step"] > SAVE_EVERY
+    assert json.loads(running.job.run.decision.read_text())["action"] == "cancelled"
+    assert status.read_status(running.job.run).state == "cancelled"
 
 
 def preempted(kit: Kit, partition: str) -> Signalled:

@@ -151,6 +151,7 @@ def drive_cancelled_in_the_grace(kit: Kit) -> Ended:
 @drives(drive_cancelled_in_the_grace)
 def test_cancelled_during_the_grace_stays_away(driven: Ended, kit: Kit) -> None:
     stays_away(driven, kit)
+    assert driven.slurm["Restarts"] == "0"
     assert driven.job.causes == ["preempted"]  # it saved, and would have been requeued
     assert json.loads(driven.job.run.decision.read_text())["action"] == "cancelled"
     assert status.read_status(driven.job.run).state == "cancelled"
