@@ -98,7 +98,7 @@ def drive_time_limit_signal(kit: Kit) -> Ended:
     """The signal comes 20 s before the end, or up to half a minute earlier still; when that was twice, the rest goes fast."""
     with kit.nodes() as nodes:
         job = kit.sbatch("limit-signal", "-w", nodes, "--time=1", "--signal=USR2@20", env={"KIT_PACE_S": "1.5"})
-        kit.until(job, lambda: len(job.attempts) > 2, "two restarts")
+        kit.until(job, lambda: len(job.attempts) > 2, "two restarts", seconds=600)
         (job.run.path / "pace").write_text("0")
         return Ended(job, kit.until_ended(job, seconds=500))
 
