@@ -33,7 +33,7 @@ import re
 import signal
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -142,9 +142,9 @@ class Held(Ended):
 
 
 @long
-def drive_other_cluster(kit: Kit) -> dict[str, Any]:
-    """A cluster of its own, with two pairs of nodes."""
-    with tempfile.TemporaryDirectory(prefix="gpt2hpc-slurm-") as name, ThreadPoolExecutor(2) as pool:
+def drive_other_cluster(kit: Kit) -> dict[str, Future[Any]]:
+    """A cluster of its own, with two pairs of nodes; what each of its drives returned, or what went wrong in it."""
+    with tempfile.TemporaryDirectory(prefix="gpt2hpc-slurm-") as name, ThreadPoolExecutor() as pool:
         folder = Path(name)
         folder.chmod(0o755)
         (folder / "prolog").write_text(PROLOG.format(folder=folder))
@@ -162,10 +162,8 @@ def drive_other_cluster(kit: Kit) -> dict[str, Any]:
                 "one port": lambda: one_port(own),
             }
             futures = {name: pool.submit(call) for name, call in calls.items()}
-            results = {name: future.result() for name, future in futures.items()}
-            for job in results["cancelled"]:
-                stays_away(job, own)
-            return results
+            wait(futures.values())
+            return futures
 
 
 def cancelled(kit: Kit) -> list[Ended]:
@@ -178,13 +176,16 @@ def cancelled(kit: Kit) -> list[Ended]:
         kit.signal(waiting, "--signal=USR2")
         kit.until(waiting, lambda: kit.shown(waiting)["JobState"] == "PENDING", "the requeue")
         kit.signal(waiting)
-        return [Ended(job, kit.until_ended(job)) for job in (running, waiting)]
+        ended = [Ended(job, kit.until_ended(job)) for job in (running, waiting)]
+    for job in ended:
+        stays_away(job, kit)
+    return ended
 
 
 @drives(drive_other_cluster)
-def test_cancelled_stays_away(driven: dict[str, Any]) -> None:
+def test_cancelled_stays_away(driven: dict[str, Future[Any]]) -> None:
     """As the drive has seen; both have saved."""
-    running, waiting = driven["cancelled"]
+    running, waiting = driven["cancelled"].result()
     assert [job.slurm["Restarts"] for job in (running, waiting)] == ["0", "1"]
     for job in (running, waiting):
         assert job.job.causes == ["preempted"]
@@ -210,7 +211,7 @@ def preempted(kit: Kit, partition: str) -> Signalled:
 @pytest.mark.parametrize("partition", ["low", "lowc"])
 def test_preempted_with_the_users_signal(driven: list[Any], partition: str) -> None:
     undisturbed, others = driven
-    job = others[partition]
+    job = others[partition].result()
     assert set(job.signals) >= {(str(rank), int(signal.SIGUSR2)) for rank in range(4)}  # of the template's --signal
     finished_as(job, undisturbed, causes=["preempted", "finished"])
     resumed_exactly(job)
@@ -252,7 +253,7 @@ def waits_for(kit: Kit, held: Held, what: str, *, but: tuple[str, ...]) -> None:
 @drives(drive_sbatch, drive_other_cluster)
 def test_a_node_that_is_down_and_then_fails_to_start_the_job(driven: list[Any]) -> None:
     undisturbed, others = driven
-    job = others["down"]
+    job = others["down"].result()
     down, failed = job.reasons
     assert "Unavailable" in down
     assert failed == "launch_failed_requeued_held"
@@ -278,7 +279,7 @@ def one_port(kit: Kit) -> list[Ended]:
 @drives(drive_sbatch, drive_other_cluster)
 def test_two_jobs_that_draw_one_port_do_not_meet(driven: list[Any]) -> None:
     undisturbed, others = driven
-    first, second = others["one port"]
+    first, second = others["one port"].result()
     assert int(second.job.number) - int(first.job.number) == 20_000
     assert first.slurm["NodeList"] == second.slurm["NodeList"]
     began = [datetime.fromisoformat(job.slurm["StartTime"]) for job in (first, second)]
