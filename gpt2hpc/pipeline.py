@@ -52,7 +52,9 @@ def new_parser() -> jsonargparse.ArgumentParser:
     parser.usage = (
         "gpt2hpc submit pipeline --source S [--preset NAME] [--run-dir DIR] [--OPTION …] [--SECTION.SETTING VALUE …]"
     )
-    parser.description = "Prepare, train, evaluate and export as Slurm jobs, each waiting for the one before; again after a failure, what is missing."
+    parser.description = (
+        "Prepare, train, evaluate and export as Slurm jobs that wait for each other; again: what is missing."
+    )
     parser.add_argument(
         "--source",
         action="append",
