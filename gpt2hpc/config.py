@@ -202,11 +202,18 @@ class RequeueConfig:
         crash_budget: Crashes in a row without progress that are restarted.
         max_without_progress: Restarts of any cause in a row without a new checkpoint.
         backoff_s: Seconds to wait after the first crash; doubled for each further one, 600 at most.
+        hang_minutes: Minutes without progress, at least, after which a training step is taken for hung: every rank dumps its
+            stacks to RUN/dumps/ and the attempt ends as a crash; null to wait for ever.
+        hang_factor: A step may also take so many times as long as the longest one before it.
+        hang_phase_minutes: The same as hang_minutes for all that is no step: the start, the first validation, a save, the end.
     """
 
     crash_budget: int = 3
     max_without_progress: int = 10
     backoff_s: float = 10.0
+    hang_minutes: float | None = 5.0
+    hang_factor: float = 20.0
+    hang_phase_minutes: float = 60.0
 
 
 @dataclass(frozen=True)
@@ -284,6 +291,9 @@ def _check_ranges(config: Config) -> None:
         "checkpoint.every_minutes": config.checkpoint.every_minutes,
         "checkpoint.every_steps": config.checkpoint.every_steps,
         "checkpoint.keep_every_steps": config.checkpoint.keep_every_steps,
+        "requeue.hang_minutes": config.requeue.hang_minutes,
+        "requeue.hang_factor": config.requeue.hang_factor,
+        "requeue.hang_phase_minutes": config.requeue.hang_phase_minutes,
     }
     for key, value in positive.items():
         if value is not None and not 0 < value < math.inf:

@@ -24,9 +24,15 @@ from gpt2hpc.evaluation import examples
 from gpt2hpc.model import hf_weights
 from gpt2hpc.run_dir import RunDir
 from gpt2hpc.training import hub_access, hub_checkpoints, writers
+from gpt2hpc.training.dumps import Dumps
+from gpt2hpc.training.watchdog import Watchdog, limits
 
 if TYPE_CHECKING:
     from gpt2hpc.training.process_group import Ranks
+
+
+SLOW_DISK_BYTES_PER_S = 10e6
+"""At which shards may be hashed, before that is taken for hung."""
 
 
 @dataclass(frozen=True)
@@ -281,6 +287,16 @@ def _is_old(wish: Path, outcome: Path) -> bool:
 
 
 def _run_attempt(opened: Opened, run: RunDir, ranks: Ranks, signals: SignalFlag) -> None:
+    """Train under a watchdog."""
+    assert opened.attempt is not None
+    dumps = Dumps(run, Ledger(run), opened.attempt, ranks.rank, nodes=ranks.gather(ranks.env.node))
+    waits_for_shards = opened.config.data.stage or hub.is_remote(opened.manifest.where)
+    watchdog = Watchdog(limits(opened.config, waits_for_shards=waits_for_shards), dumps)
+    with watchdog.watching():
+        _train(opened, run, ranks, signals, watchdog)
+
+
+def _train(opened: Opened, run: RunDir, ranks: Ranks, signals: SignalFlag, watchdog: Watchdog) -> None:
     """Train, then write how it ended; rank 0 writes."""
     from gpt2hpc.training import screen
     from gpt2hpc.training.trainer import Trainer
@@ -291,19 +307,21 @@ def _run_attempt(opened: Opened, run: RunDir, ranks: Ranks, signals: SignalFlag)
     trainer = None
     try:
         with ledger.heartbeat(attempt, writes=ranks.is_first):
-            check_shards(run, opened.config, opened.manifest, ranks)
-            trainer = Trainer(
-                opened.config,
-                opened.manifest,
-                run,
-                ranks=ranks,
-                ledger=ledger,
-                attempt=attempt,
-                run_started=opened.run_started,
-                signals=signals,
-                screen=shown,
-            )
-            trainer.start()
+            with watchdog.phase("start", limit_s=_bytes(opened.manifest) / SLOW_DISK_BYTES_PER_S):
+                check_shards(run, opened.config, opened.manifest, ranks)
+                trainer = Trainer(
+                    opened.config,
+                    opened.manifest,
+                    run,
+                    ranks=ranks,
+                    ledger=ledger,
+                    attempt=attempt,
+                    run_started=opened.run_started,
+                    signals=signals,
+                    screen=shown,
+                    watchdog=watchdog,
+                )
+                trainer.start()
             stop = trainer.train()
             trainer.close()
     except (Gpt2hpcError, OSError) as caught:
@@ -319,14 +337,19 @@ def _run_attempt(opened: Opened, run: RunDir, ranks: Ranks, signals: SignalFlag)
         shown.close()
         if trainer:
             trainer.saves.abandon()
-    if ranks.is_first:
-        _close(ledger, run, attempt, stop, trainer.step)
-        cli.say(_closing_line(run, stop, trainer.step))
-    trainer.log.wait_for_writers()
-    ended = lambda: signals.stop is not Stop.NO  # noqa: E731
-    ranks.first_works(lambda: trainer.saves.end_uploads(wait=not stop, is_told_to_end=ended))
-    ranks.barrier()  # so that no rank ends while another still works: the first exit ends the job
-    trainer.store.remove()
+    with watchdog.phase("end", limit_s=opened.config.checkpoint.upload_wait_s):
+        if ranks.is_first:
+            _close(ledger, run, attempt, stop, trainer.step)
+            cli.say(_closing_line(run, stop, trainer.step))
+        trainer.log.wait_for_writers()
+        ended = lambda: signals.stop is not Stop.NO  # noqa: E731
+        ranks.first_works(lambda: trainer.saves.end_uploads(wait=not stop, is_told_to_end=ended))
+        ranks.barrier()  # so that no rank ends while another still works: the first exit ends the job
+        trainer.store.remove()
+
+
+def _bytes(manifest: Manifest) -> int:
+    return sum(shard.bytes for shard in manifest.shards)
 
 
 def _close(ledger: Ledger, run: RunDir, attempt: Attempt, stop: Stop, step: int) -> None:

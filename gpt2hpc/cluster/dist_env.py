@@ -36,6 +36,7 @@ class DistEnv:
         is_launched: Whether something (torchrun, srun, our launcher) started this process as one of the ranks.
         gpus_allotted: Whether the job was given GPUs, so that training on the CPU would be a mistake.
         nodes: Slurm's list of nodes, or this host.
+        node: This one's name, by which Slurm knows it.
     """
 
     rank: int
@@ -52,6 +53,7 @@ class DistEnv:
     launcher_pid: int | None = None
     is_launched: bool = False
     gpus_allotted: bool = False
+    node: str = ""
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> DistEnv:
@@ -76,6 +78,7 @@ class DistEnv:
             if "SLURM_JOB_ID" in env and JOB not in env
             else _integer(env, RESTART, 0),
             nodes=env.get("SLURM_JOB_NODELIST", socket.gethostname()),
+            node=env.get("SLURMD_NODENAME") or socket.gethostname(),
             master_addr=env.get("MASTER_ADDR"),
             master_port=_integer(env, "MASTER_PORT", 0) or None,
             rendezvous=env.get(RENDEZVOUS),

@@ -1,7 +1,7 @@
 """A rank as the product starts it, with real faults at exact steps, or with one safeguard taken out.
 
-rank.py RUN_DIR [--signal STEP RANK] [--kill STEP RANK] [--pause STEP RANK] [--nan STEP] [--without warm-up|rng|scaler]
-        [--loss-scale S] [--pause-start] [--full RANK]
+rank.py RUN_DIR [--signal STEP RANK] [--kill STEP RANK] [--pause STEP RANK] [--hang STEP RANK] [--once] [--nan STEP]
+        [--without warm-up|rng|scaler] [--loss-scale S] [--pause-start] [--full RANK] [--slow-validation SECONDS]
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import argparse
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from gpt2hpc import cli, jobs
+from gpt2hpc.cluster import dist_env
 from gpt2hpc.data.shards import Tokens
 from gpt2hpc.training import saver, state
 from gpt2hpc.training.checkpoint import Checkpoint
+from gpt2hpc.training.evaluations import Evaluations
 from gpt2hpc.training.precision import Precision
 from gpt2hpc.training.trainer import Trainer
 
@@ -29,15 +33,18 @@ from gpt2hpc.training.trainer import Trainer
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("run_dir")
-    for fault in ("--signal", "--kill", "--pause"):
+    for fault in ("--signal", "--kill", "--pause", "--hang"):
         parser.add_argument(fault, nargs=2, type=int, default=(-1, -1), metavar=("STEP", "RANK"))
+    parser.add_argument("--once", action="store_true", help="only in the first start of a job")
+    parser.add_argument("--slow-validation", type=float, default=0.0)
     parser.add_argument("--pause-start", action="store_true")
     parser.add_argument("--full", type=int, default=-1, metavar="RANK")
     parser.add_argument("--nan", type=int, default=-1, metavar="STEP")
     parser.add_argument("--without", choices=("warm-up", "rng", "scaler"))
     parser.add_argument("--loss-scale", type=float)
     arguments = parser.parse_args()
-    _add_faults(arguments)
+    if not arguments.once or os.environ.get(dist_env.RESTART) == "0":
+        _add_faults(arguments)
     _take_out(arguments.without)
     if arguments.loss_scale:
         new_scaler = lambda self: torch.amp.GradScaler("cpu", init_scale=arguments.loss_scale, growth_interval=3)  # noqa: E731
@@ -58,12 +65,21 @@ def _add_faults(arguments: argparse.Namespace) -> None:
             if here == tuple(fault):
                 self.saves.settle(self.log)  # so that it is known what was saved before
                 os.kill(os.getpid(), number)
+        if here == tuple(arguments.hang):
+            hang_here()
         if here[0] == arguments.nan:
             with torch.no_grad():
                 self.model.ln_f.weight.fill_(torch.nan)
         return genuine(self, stream)
 
     Trainer.optimizer_step = optimizer_step  # type: ignore[method-assign]
+    validate = Evaluations._validate
+
+    def _validate(self: Evaluations, step: int) -> None:
+        time.sleep(arguments.slow_validation)
+        validate(self, step)
+
+    Evaluations._validate = _validate  # type: ignore[method-assign]
     if arguments.pause_start:
         resume = Trainer._resume
 
@@ -79,6 +95,11 @@ def _add_faults(arguments: argparse.Namespace) -> None:
                 file.write(contents)
 
         saver.durable.write_bytes = full
+
+
+def hang_here() -> None:
+    """As a library that waits for what never comes."""
+    threading.Event().wait()
 
 
 def _take_out(safeguard: str | None) -> None:
