@@ -18,7 +18,7 @@ from typing import Literal
 
 import jsonargparse
 
-from gpt2hpc import cli, config_io, jobs, prepare_array
+from gpt2hpc import cli, config_io, jobs, prepare_array, starting
 from gpt2hpc.cluster import batch, choices, queries, slurm
 from gpt2hpc.cluster.batch import BatchJob
 from gpt2hpc.cluster.choices import Choices
@@ -56,6 +56,11 @@ def new_parser() -> jsonargparse.ArgumentParser:
         type=str,
         metavar="LIMIT",
         help="Time limit of each attempt, which saves before and is restarted: minutes, HH:MM:SS or DAYS-HH:MM:SS.",
+    )
+    parser.add_argument(
+        "--guard",
+        action="store_true",
+        help="On Slurm, let a second job wait, and take over where this one cannot requeue itself: its batch script was killed, say.",
     )
     parser.add_argument("--quiet", action="store_true", help=cli.QUIET_HELP)
     parser.add_argument("--dry-run", action="store_true", help="Print what would be submitted, and submit nothing.")
@@ -155,7 +160,7 @@ def _foretold(run: RunDir, config: Config, world_size: int) -> str:
     config_io.changes(run, config)
     grad_accum_steps(config, world_size=world_size)
     try:
-        jobs.check_start(run, config, world_size=world_size)
+        starting.check_start(run, config, world_size=world_size)
     except DataError as error:
         return f"a start would be refused: {error.line}"
     if Ledger(run).is_finished(config.train.steps):
@@ -199,8 +204,8 @@ def _on_slurm(run: RunDir, config: Config, options: jsonargparse.Namespace) -> i
         refused = f"a start would be refused: job {before} of this run is in the queue already"
         cli.say(f"# {refused if before else _foretold(job.run, config, job.world_size)}")
         return 0
-    config, _ = jobs.check_start(job.run, config, world_size=job.world_size)
-    jobs.check_repo(config)
+    config, _ = starting.check_start(job.run, config, world_size=job.world_size)
+    starting.check_repo(config)
     for line in warnings(config):
         cli.warn(line)
     if jobs.is_finished(job.run, config):
@@ -262,6 +267,7 @@ def _batch_job(run: RunDir, config: Config, options: jsonargparse.Namespace) -> 
             site=dataclasses.replace(chosen.site, binds=(*chosen.site.binds, *_beginnings(config))),
             image=image,
             data_dir=str(data) if image and data else "",
+            guard=options.guard,
         ),
         chosen,
     )
