@@ -101,7 +101,9 @@ class Dumps:
         return "\n".join([" ".join(f"{name}={value}" for name, value in facts.items()), *threads, "", ""])
 
     def withdraw(self) -> None:
-        """It was no hang: nothing shall be made of this rank's dump."""
+        """It was no hang, so nothing shall be made of this rank's dump; unless it went on only since the others have ended."""
+        if self._told.exists():
+            return
         self.run.dump(self.attempt.number, self.rank).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self._folder.rmdir()

@@ -15,7 +15,7 @@ from gpt2hpc.cluster.ledger import Attempt, Cause, Ledger, Outcome
 from gpt2hpc.cluster.requeue import Action, decide
 from gpt2hpc.cluster.slurm import Job, expand_nodes, parse_show_job
 from gpt2hpc.config import Config, RequeueConfig
-from gpt2hpc.errors import UsageError
+from gpt2hpc.errors import NodeError, UsageError
 from gpt2hpc.run_dir import RunDir
 
 LIMITS = RequeueConfig(crash_budget=2, max_without_progress=4, backoff_s=30.0)
@@ -29,6 +29,7 @@ def attempt(
     cause: Cause | None = Cause.CRASHED,
     job: str = "7",
     nodes: str = "n1",
+    **more: Any,
 ) -> Attempt:
     return Attempt(
         number=restart + 1,
@@ -43,6 +44,7 @@ def attempt(
         first_step=first,
         saved_step=first if saved is None else saved,
         cause=cause,
+        **more,
     )
 
 
@@ -298,3 +300,11 @@ def test_the_command_prints_one_action(
     monkeypatch.setattr(sys, "stdin", io.StringIO(SHOWN))
     assert requeue.main(["decide", str(tmp_path)]) == 0
     assert capsys.readouterr().out == "exit 0 0 0 - finished\n"
+
+
+def test_a_watchdog_ends_healthy_ranks() -> None:
+    """So the node whose rank ended first tells nothing, whether or not there is another to suspect."""
+    hung = [attempt(restart, nodes="n1,n2", died_on="n1", exit_code=NodeError.exit_code) for restart in (0, 1)]
+    assert ask(Job("7", 1, restarts=1, exit_code=NodeError.exit_code, died_on="n1"), None, hung).exclude_nodes == ""
+    stopped = [attempt(restart, nodes="n1,n2", died_on="n1", exit_code=137, suspects=("n2",)) for restart in (0, 1)]
+    assert ask(Job("7", 1, restarts=1, exit_code=137, died_on="n1"), None, stopped).exclude_nodes == "n2"
