@@ -14,6 +14,7 @@ from gpt2hpc.errors import ConfigError
 
 DeviceName = Literal["auto", "cuda", "mps", "cpu"]
 PrecisionName = Literal["auto", "bf16", "fp16", "fp32"]
+PreflightName = Literal["auto", "full", "thin", "off"]
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,9 @@ class TrainConfig:
         tensorboard: Write event files to RUN/tensorboard/; needs gpt2hpc[tensorboard].
         wandb: Project of Weights & Biases, as PROJECT or ENTITY/PROJECT, that gets the metrics too; needs gpt2hpc[wandb].
         trace_data: Write the sample numbers each rank consumes to RUN/trace/.
+        preflight: What is asked of the nodes before each start: full compares GPUs, disks, data, versions and clocks and times an
+            all-reduce; thin leaves out the timing, and but warns of a node's fault; auto is full in a batch job, thin elsewhere.
+        min_allreduce_gb_s: Bus bandwidth in GB/s that the all-reduce of the preflight must reach; null for that of the site, if any.
     """
 
     total_tokens: int = 10_000_000_000
@@ -136,6 +140,8 @@ class TrainConfig:
     tensorboard: bool = False
     wandb: str | None = None
     trace_data: bool = False
+    preflight: PreflightName = "auto"
+    min_allreduce_gb_s: float | None = None
 
     @property
     def steps(self) -> int:
@@ -285,6 +291,7 @@ def _check_ranges(config: Config) -> None:
         "train.hellaswag_every": train.hellaswag_every,
         "train.hellaswag_examples": train.hellaswag_examples,
         "train.sample_every": train.sample_every,
+        "train.min_allreduce_gb_s": train.min_allreduce_gb_s,
         "data.shuffle_shards": config.data.shuffle_shards,
         "data.cache_gib": config.data.cache_gib,
         "data.patience_s": config.data.patience_s,

@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,11 +18,11 @@ from gpt2hpc.cluster.signals import SignalFlag, Stop
 from gpt2hpc.config import Config
 from gpt2hpc.data import hub, verify
 from gpt2hpc.data.manifest import Manifest
-from gpt2hpc.errors import USER_ERRORS, Gpt2hpcError, MissingError, StoppedError, as_users
+from gpt2hpc.errors import USER_ERRORS, Gpt2hpcError, MissingError, NodeError, StoppedError, as_users
 from gpt2hpc.run_dir import RunDir
 from gpt2hpc.training import writers
 from gpt2hpc.training.dumps import Dumps
-from gpt2hpc.training.watchdog import Watchdog, limits
+from gpt2hpc.training.watchdog import PREFLIGHT, Watchdog, limits
 
 if TYPE_CHECKING:
     from gpt2hpc.training.process_group import Ranks
@@ -65,7 +65,7 @@ class Train:
             require_torch()
             from gpt2hpc.training.process_group import joined, make_deterministic, select_device
 
-            config = self.config or starting.stored_config(run)
+            config = self.config or _settings_here(run, env)
             if config.train.deterministic:
                 make_deterministic()  # before NCCL reads its settings
             device = select_device(config.train.device, env)
@@ -94,6 +94,11 @@ class Rank:
         if code:
             sys.exit(code)  # submitit turns an exception into exit code 1
         return code
+
+
+def _settings_here(run: RunDir, env: DistEnv) -> Config:
+    """Those of the run. A rank whose node does not see the run directory gets as far as the preflight, which names that node."""
+    return Config() if env.rank and not run.config.exists() else starting.stored_config(run)
 
 
 @contextlib.contextmanager
@@ -175,16 +180,20 @@ def _is_old(wish: Path, outcome: Path) -> bool:
 def _run_attempt(opened: Opened, run: RunDir, ranks: Ranks, signals: SignalFlag) -> None:
     """Train under a watchdog."""
     assert opened.attempt is not None
-    dumps = Dumps(run, Ledger(run), opened.attempt, ranks.rank, nodes=ranks.gather(ranks.env.node))
+    nodes = ranks.gather(ranks.env.node)
+    dumps = Dumps(run, Ledger(run), opened.attempt, ranks.rank, nodes)
     waits_for_shards = opened.config.data.stage or hub.is_remote(opened.manifest.where)
     watchdog = Watchdog(limits(opened.config, waits_for_shards=waits_for_shards), dumps)
     with watchdog.watching():
-        _train(opened, run, ranks, signals, watchdog)
+        _train(opened, run, ranks, signals, watchdog, nodes)
 
 
-def _train(opened: Opened, run: RunDir, ranks: Ranks, signals: SignalFlag, watchdog: Watchdog) -> None:
+def _train(
+    opened: Opened, run: RunDir, ranks: Ranks, signals: SignalFlag, watchdog: Watchdog, nodes: Sequence[str]
+) -> None:
     """Train, then write how it ended; rank 0 writes."""
     from gpt2hpc.training import screen
+    from gpt2hpc.training.preflight import Preflight
     from gpt2hpc.training.trainer import Trainer
 
     assert opened.attempt is not None
@@ -193,6 +202,8 @@ def _train(opened: Opened, run: RunDir, ranks: Ranks, signals: SignalFlag, watch
     trainer = None
     try:
         with ledger.heartbeat(attempt, writes=ranks.is_first):
+            with watchdog.phase(PREFLIGHT):
+                Preflight(run, opened.config, opened.manifest, ranks, nodes, os.environ).check(ledger, attempt)
             with watchdog.phase("start", limit_s=_bytes(opened.manifest) / SLOW_DISK_BYTES_PER_S):
                 check_shards(run, opened.config, opened.manifest, ranks)
                 trainer = Trainer(
@@ -214,7 +225,7 @@ def _train(opened: Opened, run: RunDir, ranks: Ranks, signals: SignalFlag, watch
         error = caught if isinstance(caught, Gpt2hpcError) else as_users(caught)
         if trainer:
             trainer.saves.abandon()  # what it notes in the ledger comes before the end
-        if ranks.is_first and not isinstance(error, StoppedError) and not ledger.superseded(attempt):
+        if ranks.is_first and not isinstance(error, (StoppedError, NodeError)) and not ledger.superseded(attempt):
             step = trainer.step if trainer else 0
             with contextlib.suppress(OSError):  # a full disk; the exit code tells as well
                 ledger.close(attempt, _outcome(attempt, Cause.ERROR, step, error.exit_code, error.line))

@@ -97,6 +97,10 @@ class RunDir:
         """What every thread was doing when an attempt hung, a folder an attempt."""
         return self.path / "dumps"
 
+    def preflight(self, attempt: int, node: str) -> Path:
+        """What a node writes there for a moment, to see whether all see it."""
+        return self.path / f".preflight-{attempt:04d}-{node}"
+
     def dumps_of(self, attempt: int) -> Path:
         return self.dumps / f"{attempt:04d}"
 

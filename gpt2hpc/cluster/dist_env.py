@@ -22,6 +22,9 @@ LOCAL = "local-"
 SRUN = "GPT2HPC_SRUN"
 """Set by our batch scripts: a task of srun is a rank, even a single one. A person's shell in a step of one task is none."""
 
+SUBMITTED_VERSION = "GPT2HPC_SUBMITTED_VERSION"
+"""Of the gpt2hpc that wrote the batch script; the ranks compare it with their own."""
+
 
 @dataclass(frozen=True)
 class DistEnv:

@@ -19,7 +19,8 @@ from gpt2hpc.config import Config
 from gpt2hpc.errors import NodeError
 from gpt2hpc.training.dumps import Dumps, Silence
 
-STEP = "step"
+STEP, PREFLIGHT = "step", "preflight"
+"""The first is any training step but an attempt's first. The second is known to take seconds."""
 POLL_S, GATHER_S = 5.0, 15.0
 """Between two looks; how long all ranks may take to dump, once one has."""
 
@@ -68,7 +69,7 @@ class Watchdog:
         self._poll_s = min(POLL_S, limits.least_s / 10) if limits else POLL_S
         self._awake_s = self._since_s = 0.0
         self._looked_at = time.monotonic()
-        self._longest_s: dict[str, float] = {}
+        self._longest_s = {PREFLIGHT: 0.0}
         self._phase, self._phase_limit_s = STEP, None  # type: tuple[str, float | None]
         self._beats = 0
         self._ended = threading.Event()
