@@ -42,6 +42,7 @@ class BatchJob:
         image: Container image, or None.
         data_dir: The data, to be seen in the container too.
         guard: A second job waits, and takes over where this one cannot requeue itself.
+        dependency: What it waits for, in sbatch's words; None for nothing.
     """
 
     run: RunDir
@@ -56,6 +57,7 @@ class BatchJob:
     image: str | None
     data_dir: str
     guard: bool = False
+    dependency: str | None = None
 
     @property
     def world_size(self) -> int:
@@ -80,20 +82,17 @@ class BatchJob:
 
     def parameters(self) -> dict[str, Any]:
         """What submitit makes the script from."""
-        gpus: dict[str, Any] = {}
-        if self.gpus_per_node:
-            by_gres = self.site.gpu_directive == "gres"
-            gpus = {"gres": f"gpu:{self.gpus_per_node}"} if by_gres else {"gpus_per_node": self.gpus_per_node}
+        after = waiting(self.dependency) if self.dependency else {}
         return {
             "job_name": self.name,
             "nodes": self.nodes,
             "ntasks_per_node": self.ranks_per_node,
-            **gpus,
+            **gpu_request(self.site, self.gpus_per_node),
             "time": self.minutes,
             "signal_delay_s": self.stop_margin_s,
             "wckey": None,
             "stderr_to_stdout": True,
-            "additional_parameters": {"requeue": True, **switches(self.options)},
+            "additional_parameters": {"requeue": True, **switches(self.options), **after},
             "srun_args": list(script.SRUN_ARGS),
             "setup": self.set_up(),
             "teardown": script.lines("tear-down"),
@@ -162,6 +161,18 @@ class _Executor(SlurmExecutor):
     @classmethod
     def affinity(cls) -> int:
         return 2
+
+
+def gpu_request(site: Site, gpus: int) -> dict[str, Any]:
+    """So many GPUs on each node, in the words that the cluster takes."""
+    if not gpus:
+        return {}
+    return {"gres": f"gpu:{gpus}"} if site.gpu_directive == "gres" else {"gpus_per_node": gpus}
+
+
+def waiting(dependency: str) -> dict[str, str]:
+    """Options of sbatch for a job that waits for others, and is cancelled, instead of pending forever, where they fail."""
+    return {"dependency": dependency, "kill-on-invalid-dep": "yes"}
 
 
 def switches(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ LAYERS = (
         "submit",
         "prepare_array",
         "prepare_options",
+        "pipeline",
         "train",
         "sync",
         "status",
