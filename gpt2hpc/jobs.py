@@ -111,6 +111,9 @@ def refusal_noted(run: RunDir, env: DistEnv) -> Iterator[None]:
         claimed = newest is not None and (newest.job, newest.restart) == (env.job, env.restart)
         if isinstance(error, USER_ERRORS) and env.is_launched and not claimed:
             Ledger(run).refuse(env.job, env.restart, error)
+        if isinstance(error, NodeError) and not claimed:
+            end = Cause.CRASHED, error.exit_code
+            Ledger(run).close_for(env.job, env.restart, env.nodes, *end, suspects=(env.node,))
         raise
 
 

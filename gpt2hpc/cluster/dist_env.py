@@ -39,6 +39,7 @@ class DistEnv:
         is_launched: Whether something (torchrun, srun, our launcher) started this process as one of the ranks.
         gpus_allotted: Whether the job was given GPUs, so that training on the CPU would be a mistake.
         nodes: Slurm's list of nodes, or this host.
+        gpus_on_node: How many of them on this node, where Slurm tells.
         node: This one's name, by which Slurm knows it.
     """
 
@@ -56,6 +57,7 @@ class DistEnv:
     launcher_pid: int | None = None
     is_launched: bool = False
     gpus_allotted: bool = False
+    gpus_on_node: int | None = None
     node: str = ""
 
     @classmethod
@@ -87,6 +89,7 @@ class DistEnv:
             rendezvous=env.get(RENDEZVOUS),
             job_end=float(env[JOB_END]) if JOB_END in env else None,
             launcher_pid=_integer(env, LAUNCHER_PID, 0) or None,
+            gpus_on_node=_integer(env, "SLURM_GPUS_ON_NODE", 0) or None,
             gpus_allotted=bool(
                 env.get("SLURM_STEP_GPUS")  # a list: "0" is a GPU
                 or env.get("SLURM_JOB_GPUS")

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from gpt2hpc import config_io
+from gpt2hpc import config_io, jobs
 from gpt2hpc.cluster import requeue
+from gpt2hpc.cluster.dist_env import DistEnv
 from gpt2hpc.cluster.ledger import Attempt, Cause, Ledger, Outcome
 from gpt2hpc.cluster.requeue import Action, decide
 from gpt2hpc.cluster.slurm import Job, expand_nodes, parse_show_job
@@ -324,3 +325,15 @@ def test_a_watchdog_ends_healthy_ranks() -> None:
     assert ask(Job("7", 1, restarts=1, exit_code=NodeError.exit_code, died_on="n1"), None, hung).exclude_nodes == ""
     stopped = [attempt(restart, nodes="n1,n2", died_on="n1", exit_code=137, suspects=("n2",)) for restart in (0, 1)]
     assert ask(Job("7", 1, restarts=1, exit_code=137, died_on="n1"), None, stopped).exclude_nodes == "n2"
+
+
+def test_a_node_that_lacks_gpus_is_left_out(tmp_path: Path) -> None:
+    """It is known before an attempt can be claimed."""
+    run = RunDir(tmp_path)
+    run.create()
+    env = DistEnv(4, 0, 8, 4, "7", 0, "n[1-2]", is_launched=True, node="n2")
+    with pytest.raises(NodeError), jobs.refusal_noted(run, env):
+        raise NodeError("two GPUs have gone")
+    job = Job("7", 0, exit_code=NodeError.exit_code, nodes="n[1-2]", died_on="n1")
+    action = requeue.read_and_decide(run, job)
+    assert (action.kind, action.exclude_nodes) == ("requeue", "n2")
