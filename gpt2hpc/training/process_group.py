@@ -29,8 +29,8 @@ from gpt2hpc.cluster.dist_env import DistEnv
 from gpt2hpc.errors import Gpt2hpcError, MissingError, NodeError, PeerGoneError, UsageError, error_for
 
 _PEER_IS_GONE = ("closed by peer", "reset by peer", "Broken pipe", "ncclRemoteError")
-TIMEOUT, TIMEOUT_APART = datetime.timedelta(minutes=20), datetime.timedelta(hours=2)
-"""Of a collective: later than a watchdog's limit usually is, since that tells more."""
+TIMEOUT, TIMEOUT_APART = datetime.timedelta(minutes=12), datetime.timedelta(hours=2)
+"""Of a collective: somewhat later than the watchdog's limits usually are, since that tells more."""
 ROUND_S = 30.0
 T = TypeVar("T")
 
