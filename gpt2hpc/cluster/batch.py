@@ -78,7 +78,8 @@ class BatchJob:
             "GUARD": "1" if self.guard else "",
         }
         submitter = f"export {SUBMITTED_VERSION}={__version__} # the ranks' own must be the same"
-        return [submitter, *set_up_lines("set-up", variables, self.site, self.image)]
+        trap, *rest = set_up_lines("set-up", variables, self.site, self.image)
+        return [trap, submitter, *rest]
 
     def parameters(self) -> dict[str, Any]:
         """What submitit makes the script from."""
