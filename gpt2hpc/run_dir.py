@@ -93,6 +93,21 @@ class RunDir:
         return self.path / "samples"
 
     @property
+    def dumps(self) -> Path:
+        """What every thread was doing when an attempt hung, a folder an attempt."""
+        return self.path / "dumps"
+
+    def preflight(self, attempt: int, node: str) -> Path:
+        """What a node writes there for a moment, to see whether all see it."""
+        return self.path / f".preflight-{attempt:04d}-{node}"
+
+    def dumps_of(self, attempt: int) -> Path:
+        return self.dumps / f"{attempt:04d}"
+
+    def dump(self, attempt: int, rank: int) -> Path:
+        return self.dumps_of(attempt) / f"rank{rank}.txt"
+
+    @property
     def report(self) -> Path:
         """The last report, for a browser."""
         return self.path / "report.html"

@@ -16,8 +16,9 @@ from typing import Any
 from submitit import SlurmExecutor
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from gpt2hpc import durable
+from gpt2hpc import __version__, durable
 from gpt2hpc.cluster import queries, script
+from gpt2hpc.cluster.dist_env import SUBMITTED_VERSION
 from gpt2hpc.cluster.ledger import Ledger
 from gpt2hpc.cluster.site_profile import Site
 from gpt2hpc.errors import MissingError, UsageError
@@ -76,7 +77,9 @@ class BatchJob:
             "MASTER_ADDR_SUFFIX": self.site.master_addr_suffix,
             "GUARD": "1" if self.guard else "",
         }
-        return set_up_lines("set-up", variables, self.site, self.image)
+        submitter = f"export {SUBMITTED_VERSION}={__version__} # the ranks' own must be the same"
+        trap, *rest = set_up_lines("set-up", variables, self.site, self.image)
+        return [trap, submitter, *rest]
 
     def parameters(self) -> dict[str, Any]:
         """What submitit makes the script from."""

@@ -228,7 +228,15 @@ class Ledger:
         return None
 
     def close_for(
-        self, job: str, restart: int, nodes: str, cause: Cause, exit_code: int | None, *, died_on: str = ""
+        self,
+        job: str,
+        restart: int,
+        nodes: str,
+        cause: Cause,
+        exit_code: int | None,
+        *,
+        died_on: str = "",
+        suspects: tuple[str, ...] = (),
     ) -> None:
         """Write the end of that restart for it, if it has left none: somebody saw its processes end.
 
@@ -240,7 +248,7 @@ class Ledger:
             if newest.cause is None:
                 self.update(dataclasses.replace(newest, **end))  # type: ignore[arg-type]
             return
-        unclaimed = Attempt(0, job, restart, "", 0, utc_now(), "", nodes, 0, **end)  # type: ignore[arg-type]
+        unclaimed = Attempt(0, job, restart, "", 0, utc_now(), "", nodes, 0, suspects=suspects, **end)  # type: ignore[arg-type]
         with contextlib.suppress(OSError):
             self._run.attempts.mkdir(parents=True, exist_ok=True)
             path = self._run.attempts / f"unclaimed-{job}-{restart}.json"

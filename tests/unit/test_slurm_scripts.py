@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from gpt2hpc import __version__
 from gpt2hpc.cluster import batch, script, site_profile
 from gpt2hpc.cluster.dist_env import DistEnv
 from gpt2hpc.cluster.slurm import minutes
@@ -118,6 +119,7 @@ def test_the_dry_run_is_a_script_that_passes_shellcheck(tmp_path: Path) -> None:
     for line in ("partition = gpu (flag)", "account = p1 (site)", "nproc = 4 (default)", "nodes = 4 (flag)"):
         assert f"# {line}\n" in done.stdout
     assert "export APPTAINERENV_A='it'\"'\"'s'" in done.stdout
+    assert f"export GPT2HPC_SUBMITTED_VERSION={__version__} #" in done.stdout
     assert "MASTER_ADDR_SUFFIX=i" in done.stdout
     assert "BINDS=/scratch\n" in done.stdout
     assert f"DATA={tmp_path}/data/demo\n" in done.stdout
