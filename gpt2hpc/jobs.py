@@ -201,6 +201,8 @@ def _train(
 
     assert opened.attempt is not None
     ledger, attempt = Ledger(run), opened.attempt
+    if ranks.is_first:  # how `gpt2hpc logs` finds it in a log of several
+        cli.note(f"attempt {attempt.number}: job {attempt.job}, restart {attempt.restart}, on {attempt.nodes}")
     shown = screen.chosen(os.environ, is_first=ranks.is_first)
     trainer = None
     try:
