@@ -8,8 +8,9 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from gpt2hpc.cluster.slurm import show_job_facts
 
@@ -62,21 +63,73 @@ class Partition:
 
 def ask(program: str, *arguments: str) -> str | None:
     """Standard output of one of Slurm's programs; None where there is none, or it does not answer."""
+    said, refusal = _asked(program, *arguments)
+    return said if refusal is None else None
+
+
+def _asked(program: str, *arguments: str) -> tuple[str, str | None]:
+    """Its standard output, and where it failed or is not there what it said of that."""
     path = shutil.which(program)
     if path is None:
-        return None
+        return "", f"{program} is not on PATH"
     try:
         done = subprocess.run(
             [path, *arguments], capture_output=True, text=True, timeout=PATIENCE_S, check=False, errors="replace"
         )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout if done.returncode == 0 else None
+    except subprocess.TimeoutExpired:
+        return "", f"{program} does not answer in {PATIENCE_S:g} s"
+    except (OSError, subprocess.SubprocessError) as error:
+        return "", f"{program} cannot be started: {error}"
+    return done.stdout, None if done.returncode == 0 else " ".join(
+        done.stderr.split()
+    ) or f"exit code {done.returncode}"
 
 
 def settings() -> dict[str, str]:
     """`scontrol show config`, by name."""
     return dict(re.findall(r"(?m)^(\S+)\s*= (.*?)\s*$", ask("scontrol", "show", "config") or ""))
+
+
+def silence() -> str | None:
+    """Why Slurm's controller does not answer; None where it does."""
+    return _asked("scontrol", "show", "config")[1]
+
+
+def partition_settings() -> dict[str, dict[str, str]]:
+    """`scontrol show partition`, by the partition's name and by key; empty without a Slurm."""
+    said = ask("scontrol", "show", "partition", "-o", "--all") or ""
+    rows = [dict(word.partition("=")[::2] for word in line.split() if "=" in word) for line in said.splitlines()]
+    return {row["PartitionName"]: row for row in rows if "PartitionName" in row}
+
+
+def qualities(name: str | None = None) -> dict[str, dict[str, str]]:
+    """QOS of the accounts, by name: PreemptMode, GraceTime and MaxWall as sacctmgr writes them; empty without accounts."""
+    columns = ("Name", "PreemptMode", "GraceTime", "MaxWall")
+    wanted = [name] if name else []
+    said = ask("sacctmgr", "-n", "-P", "show", "qos", *wanted, f"format={','.join(columns)}") or ""
+    rows = [dict(zip(columns, line.split("|"), strict=False)) for line in said.splitlines()]
+    return {row["Name"]: row for row in rows if len(row) == len(columns)}
+
+
+def own_accounts(user: str) -> set[str]:
+    """The accounts that a user may charge; empty where Slurm keeps none."""
+    said = ask("sacctmgr", "-n", "-P", "show", "assoc", f"user={user}", "format=Account") or ""
+    return {line.strip() for line in said.splitlines() if line.strip()}
+
+
+def refusal(options: Mapping[str, Any]) -> str | None:
+    """Slurm's words where it would not take a batch job with these options of sbatch; None where it would. Submits nothing."""
+    flags = [f"--{name}" if value is True else f"--{name}={value}" for name, value in options.items()]
+    _, said = _asked("sbatch", "--test-only", *flags, "--wrap=true")
+    if said is None:
+        return None
+    errors = re.findall(r"(?:sbatch: error: |allocation failure: )(.+?)(?= sbatch: |$)", said)
+    return "; ".join(dict.fromkeys(errors)) or said
+
+
+def has_option(program: str, option: str) -> bool:
+    """Whether one of Slurm's programs knows a long option, such as pyxis adds."""
+    return option in (ask(program, "--help") or "")
 
 
 def job(number: str) -> dict[str, str] | None:

@@ -543,11 +543,6 @@ def test_a_server_that_says_nothing_is_given_up(hub: HubServer) -> None:
     assert time.monotonic() - began < 20
 
 
-def test_the_doctor_needs_something_to_look_at() -> None:
-    done = gpt2hpc("doctor")
-    assert (done.returncode, "--hub USER/NAME" in done.stderr) == (2, True)
-
-
 # Beside the training ------------------------------------------------------------------------------------------------
 
 

@@ -12,10 +12,10 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "gpt2hpc"
 LAYERS = (
-    {"__init__", "errors", "durable", "run_dir", "config", "config_io", "cli"},
+    {"__init__", "errors", "durable", "run_dir", "config", "config_io", "cli", "finding"},
     {"cluster", "data", "model"},
     {"training", "evaluation"},
-    {"jobs", "reporting"},
+    {"jobs", "reporting", "checks"},
     {
         "prepare",
         "verify",
@@ -36,7 +36,7 @@ LAYERS = (
     },
     {"__main__"},
 )
-TORCHLESS_PACKAGES = ("cluster", "data", "reporting")
+TORCHLESS_PACKAGES = ("cluster", "data", "reporting", "checks")
 
 
 def layer_of(name: str) -> int:
