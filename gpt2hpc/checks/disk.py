@@ -126,7 +126,7 @@ def _quota(scene: Scene, place: Path) -> list[Finding]:
     if left is None:
         return []
     if left < needed:
-        text = f"{max(0, left) / 1e9:,.1f} GB left, and checkpoints need {needed / 1e9:,.1f} GB; delete some, or choose another --run-dir"
+        text = f"{max(0, left) / 1e9:,.1f} GB left, checkpoints need {needed / 1e9:,.1f} GB; delete some, or choose another --run-dir"
         return [missing("quota", text)]
     return [ok("quota", f"{left / 1e9:,.0f} GB left here")]
 

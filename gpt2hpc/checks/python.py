@@ -60,7 +60,7 @@ def unmet(wanted: Iterable[str], extra: str = "") -> Iterable[str]:
 def _leaks(scene: Scene) -> list[Finding]:
     found = []
     if path := scene.env.get("PYTHONPATH"):
-        text = f"PYTHONPATH={path} comes before what is installed, in jobs too; unset it, unless you mean it"
+        text = f"{path} comes before what is installed, in jobs too; unset it, unless you mean it"
         found.append(warn("PYTHONPATH", text))
     home = Path(site.getusersitepackages())
     if strays := [name for name in _own_packages() if _origin(name, home)]:

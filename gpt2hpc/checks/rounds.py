@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from gpt2hpc.checks import asked, disk, limits, python, slurm, tokens
+from gpt2hpc.checks import asked, container, disk, interpreter, limits, python, ranks, slurm, tokens
 from gpt2hpc.checks.scene import Scene
 from gpt2hpc.finding import Finding, warn
 
@@ -39,6 +39,8 @@ def _hub(scene: Scene) -> list[Finding]:
 GROUPS = (
     Group("Slurm", slurm.look),
     Group("What a job would ask for", asked.look, patience_s=100.0),
+    Group("Container", container.look),
+    Group("Ranks", ranks.look, patience_s=interpreter.PATIENCE_S + 30.0),
     Group("Disks", disk.look),
     Group("Limits of this shell", limits.look),
     Group("Python", python.look),

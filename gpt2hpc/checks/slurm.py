@@ -39,7 +39,7 @@ def answered(scene: Scene) -> tuple[Settings, list[Finding]]:
     if conf and not Path(conf).is_file():  # Slurm's programs would wait a minute for it
         return {}, [missing("slurm", f"SLURM_CONF={conf} is not a file; unset it, or name the cluster's slurm.conf")]
     if reason := queries.silence():
-        text = f"it is installed, but does not answer: {reason}; is this a login node, and its controller up?"
+        text = f"it is installed, but does not answer: {reason}; is this a login node, the controller up? --cluster local does without"
         return {}, [missing("slurm", text)]
     settings = queries.settings()
     return settings, [ok("slurm", f"{settings.get('SLURM_VERSION', '?')}, cluster {settings.get('ClusterName', '?')}")]
