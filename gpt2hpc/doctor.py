@@ -112,14 +112,15 @@ def _scene(arguments: argparse.Namespace) -> tuple[Scene, list[Finding]]:
     config, found = _config(arguments.preset, run)
     given = vars(arguments)
     asked: dict[str, object] = {}
-    site, image = Site(), given["container"]
+    site, image, gpus = Site(), given["container"], given["gpus_per_node"]
     try:
         chosen = Choices(given, os.environ)
         site = chosen.site
         asked = chosen.sbatch_options()
         for name in ("time", "cpus_per_task"):
             asked[name.replace("_", "-")] = chosen.of(name)
-        if gpus := chosen.of("gpus_per_node"):
+        gpus = chosen.of("gpus_per_node")
+        if gpus:
             asked.update({"gres": f"gpu:{gpus}"} if site.gpu_directive == "gres" else {"gpus-per-node": gpus})
         if site.path:
             found.append(ok("site profile", str(site.path)))
@@ -135,6 +136,7 @@ def _scene(arguments: argparse.Namespace) -> tuple[Scene, list[Finding]]:
         config=config,
         data=arguments.data or (config.data.dir if run.config.exists() else None),
         nodes=arguments.nodes,
+        gpus_per_node=gpus,
         wants_gpu=arguments.gpu,
     )
     return scene, found

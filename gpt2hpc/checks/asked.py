@@ -28,6 +28,7 @@ def look(scene: Scene) -> list[Finding]:
         found += [_partition(name, partitions)]
         if name in partitions:
             found += [_limit(name, partitions[name], scene), preemption(name, partitions, settings, scene)]
+            found += _nodes(name, scene)
     if not wanted and (graceless := [name for name in partitions if _grace_s(name, partitions, settings) == 0]):
         text = f"a job that is preempted in {', '.join(graceless)} has no grace, and may lose the steps since its last save"
         found.append(warn("other partitions", f"{text}; look with --partition NAME"))
@@ -72,6 +73,25 @@ def _limit(name: str, facts: Mapping[str, str], scene: Scene) -> Finding:
     return ok("time limit", f"{given}, {longest} at most; a job saves before, and goes on")
 
 
+def _nodes(name: str, scene: Scene) -> list[Finding]:
+    """GPUs and features of its nodes against those asked for: Slurm's own refusal would not say which."""
+    found = []
+    kinds = [each for each in queries.partitions() or [] if each.name == name]
+    most, wanted = max((each.gpus for each in kinds), default=0), scene.gpus_per_node
+    if wanted and wanted > most:
+        found.append(
+            missing("GPUs of nodes", f"{wanted} a node are asked for, and nodes of {name} have {most} at most")
+        )
+    elif wanted:
+        found.append(ok("GPUs of nodes", f"{wanted} of {most} a node"))
+    features = {word for each in kinds for word in re.split(r"[,()|&]", each.features) if word}
+    words = re.findall(r"[^\W\d][\w.-]*", str(scene.asked.get("constraint", "")))
+    if lacking := [word for word in words if word not in features]:
+        there = f"have {', '.join(sorted(features))}" if features else "have no features"
+        found.append(missing("constraint", f"{', '.join(lacking)} is no feature of a node of {name}; they {there}"))
+    return found
+
+
 def preemption(name: str, partitions: Partitions, settings: Mapping[str, str], scene: Scene) -> Finding:
     """What a preemption costs a job in that partition."""
     kind = settings.get("PreemptType", "preempt/none").removeprefix("preempt/")
@@ -91,8 +111,8 @@ def _cost(what: str, mode: str, grace_s: int, settings: Mapping[str, str], scene
     every = scene.config.checkpoint.every_minutes
     mend = f"steps since the last save are lost (checkpoint.every_minutes={every:g}): save more often, as --checkpoint.every_minutes 5"
     if grace_s == 0:
-        wait = settings.get("KillWait", "?")
-        text = f"{what}: GraceTime=0 leaves KillWait={wait} at most, and {scene.save_words}; else the {mend}"
+        wait_s = seconds(settings.get("KillWait", "")) or 0
+        text = f"{what}: GraceTime=0 leaves KillWait={wait_s} s at most, and {scene.save_words}; else the {mend}"
         return warn("preemption", text)
     if grace_s < 1.5 * scene.save_s:
         return warn(

@@ -56,7 +56,9 @@ def _unprivileged(runtime: str, image: str) -> list[Finding]:
     if Path(image).is_dir():
         return found
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
-        text = f"/dev/fuse may not be used, so an image in one file is unpacked at each start; unpack it once: `{runtime} build --sandbox`"
+        text = (
+            f"/dev/fuse may not be used, so an image is unpacked at each start; do it once: `{runtime} build --sandbox`"
+        )
         return [*found, warn("FUSE", text)]
     return [*found, ok("FUSE", "/dev/fuse may be used, so images are mounted")]
 

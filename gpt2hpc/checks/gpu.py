@@ -24,7 +24,7 @@ IN_USE_MIB = 1024
 def look(scene: Scene, found: Probe) -> list[Finding]:
     cards = _cards()
     if not cards:
-        return [*_none(scene), *([_unseen(found.facts)] if scene.gpus_allotted and found.facts else [])]
+        return [_none(scene, found.facts)]
     findings = [_count(cards, scene), *_state(cards)]
     if found.facts is not None and found.facts.torch is not None:
         findings += [*_driver(cards, found.facts), *_built_for(found.facts)]
@@ -48,40 +48,35 @@ def _cards() -> list[Card]:
     return []
 
 
-def _none(scene: Scene) -> list[Finding]:
-    """No GPU, or none that answers: is one due?"""
+def _none(scene: Scene, facts: Facts | None) -> Finding:
+    """No GPU, or none that nvidia-smi tells of: is one due?"""
+    if facts is not None and facts.gpus:
+        return ok("GPUs", f"torch sees {facts.gpus} ({build(facts)}), though there is no nvidia-smi to tell more")
     answer = ask(("nvidia-smi", "-L"))
-    devices = [*Path("/dev").glob("nvidia[0-9]*")]
-    if devices or (answer is not None and answer.code != 0 and Path("/proc/driver/nvidia/version").exists()):
+    if any(Path("/dev").glob("nvidia[0-9]*")) or Path("/proc/driver/nvidia/version").exists():
         said = "nvidia-smi is not on PATH" if answer is None else f"nvidia-smi says: {answer.words}"
-        return [
-            missing(
-                "GPUs", f"there are NVIDIA devices, but {said}; is the driver loaded, and in a container --nv given?"
-            )
-        ]
+        return missing(
+            "GPUs", f"there is an NVIDIA driver, but {said}; is a GPU broken, or --nv missing in a container?"
+        )
     if scene.gpus_allotted or scene.wants_gpu:
         why = "this job has GPUs" if scene.gpus_allotted else "one is wished for (--gpu)"
-        return [missing("GPUs", f"{why}, but none is seen here; ask for --gpus-per-node, or train with --device cpu")]
+        sees = f"; torch {facts.torch} ({build(facts)}) sees none either" if facts and facts.torch else ""
+        mend = "is its driver loaded? Ask for --gpus-per-node, or train with --device cpu"
+        return missing("GPUs", f"{why}, but nvidia-smi tells of none here{sees}; {mend}")
     if Path("/dev/kfd").exists():
-        return [
-            warn("GPUs", "AMD's, it seems; gpt2hpc was made for NVIDIA's, and was not tried with a ROCm build of torch")
-        ]
+        return warn(
+            "GPUs", "AMD's, it seems; gpt2hpc was made for NVIDIA's, and was not tried with a ROCm build of torch"
+        )
     hint = (
         "; look at a node that computes: `srun --gpus-per-node=1 gpt2hpc doctor --gpu`" if scene.is_login_node else ""
     )
-    return [ok("GPUs", f"none on this machine{hint}")]
-
-
-def _unseen(facts: Facts) -> Finding:
-    if facts.gpus:
-        return ok("CUDA", f"torch sees {facts.gpus}, though nvidia-smi does not")
-    return missing("CUDA", f"torch {facts.torch}, {build(facts)}, sees no GPU either")
+    return ok("GPUs", f"none on this machine{hint}")
 
 
 def _count(cards: Sequence[Card], scene: Scene) -> Finding:
     kinds = sorted({f"{card['name']} ({_gib(card['memory.total'])})" for card in cards})
     text = f"{len(cards)} × {', '.join(kinds)}, driver {cards[0]['driver_version']}"
-    wanted = scene.site.gpus_per_node
+    wanted = scene.gpus_per_node
     if scene.is_in_job and wanted and len(cards) < wanted:
         return warn("GPUs", f"{text}; the site's profile says gpus_per_node={wanted}, so ask for as many")
     if len(kinds) > 1:

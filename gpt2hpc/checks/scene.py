@@ -32,6 +32,7 @@ class Scene:
         config: The run's settings, a preset's, or the defaults.
         data: Where the data is, if that was said.
         nodes: Nodes of a job.
+        gpus_per_node: GPUs on each, if any are asked for.
         wants_gpu: A GPU is due on this very machine.
     """
 
@@ -43,6 +44,7 @@ class Scene:
     config: Config = field(default_factory=Config)
     data: str | None = None
     nodes: int = 1
+    gpus_per_node: int | None = None
     wants_gpu: bool = False
 
     @property

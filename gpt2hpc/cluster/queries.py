@@ -80,9 +80,9 @@ def _asked(program: str, *arguments: str) -> tuple[str, str | None]:
         return "", f"{program} does not answer in {PATIENCE_S:g} s"
     except (OSError, subprocess.SubprocessError) as error:
         return "", f"{program} cannot be started: {error}"
-    return done.stdout, None if done.returncode == 0 else " ".join(
-        done.stderr.split()
-    ) or f"exit code {done.returncode}"
+    if done.returncode == 0:
+        return done.stdout, None
+    return done.stdout, done.stderr.strip() or f"exit code {done.returncode}"
 
 
 def settings() -> dict[str, str]:
@@ -92,7 +92,8 @@ def settings() -> dict[str, str]:
 
 def silence() -> str | None:
     """Why Slurm's controller does not answer; None where it does."""
-    return _asked("scontrol", "show", "config")[1]
+    said = _asked("scontrol", "show", "config")[1]
+    return None if said is None else " ".join(said.split())
 
 
 def partition_settings() -> dict[str, dict[str, str]]:
@@ -123,8 +124,8 @@ def refusal(options: Mapping[str, Any]) -> str | None:
     _, said = _asked("sbatch", "--test-only", *flags, "--wrap=true")
     if said is None:
         return None
-    errors = re.findall(r"(?:sbatch: error: |allocation failure: )(.+?)(?= sbatch: |$)", said)
-    return "; ".join(dict.fromkeys(errors)) or said
+    lines = (re.sub(r"^(sbatch: )?(error: |fatal: )?(allocation failure: )?", "", line) for line in said.splitlines())
+    return "; ".join(dict.fromkeys(line.strip() for line in lines if line.strip()))
 
 
 def has_option(program: str, option: str) -> bool:
