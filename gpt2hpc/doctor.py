@@ -103,6 +103,8 @@ def _place(scene: Scene) -> str:
     if scene.is_in_job:
         node = scene.env.get("SLURMD_NODENAME", host)
         return f"on node {node} in job {scene.env['SLURM_JOB_ID']}"
+    if scene.is_in_image:
+        return f"in a container image on {host}"
     return f"on {host}, {'from where jobs are submitted' if scene.has_slurm else 'without a Slurm'}"
 
 
@@ -139,7 +141,7 @@ def _scene(arguments: argparse.Namespace) -> tuple[Scene, list[Finding]]:
         gpus_per_node=gpus,
         wants_gpu=arguments.gpu,
     )
-    return scene, found
+    return dataclasses.replace(scene, image=None) if scene.is_in_image else scene, found  # images do not nest
 
 
 def _config(preset: str | None, run: RunDir) -> tuple[Config, list[Finding]]:
