@@ -101,8 +101,7 @@ def _place(scene: Scene) -> str:
     """Which machine this is to the cluster."""
     host = os.uname().nodename
     if scene.is_in_job:
-        node = scene.env.get("SLURMD_NODENAME", host)
-        return f"on node {node} in job {scene.env['SLURM_JOB_ID']}"
+        return f"on node {scene.env['SLURMD_NODENAME']} in job {scene.env['SLURM_JOB_ID']}"
     if scene.is_in_image:
         return f"in a container image on {host}"
     return f"on {host}, {'from where jobs are submitted' if scene.has_slurm else 'without a Slurm'}"

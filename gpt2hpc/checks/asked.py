@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from gpt2hpc.checks.scene import Scene
 from gpt2hpc.checks.slurm import seconds
@@ -29,10 +29,15 @@ def look(scene: Scene) -> list[Finding]:
         if name in partitions:
             found += [_limit(name, partitions[name], scene), preemption(name, partitions, settings, scene)]
             found += _nodes(name, scene)
-    if not wanted and (graceless := [name for name in partitions if _grace_s(name, partitions, settings) == 0]):
+    if not wanted and (graceless := _graceless(partitions, settings, but=names)):
         text = f"a job that is preempted in {', '.join(graceless)} has no grace, and may lose the steps since its last save"
         found.append(warn("other partitions", f"{text}; look with --partition NAME"))
     return [*found, *_account(scene, settings), *([] if scene.is_in_job else [_trial(scene)])]
+
+
+def _graceless(partitions: Partitions, settings: Mapping[str, str], *, but: Sequence[str | None]) -> list[str]:
+    """The other partitions whose jobs are preempted without grace."""
+    return [name for name in partitions if name not in but and _grace_s(name, partitions, settings) == 0]
 
 
 def _here(scene: Scene, partitions: Partitions) -> str | None:
@@ -45,7 +50,7 @@ def _partition(name: str, partitions: Partitions) -> Finding:
     if name not in partitions:
         near = difflib.get_close_matches(name, partitions, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        return missing("partition", f"{name} does not exist; {hint}there are {', '.join(partitions)}")
+        return missing("partition", f"{name} does not exist; {hint}there are {', '.join(list(partitions)[:20])}")
     facts = partitions[name]
     state = facts.get("State", "UP")
     if state != "UP":

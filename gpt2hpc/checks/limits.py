@@ -81,7 +81,8 @@ def _cores(scene: Scene) -> list[Finding]:
     """On a node that computes."""
     if not scene.is_in_job:
         return []
-    cores, gpus = len(os.sched_getaffinity(0)), int(scene.env.get("SLURM_GPUS_ON_NODE") or 0)
+    cores, said = len(os.sched_getaffinity(0)), scene.env.get("SLURM_GPUS_ON_NODE", "")
+    gpus = int(said) if said.isdecimal() else 0
     if gpus and cores < 2 * gpus:
         text = f"{cores} for {gpus} GPUs: loading data and saving will hold up the steps; ask for --cpus-per-task 4 or more"
         return [warn("cores", text)]

@@ -25,6 +25,7 @@ def look(scene: Scene, found: Probe) -> list[Finding]:
         _interfaces(names, scene),
         *_named(names, scene),
         _own_name(),
+        *_fast_name(scene),
         *_ports(),
         *_infiniband(scene, found),
         *_slingshot(scene),
@@ -111,6 +112,21 @@ def _own_name() -> Finding:
         text = f"{name} is {address}, each node's own; gpt2hpc's jobs avoid it, for torchrun set MASTER_ADDR and GLOO_SOCKET_IFNAME"
         return warn("host name", text)
     return ok("host name", f"{name} is {address}")
+
+
+def _fast_name(scene: Scene) -> list[Finding]:
+    """By which the first node is reached where the site's profile has a suffix for it."""
+    suffix = scene.site.master_addr_suffix
+    if not suffix or not scene.is_in_job:
+        return []
+    name = f"{scene.env['SLURMD_NODENAME']}{suffix}"
+    try:
+        return [ok("master_addr_suffix", f"{name} is {socket.gethostbyname(name)}")]
+    except OSError as error:
+        text = (
+            f"{suffix}: {name} has no address ({error}), so jobs take the slower network; mend it in the site profile"
+        )
+        return [warn("master_addr_suffix", text)]
 
 
 def _ports() -> list[Finding]:

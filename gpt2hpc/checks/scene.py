@@ -49,8 +49,8 @@ class Scene:
 
     @property
     def is_in_job(self) -> bool:
-        """Whether this is a node that computes, in a job of Slurm's."""
-        return "SLURM_JOB_ID" in self.env
+        """Whether this is a node that computes, in a job of Slurm's; the shell of `salloc` may be on a login node still."""
+        return "SLURM_JOB_ID" in self.env and "SLURMD_NODENAME" in self.env
 
     @property
     def is_in_image(self) -> bool:
@@ -67,7 +67,9 @@ class Scene:
 
     @property
     def gpus_allotted(self) -> bool:
-        return any(self.env.get(name, "0") not in ("", "0") for name in ("SLURM_GPUS_ON_NODE", "SLURM_JOB_GPUS"))
+        """Whether this job was given GPUs of this node's."""
+        named = any(self.env.get(name, "0") not in ("", "0") for name in ("SLURM_GPUS_ON_NODE", "SLURM_JOB_GPUS"))
+        return self.is_in_job and named
 
     @property
     def checkpoint_bytes(self) -> int:

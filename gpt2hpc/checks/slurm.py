@@ -21,6 +21,7 @@ def look(scene: Scene) -> list[Finding]:
     return [
         *found,
         _kill_wait(settings, scene),
+        *_preemption_signal(settings),
         _requeue(settings),
         _proctrack(settings, scene),
         _arrays(settings),
@@ -66,6 +67,17 @@ def _kill_wait(settings: Settings, scene: Scene) -> Finding:
         text = f"{wait_s} s from SIGTERM to SIGKILL, and {scene.save_words}; before `scancel`, `touch RUN_DIR/STOP` and wait"
         return warn("KillWait", text)
     return ok("KillWait", f"{wait_s} s from SIGTERM to SIGKILL; {scene.save_words}")
+
+
+def _preemption_signal(settings: Settings) -> list[Finding]:
+    """SIGTERM comes at a preemption whatever this says; gpt2hpc takes it, other programs wait for the one of --signal alone."""
+    if settings.get("PreemptType", "preempt/none") == "preempt/none":
+        return []
+    given = f"{settings.get('SlurmctldParameters', '')},{settings.get('PreemptParameters', '')}"
+    sent = "is sent" if "send_user_signal" in given else "is not sent"
+    return [
+        ok("preempt_send_user_signal", f"a script's own --signal {sent} at a preemption; SIGTERM is, which is enough")
+    ]
 
 
 def _requeue(settings: Settings) -> Finding:

@@ -65,6 +65,9 @@ def test_what_a_user_of_this_cluster_reads(here: dict[str, str], tmp_path: Path)
     slurm = section(page, "Slurm").splitlines()
     assert re.fullmatch(r"OK      slurm: \d+\.\S+, cluster kit", slurm[0])
     assert re.fullmatch(rf"OK      KillWait: {KILL_WAIT_S} s from SIGTERM to SIGKILL; {SAVE}", slurm[1])
+    assert slurm.pop(2).startswith(
+        "OK      preempt_send_user_signal: a script's own --signal is not sent at a preemption;"
+    )
     assert slurm[2] == "OK      JobRequeue: 1: jobs come back after a preemption or a lost node"
     assert re.fullmatch(r"OK      ProctrackType: (cgroup|linuxproc): a signal .*", slurm[3])
     assert slurm[4].startswith("OK      MaxArraySize: 9: ")
