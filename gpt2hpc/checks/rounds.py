@@ -26,7 +26,7 @@ class Group:
 
     title: str
     check: Check
-    patience_s: float = 40.0
+    patience_s: float = 75.0
 
 
 def _hub(scene: Scene) -> list[Finding]:
