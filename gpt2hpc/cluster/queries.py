@@ -9,9 +9,10 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gpt2hpc.cluster.slurm import show_job_facts
 
@@ -103,16 +104,17 @@ class Partition:
 
 def ask(program: str, *arguments: str) -> str | None:
     """Standard output of one of Slurm's programs; None where there is none, or it does not answer."""
-    done = _run(program, *arguments)
-    return done.stdout if done is not None and done.returncode == 0 else None
+    said, refusal = _asked(program, *arguments)
+    return said if refusal is None else None
 
 
-def _run(program: str, *arguments: str) -> subprocess.CompletedProcess[str] | None:
+def _asked(program: str, *arguments: str) -> tuple[str, str | None]:
+    """Its standard output, and where it failed or is not there what it said of that."""
     path = shutil.which(program)
     if path is None:
-        return None
+        return "", f"{program} is not on PATH"
     try:
-        return subprocess.run(
+        done = subprocess.run(
             [path, *arguments],
             env={**os.environ, "SLURM_TIME_FORMAT": "standard"},  # else a user's own, which nobody else reads
             capture_output=True,
@@ -121,13 +123,61 @@ def _run(program: str, *arguments: str) -> subprocess.CompletedProcess[str] | No
             check=False,
             errors="replace",
         )
-    except (OSError, subprocess.SubprocessError):
-        return None
+    except subprocess.TimeoutExpired:
+        return "", f"{program} does not answer in {PATIENCE_S:g} s"
+    except (OSError, subprocess.SubprocessError) as error:
+        return "", f"{program} cannot be started: {error}"
+    if done.returncode == 0:
+        return done.stdout, None
+    return done.stdout, done.stderr.strip() or f"exit code {done.returncode}"
 
 
 def settings() -> dict[str, str]:
     """`scontrol show config`, by name."""
     return dict(re.findall(r"(?m)^(\S+)\s*= (.*?)\s*$", ask("scontrol", "show", "config") or ""))
+
+
+def silence() -> str | None:
+    """Why Slurm's controller does not answer; None where it does."""
+    said = _asked("scontrol", "show", "config")[1]
+    return None if said is None else " ".join(said.split())
+
+
+def partition_settings() -> dict[str, dict[str, str]]:
+    """`scontrol show partition`, by the partition's name and by key; empty without a Slurm."""
+    said = ask("scontrol", "show", "partition", "-o", "--all") or ""
+    rows = [dict(word.partition("=")[::2] for word in line.split() if "=" in word) for line in said.splitlines()]
+    return {row["PartitionName"]: row for row in rows if "PartitionName" in row}
+
+
+def qualities(name: str | None = None) -> dict[str, dict[str, str]]:
+    """QOS of the accounts, by name: PreemptMode, GraceTime and MaxWall as sacctmgr writes them; empty without accounts."""
+    columns = ("Name", "PreemptMode", "GraceTime", "MaxWall")
+    wanted = [name] if name else []
+    said = ask("sacctmgr", "-n", "-P", "show", "qos", *wanted, f"format={','.join(columns)}") or ""
+    rows = [dict(zip(columns, line.split("|"), strict=False)) for line in said.splitlines()]
+    return {row["Name"]: row for row in rows if len(row) == len(columns)}
+
+
+def own_accounts(user: str) -> set[str]:
+    """The accounts that a user may charge; empty where Slurm keeps none."""
+    said = ask("sacctmgr", "-n", "-P", "show", "assoc", f"user={user}", "format=Account") or ""
+    return {line.strip() for line in said.splitlines() if line.strip()}
+
+
+def refusal(options: Mapping[str, Any]) -> str | None:
+    """Slurm's words where it would not take a batch job with these options of sbatch; None where it would. Submits nothing."""
+    flags = [f"--{name}" if value is True else f"--{name}={value}" for name, value in options.items()]
+    _, said = _asked("sbatch", "--test-only", *flags, "--wrap=true")
+    if said is None:
+        return None
+    lines = (re.sub(r"^(sbatch: )?(error: |fatal: )?(allocation failure: )?", "", line) for line in said.splitlines())
+    return "; ".join(dict.fromkeys(line.strip() for line in lines if line.strip()))
+
+
+def has_option(program: str, option: str) -> bool:
+    """Whether one of Slurm's programs knows a long option, such as pyxis adds."""
+    return option in (ask(program, "--help") or "")
 
 
 def job(number: str) -> dict[str, str] | None:
@@ -150,12 +200,10 @@ def queue(numbers: Iterable[str], *, ended: bool = False) -> dict[str, Queued] |
     if not wanted:
         return {} if shutil.which("squeue") else None
     states = ["-t", "all"] if ended else []
-    done = _run("squeue", "-h", "-r", *states, "-j", ",".join(wanted), "-o", "\t".join(_QUEUE.values()))
-    if done is None:
-        return None
-    if done.returncode != 0:  # a single job that it knows no more is an error to squeue
-        return {} if "Invalid job id" in done.stderr else None
-    rows = [Queued(**dict(zip(_QUEUE, line.split("\t"), strict=True))) for line in done.stdout.splitlines()]
+    said, refusal = _asked("squeue", "-h", "-r", *states, "-j", ",".join(wanted), "-o", "\t".join(_QUEUE.values()))
+    if refusal is not None:  # a single job that it knows no more is an error to squeue
+        return {} if "Invalid job id" in refusal else None
+    rows = [Queued(**dict(zip(_QUEUE, line.split("\t"), strict=True))) for line in said.splitlines()]
     return {row.number: row for row in rows}
 
 

@@ -12,10 +12,10 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "gpt2hpc"
 LAYERS = (
-    {"__init__", "errors", "durable", "run_dir", "config", "config_io", "cli"},
+    {"__init__", "errors", "durable", "run_dir", "config", "config_io", "cli", "finding"},
     {"cluster", "data", "model"},
     {"training", "evaluation"},
-    {"starting", "jobs", "reporting"},
+    {"starting", "jobs", "reporting", "checks"},
     {
         "prepare",
         "verify",
@@ -41,7 +41,7 @@ LAYERS = (
     },
     {"__main__"},
 )
-TORCHLESS_PACKAGES = ("cluster", "data", "reporting")
+TORCHLESS_PACKAGES = ("cluster", "data", "reporting", "checks")
 
 
 def layer_of(name: str) -> int:
