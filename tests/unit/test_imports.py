@@ -15,7 +15,7 @@ LAYERS = (
     {"__init__", "errors", "durable", "run_dir", "config", "config_io", "cli"},
     {"cluster", "data", "model"},
     {"training", "evaluation"},
-    {"jobs", "reporting"},
+    {"jobs", "reporting", "planning"},
     {
         "prepare",
         "verify",
@@ -33,10 +33,11 @@ LAYERS = (
         "evaluate",
         "sample",
         "export",
+        "plan",
     },
     {"__main__"},
 )
-TORCHLESS_PACKAGES = ("cluster", "data", "reporting")
+TORCHLESS_PACKAGES = ("cluster", "data", "reporting", "planning")
 
 
 def layer_of(name: str) -> int:
@@ -102,6 +103,7 @@ def test_no_torch(package: str) -> None:
         ["report", "--help"],
         ["prepare", "--help"],
         ["submit", "--dry-run"],
+        ["plan", "--preset", "gpt2-124m", "--nodes", "1,2"],
     ],
     ids=" ".join,
 )
