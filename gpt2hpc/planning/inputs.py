@@ -161,7 +161,10 @@ def _base(config: Config, gpu: Gpu, peak: float, fabric: Fabric, chosen: Assumpt
     if seen is not None and given == (None, None):
         rate = seen.tokens_per_s_per_gpu.value * seen.config.model.flops_per_token / flops
         scaled = "" if seen.config.model == config.model else f", scaled by FLOPs from {seen.config.model.tag}"
-        chosen.note("--tokens-per-s-per-gpu", rate, "tokens/s", MEASURED, f"{seen.tokens_per_s_per_gpu.how}{scaled}")
+        mfu = f", MFU {seen.mfu.value:.1%}" if seen.mfu else ""
+        chosen.note(
+            "--tokens-per-s-per-gpu", rate, "tokens/s", MEASURED, f"{seen.tokens_per_s_per_gpu.how}{mfu}{scaled}"
+        )
         own = Fabric(seen.gpus_per_node, fabric.link_gbyte_s, fabric.network_gbit_s, fabric.efficiency)
         return Base(rate, seen.gpus, own, _share(seen.config, seen.gpus), traffic_of(config))
     if given[0] is not None:

@@ -14,12 +14,13 @@ STATE_BYTES = 12
 """Of a parameter in a checkpoint: the weight and AdamW's two moments in fp32."""
 TENSORS_A_BLOCK, OTHER_TENSORS = 12, 4
 """Named parameters of a block, and wte, wpe and ln_f's two."""
-TENSOR_BYTES = 4 + 3 * 110
-"""Of each parameter beside that: AdamW's step, and three entries and a bit in the safetensors header."""
-RANK_BYTES = 8_500
-"""Of each rank: its random number generators (5 kB of torch's, 2.5 kB of NumPy's) and small files' headers."""
-METRICS_LINE_BYTES = 300
-LOG_LINE_BYTES = 22
+TENSOR_BYTES = 4 + 378
+"""Of each parameter beside that: AdamW's step, and four entries in the header of a safetensors file."""
+RANK_BYTES = 15_400
+"""Of each rank: its random number generators, as its file has them."""
+MANIFEST_BYTES = 2_700
+METRICS_LINE_BYTES = 250
+LOG_LINE_BYTES = 20
 
 
 def stored_parameters(model: ModelConfig) -> int:
@@ -45,7 +46,7 @@ class Storage:
 def checkpoint_bytes(model: ModelConfig, *, ranks: int) -> int:
     """Of one checkpoint, but for the history of metrics in it."""
     tensors = TENSORS_A_BLOCK * model.n_layer + OTHER_TENSORS
-    return STATE_BYTES * stored_parameters(model) + TENSOR_BYTES * tensors + RANK_BYTES * ranks
+    return STATE_BYTES * stored_parameters(model) + TENSOR_BYTES * tensors + RANK_BYTES * ranks + MANIFEST_BYTES
 
 
 def kept(config: CheckpointConfig, *, steps: int) -> int:

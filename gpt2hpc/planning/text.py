@@ -25,7 +25,7 @@ def _title(plan: Plan) -> str:
     machine = (
         f"{cli.plural(plan.row.nodes, 'node')} × {fabric.gpus_per_node} {plan.inputs.gpu.name} = {step.gpus:,} GPUs"
     )
-    return f"Plan for {plan.inputs.config.model.tag}: {plan.tokens / 1e9:,.3g} billion tokens on {machine}"
+    return f"Plan for {plan.inputs.config.model.tag}: {plan.tokens:,} tokens on {machine}"
 
 
 def _result(plan: Plan) -> str:
@@ -80,11 +80,14 @@ def _columns(values: Sequence[str]) -> str:
 def _assumptions(assumptions: Sequence[Assumption]) -> str:
     lines = []
     for each in assumptions:
-        value = f"{each.value:,.4g}" if isinstance(each.value, float) and each.value < 1e5 else f"{each.value}"
-        value = f"{each.value:,.0f}" if isinstance(each.value, int | float) and each.value >= 1e5 else value
+        value = _number(each.value) if isinstance(each.value, int | float) else f"{each.value}"
         number = f"{value} {each.unit}".strip()
         lines.append(f"  {each.name:30} {number:46} {each.origin:9} {each.source}".rstrip())
     return "\n".join(["Assumptions", *lines])
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _minutes(seconds: float) -> str:

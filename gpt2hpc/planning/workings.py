@@ -32,7 +32,7 @@ def _step(plan: Plan) -> list[str]:
     exposed_ms, step_ms = step.exposed_s * 1e3, step.seconds * 1e3
     network = "" if plan.row.nodes == 1 else f" and {fabric.network_gbit_s:g} Gbit/s / 8"
     return [
-        f"{share.accumulation:g} × {share.micro_batch} sequences of {share.block_size} a GPU and step, {micro_ms:,.2f} ms each micro batch",
+        f"{share.accumulation:g} micro batches of {share.micro_batch} × {share.block_size} tokens a GPU, {micro_ms:,.2f} ms each",
         f"all-reduce {total_ms:,.2f} ms = 2·(n−1)/n × {traffic.parameters:,} gradients × {traffic.gradient_bytes} bytes "
         f"/ {fabric.bandwidth(step.gpus) / 1e9:,.1f} GB/s + latency, n = {step.gpus}; that is {fabric.efficiency:g} × the slower of "
         f"{fabric.link_gbyte_s:g} GB/s{network}",
@@ -48,20 +48,18 @@ def _intervals(plan: Plan) -> list[str]:
         f"Young {losses.young_s():,.1f} s = √(2 × {losses.stall_s:.3g} s × {losses.mtbf_s:,.0f} s)",
         f"Daly {losses.daly_s():,.1f} s; a save takes {saved:,.1f} s, so every {plan.best.interval_s:,.1f} s loses least",
         f"expected time / work {1 + plan.configured.overhead:.5f}, saving every {plan.configured.interval_s:,.1f} s: a save stalls "
-        f"{losses.stall_s:.3g} s; a failure, one in {losses.mtbf_s / 3600:,.1f} h, costs about half an interval, {losses.lag_s:,.1f} s of "
-        f"a save not yet on disk, and {losses.restart_s:,.0f} s until the next first step",
+        f"{losses.stall_s:.3g} s; a failure, one in {losses.mtbf_s / 3600:,.1f} h, costs about half an interval, {losses.lag_s:,.1f} s "
+        f"of a save not yet on disk, and {losses.restart_s:,.0f} s until the next first step",
     ]
 
 
 def _time(plan: Plan) -> list[str]:
     """(10) to (12): jobs, hours, GPU-hours."""
     inputs = plan.inputs
-    limit = f"{inputs.time_limit_s:,} − {inputs.start_s:,.0f} to start − {plan.reserve_s:,.0f} to stop"
-    jobs = (
-        f" = {plan.computing_s:,.0f} s / ({limit} s), rounded up"
-        if plan.usable_s is not None
-        else ", without a time limit"
-    )
+    jobs = ", without a time limit"
+    if inputs.time_limit_s is not None:
+        limit = f"{inputs.time_limit_s:,} − {inputs.start_s:,.0f} to start − {plan.reserve_s:,.0f} to stop"
+        jobs = f" = {plan.computing_s:,.0f} s / ({limit}) s, rounded up"
     work = f"{plan.steps:,} × {plan.step.seconds:.5f} s + {plan.validations} validations × {plan.validation_s:,.2f} s"
     starts = f"{plan.jobs} × ({inputs.start_s:,.0f} to start + {inputs.save_s:,.1f} to save at the end)"
     return [
