@@ -55,9 +55,9 @@ class Assumptions:
             return self._note(flag, measured.value, unit, MEASURED, measured.how)
         return self._note(flag, default, unit, DEFAULT, source)
 
-    def given(self, name: str) -> Any:
-        """The flag's value, if there is one."""
-        return self._options.get(name)
+    def has(self, name: str) -> bool:
+        """Whether a flag gives it."""
+        return self._options.get(name) is not None
 
     def note(self, name: str, value: Any, unit: str, origin: str, source: str = "") -> None:
         """Remember a number that was picked elsewhere."""

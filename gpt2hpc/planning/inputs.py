@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from gpt2hpc.cluster.choices import Choices
 from gpt2hpc.config import Config
 from gpt2hpc.errors import UsageError
 from gpt2hpc.planning import hardware
-from gpt2hpc.planning.assumptions import DEFAULT, FLAG, MEASURED, SETTINGS, Assumption, Assumptions
+from gpt2hpc.planning.assumptions import DEFAULT, FLAG, MEASURED, SETTINGS, SITE, Assumption, Assumptions
 from gpt2hpc.planning.hardware import Gpu
 from gpt2hpc.planning.measured import Observed
 from gpt2hpc.planning.scaling import Fabric, Share, Traffic
@@ -72,53 +73,13 @@ def gather(options: Mapping[str, Any], config: Config, env: Mapping[str, str], s
     gpu = hardware.find(options["gpu"] or "h100")
     chosen.note("--gpu", gpu.name, "", FLAG if options["gpu"] else DEFAULT, gpu.node)
     nodes = _nodes(options["nodes"], chosen)
-    site = Choices(options, env)
-    limit = site.of("time")
-    per_node = site.of("gpus_per_node", default=seen.gpus_per_node if seen else gpu.per_node)
-    if per_node < 1:
-        raise UsageError(f"--gpus-per-node={per_node} must be 1 or more")
-    for name, unit in (("gpus-per-node", ""), ("time", "")):
-        value, origin = site.origins.get(name, ("no limit", DEFAULT))
-        measured = seen is not None and origin == DEFAULT and name == "gpus-per-node"
-        chosen.note(f"--{name}", value, unit, MEASURED if measured else origin)
+    per_node, time_limit_s = _of_the_site(options, env, gpu, chosen, seen)
     _note_settings(config, chosen)
-    fabric = Fabric(
-        per_node,
-        chosen.pick("link_gbyte_s", "GB/s a GPU", default=gpu.link_gbyte_s, source=gpu.node),
-        chosen.pick("network_gbit_s", "Gbit/s a node", default=gpu.network_gbit_s, source=gpu.node),
-        chosen.pick(
-            "efficiency", "of those rates", default=hardware.BUS_EFFICIENCY, source="docs/plan.md, measured all-reduces"
-        ),
-    )
-    traffic = traffic_of(config)
+    fabric = _fabric(gpu, per_node, chosen)
     peak = chosen.pick("peak_tflops", "TFLOP/s", default=gpu.peak_tflops, source="data sheet, dense bf16 (V100: fp16)")
     base = _base(config, gpu, peak, fabric, chosen, seen)
-    ranks = nodes[-1] * per_node
-    size = checkpoint_bytes(config.model, ranks=ranks)
-    same = seen is not None and seen.config.model == config.model
-    stall = chosen.pick(
-        "stall_s",
-        "s a save",
-        measured=seen.stall_s if seen and same else None,
-        default=size / ranks / COPY_BYTES_PER_S,
-        source=f"{size / ranks / 1e6:,.1f} MB a rank at {COPY_BYTES_PER_S / 1e9:g} GB/s, bench/results/checkpoint.md",
-    )
-    save = chosen.pick(
-        "save_s",
-        "s until on disk",
-        measured=seen.save_s if seen and same else None,
-        default=size / WRITE_BYTES_PER_S,
-        source=f"{size / 1e9:,.2f} GB at {WRITE_BYTES_PER_S / 1e6:g} MB/s, bench/results/checkpoint.md",
-    )
-    start = chosen.pick(
-        "start_s", "s a start", measured=seen.start_s if seen else None, default=START_S, source="assumed; measure it"
-    )
-    requeue = chosen.pick(
-        "requeue_s",
-        "s until a job runs again",
-        default=REQUEUE_S,
-        source="Slurm's own delay on idle nodes; the queue comes on top",
-    )
+    stall_s, save_s = _saves(config, nodes[-1] * per_node, chosen, seen)
+    start_s, requeue_s = _restarts(chosen, seen)
     return Inputs(
         config=config,
         gpu=gpu,
@@ -126,14 +87,14 @@ def gather(options: Mapping[str, Any], config: Config, env: Mapping[str, str], s
         nodes=nodes,
         fabric=fabric,
         base=base,
-        traffic=traffic,
-        stall_s=stall,
-        save_s=max(save, stall),
-        start_s=start,
-        requeue_s=requeue,
+        traffic=traffic_of(config),
+        stall_s=stall_s,
+        save_s=max(save_s, stall_s),
+        start_s=start_s,
+        requeue_s=requeue_s,
         mtbf_s=_mtbf_s(options, nodes[-1], chosen, seen),
-        time_limit_s=None if limit is None else 60 * slurm.minutes(str(limit)),
-        data_tokens=_data_tokens(options, config, chosen),
+        time_limit_s=time_limit_s,
+        data_tokens=_data_tokens(config, chosen),
         assumptions=tuple(chosen.all),
     )
 
@@ -154,28 +115,97 @@ def share_of(config: Config, gpus: int) -> Share | None:
     return Share(micro, samples // micro, block_size)
 
 
+def _of_the_site(
+    options: Mapping[str, Any], env: Mapping[str, str], gpu: Gpu, chosen: Assumptions, seen: Observed | None
+) -> tuple[int, int | None]:
+    """GPUs of a node, and seconds of a job's time limit, if there is one."""
+    site = Choices(options, env)
+    limit = site.of("time")
+    per_node = int(site.of("gpus_per_node", default=seen.gpus_per_node if seen else gpu.per_node))
+    if per_node < 1:
+        raise UsageError(f"--gpus-per-node={per_node} must be 1 or more")
+    _, origin = site.origins["gpus-per-node"]
+    if origin == DEFAULT and seen is not None:
+        origin = MEASURED
+    usual = f"as in {seen.name}" if origin == MEASURED and seen else gpu.node
+    chosen.note("--gpus-per-node", per_node, "", origin, "" if origin in (FLAG, SITE) else usual)
+    value, origin = site.origins.get("time", ("no limit", DEFAULT))
+    chosen.note("--time", value, "", origin, "neither a flag nor the site has one" if limit is None else "")
+    return per_node, None if limit is None else 60 * slurm.minutes(str(limit))
+
+
+def _fabric(gpu: Gpu, per_node: int, chosen: Assumptions) -> Fabric:
+    return Fabric(
+        per_node,
+        chosen.pick("link_gbyte_s", "GB/s a GPU", default=gpu.link_gbyte_s, source=gpu.node),
+        chosen.pick("network_gbit_s", "Gbit/s a node", default=gpu.network_gbit_s, source=gpu.node),
+        chosen.pick(
+            "efficiency", "of those rates", default=hardware.BUS_EFFICIENCY, source="docs/plan.md, measured all-reduces"
+        ),
+    )
+
+
 def _base(config: Config, gpu: Gpu, peak: float, fabric: Fabric, chosen: Assumptions, seen: Observed | None) -> Base:
     """The training to scale from: the run of --from, or one node at the rate of a flag or of the GPU's MFU."""
-    flops = config.model.flops_per_token
-    given = chosen.given("tokens_per_s_per_gpu"), chosen.given("mfu")
-    if seen is not None and given == (None, None):
-        rate = seen.tokens_per_s_per_gpu.value * seen.config.model.flops_per_token / flops
-        scaled = "" if seen.config.model == config.model else f", scaled by FLOPs from {seen.config.model.tag}"
-        mfu = f", MFU {seen.mfu.value:.1%}" if seen.mfu else ""
-        chosen.note(
-            "--tokens-per-s-per-gpu", rate, "tokens/s", MEASURED, f"{seen.tokens_per_s_per_gpu.how}{mfu}{scaled}"
-        )
-        own = Fabric(seen.gpus_per_node, fabric.link_gbyte_s, fabric.network_gbit_s, fabric.efficiency)
-        return Base(rate, seen.gpus, own, _share(seen.config, seen.gpus), traffic_of(config))
-    if given[0] is not None:
-        rate = chosen.pick("tokens_per_s_per_gpu", "tokens/s", default=0.0, source="")
+    if seen is not None and not chosen.has("tokens_per_s_per_gpu") and not chosen.has("mfu"):
+        return _base_as_seen(config, fabric, chosen, seen)
+    if chosen.has("tokens_per_s_per_gpu"):
+        rate = chosen.pick("tokens_per_s_per_gpu", "tokens/s, on one node", default=0.0, source="")
     else:
         mfu = chosen.pick("mfu", f"of {peak:g} TFLOP/s, on one node", default=gpu.mfu, source=gpu.mfu_source)
         if mfu > 1:
             raise UsageError(f"--mfu={mfu:g} must be 1 or below: it is a share, 0.4 for 40 %")
-        rate = mfu * peak * 1e12 / flops
+        rate = mfu * peak * 1e12 / config.model.flops_per_token
     gpus = fabric.gpus_per_node
     return Base(rate, gpus, fabric, _share(config, gpus), traffic_of(config))
+
+
+def _base_as_seen(config: Config, fabric: Fabric, chosen: Assumptions, seen: Observed) -> Base:
+    """The run's rate, by FLOPs where it was of another size."""
+    ratio, scaled = 1.0, ""
+    if seen.config.model != config.model:
+        ratio = seen.config.model.flops_per_token / config.model.flops_per_token
+        scaled = f", scaled by FLOPs from {seen.config.model.tag}"
+    rate = seen.tokens_per_s_per_gpu.value * ratio
+    mfu = f", MFU {seen.mfu.value:.1%}" if seen.mfu else ""
+    how = f"{seen.tokens_per_s_per_gpu.how}{mfu}{scaled}"
+    chosen.note("--tokens-per-s-per-gpu", rate, "tokens/s", MEASURED, how)
+    own = dataclasses.replace(fabric, gpus_per_node=seen.gpus_per_node)
+    return Base(rate, seen.gpus, own, _share(seen.config, seen.gpus), traffic_of(config))
+
+
+def _saves(config: Config, ranks: int, chosen: Assumptions, seen: Observed | None) -> tuple[float, float]:
+    """The stall of a save, and the seconds until it is on disk; a run of another size says nothing of either."""
+    size = checkpoint_bytes(config.model, ranks=ranks)
+    alike = seen if seen and seen.config.model == config.model else None
+    copied = f"{size / ranks / 1e6:,.1f} MB a rank at {COPY_BYTES_PER_S / 1e9:g} GB/s"
+    written = f"{size / 1e9:,.2f} GB at {WRITE_BYTES_PER_S / 1e6:g} MB/s"
+    return (
+        chosen.pick(
+            "stall_s",
+            "s a save",
+            measured=alike.stall_s if alike else None,
+            default=size / ranks / COPY_BYTES_PER_S,
+            source=f"{copied}, bench/results/checkpoint.md",
+        ),
+        chosen.pick(
+            "save_s",
+            "s until on disk",
+            measured=alike.save_s if alike else None,
+            default=size / WRITE_BYTES_PER_S,
+            source=f"{written}, bench/results/checkpoint.md",
+        ),
+    )
+
+
+def _restarts(chosen: Assumptions, seen: Observed | None) -> tuple[float, float]:
+    """Seconds of a start, and from a failure until then."""
+    began = seen.start_s if seen else None
+    idle = "Slurm's own delay on idle nodes; the queue comes on top"
+    return (
+        chosen.pick("start_s", "s a start", measured=began, default=START_S, source="assumed; measure it"),
+        chosen.pick("requeue_s", "s until a job runs again", default=REQUEUE_S, source=idle),
+    )
 
 
 def _share(config: Config, gpus: int) -> Share:
@@ -223,7 +253,7 @@ def _mtbf_s(options: Mapping[str, Any], nodes: int, chosen: Assumptions, seen: O
     return hours * 3600 / (1 if of_job else nodes)
 
 
-def _data_tokens(options: Mapping[str, Any], config: Config, chosen: Assumptions) -> int:
+def _data_tokens(config: Config, chosen: Assumptions) -> int:
     tokens = chosen.pick(
         "data_tokens",
         "tokens on disk",
