@@ -9,8 +9,8 @@ from gpt2hpc.errors import UsageError
 
 BUS_EFFICIENCY = 0.8
 """Share of a link's rate that an all-reduce reaches: 235 of the A100's 300 GB/s over NVLink, and the rule for networks too
-("expect to get 320Gbps" of 400), both in stas00/ml-engineering, network/README.md, at 0030e63. Published all-reduces that
-were measured elsewhere reach from 0.63 to 0.96 of it; docs/plan.md lists them."""
+("expect to get 320Gbps" of 400), both in stas00/ml-engineering, network/README.md, at 0030e63. Published all-reduces
+reach from a third to 0.96 of the slowest link; docs/plan.md lists them."""
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ class Losses:
         return max(self.daly_s(), self.stall_s + self.lag_s)
 
     def expected_s(self, work_s: float, interval_s: float) -> float:
-        """Wall time of `work_s` of computing: Daly's equation 20, M·e^(R/M)·(e^((τ+δ)/M) − 1)·W/τ; formula (9).
+        """Wall time of `work_s` of computing: Daly's complete model, M·e^(R/M)·(e^((τ+δ)/M) − 1)·W/τ; formula (9).
 
         A failure before a save is on disk loses one interval more: lag/(τ+δ) of the failures, τ each, so R has the lag in it.
         """
