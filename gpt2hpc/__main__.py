@@ -18,6 +18,7 @@ VERBS = {
     "prepare": "tokenize text into shards",
     "verify": "hash shards or staged files and compare",
     "push-data": "upload prepared data to the Hub",
+    "plan": "hours, GPU-hours, jobs and disk of a run, for a proposal",
     "submit": "train or prepare as jobs: restarted, resumed, supervised",
     "train": "train here and now, one process per GPU",
     "sync": "upload checkpoints that wait to the Hub, or fetch the furthest",

@@ -15,7 +15,7 @@ LAYERS = (
     {"__init__", "errors", "durable", "run_dir", "config", "config_io", "cli", "finding"},
     {"cluster", "data", "model"},
     {"training", "evaluation"},
-    {"starting", "jobs", "reporting", "checks"},
+    {"starting", "jobs", "reporting", "checks", "planning"},
     {
         "prepare",
         "verify",
@@ -38,10 +38,11 @@ LAYERS = (
         "evaluate",
         "sample",
         "export",
+        "plan",
     },
     {"__main__"},
 )
-TORCHLESS_PACKAGES = ("cluster", "data", "reporting", "checks")
+TORCHLESS_PACKAGES = ("cluster", "data", "reporting", "checks", "planning")
 
 
 def layer_of(name: str) -> int:
@@ -111,6 +112,7 @@ def test_no_torch(package: str) -> None:
         ["report", "--help"],
         ["prepare", "--help"],
         ["submit", "--dry-run"],
+        ["plan", "--preset", "gpt2-124m", "--nodes", "1,2"],
     ],
     ids=" ".join,
 )
