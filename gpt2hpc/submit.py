@@ -6,7 +6,6 @@ ranks end it asks the same `decide()` that a Slurm job asks, and starts them aga
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 import shlex
@@ -18,11 +17,10 @@ from typing import Literal
 
 import jsonargparse
 
-from gpt2hpc import cli, config_io, jobs, prepare_array
-from gpt2hpc.cluster import batch, choices, queries, slurm
+from gpt2hpc import cli, config_io, config_origins, dry_run, jobs, prepare_array
+from gpt2hpc.cluster import batch, choices, job_environment, queries, site_warnings, slurm
 from gpt2hpc.cluster.batch import BatchJob
 from gpt2hpc.cluster.choices import Choices
-from gpt2hpc.cluster.launch import LocalJob
 from gpt2hpc.cluster.ledger import Ledger
 from gpt2hpc.cluster.supervisor import supervise
 from gpt2hpc.config import Config, grad_accum_steps, warnings
@@ -76,7 +74,7 @@ def main(argv: Sequence[str]) -> int:
     cluster = _cluster(options)
     run = RunDir(Path(options.run_dir))
     if cluster == "slurm":
-        return _on_slurm(run, config, options)
+        return _on_slurm(run, config, options, argv)
     wanted = [name for name in ForSlurm if options[name] is not None]
     several = options.nodes not in (None, 1)
     if several or wanted:
@@ -84,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError(
             f"{what} needs a Slurm cluster; --cluster {cluster} is one machine, so use --nodes 1 and --nproc"
         )
-    return _debug(run, config) if cluster == "debug" and not options.dry_run else _here(run, config, options)
+    return _debug(run, config) if cluster == "debug" and not options.dry_run else _here(run, config, options, argv)
 
 
 def _without_job(argv: Sequence[str]) -> Sequence[str]:
@@ -127,13 +125,13 @@ def _time_limit_min(text: str | None, config: Config) -> float | None:
 # Here ---------------------------------------------------------------------------------------------------------------
 
 
-def _here(run: RunDir, config: Config, options: jsonargparse.Namespace) -> int:
+def _here(run: RunDir, config: Config, options: jsonargparse.Namespace, argv: Sequence[str]) -> int:
     minutes = _time_limit_min(options.time, config)
     limit_s = None if minutes is None else minutes * 60
     nproc = options.nproc or options.gpus_per_node or None
     if options.dry_run:
         job = describe(run, config, nproc=nproc, time_limit_s=limit_s)
-        cli.say(_rendered(job, config_io.dump(config)))
+        cli.say(dry_run.local_text(job, _settings(run, config, argv)))
         cli.say(f"# {_foretold(run, config, job.nproc)}")
         return 0
     local = local_job(run, config, nproc=nproc, time_limit_s=limit_s)
@@ -168,37 +166,22 @@ def _foretold(run: RunDir, config: Config, world_size: int) -> str:
     return "it would start at step 0"
 
 
-def _rendered(job: LocalJob, settings: str) -> str:
-    """What would run, for a person to read."""
-    variables = job.environment(0, restart=0, rendezvous="<temporary file>", job_end=None)
-    lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
-    return "\n".join(
-        [
-            f"# {job.run.config}",
-            settings,
-            f"# environment of rank 0; the other ranks of {job.nproc} differ in RANK and LOCAL_RANK",
-            *lines,
-            f"# started {cli.plural(job.nproc, 'time')}, once for each rank",
-            shlex.join(job.command),
-        ]
-    )
+def _settings(run: RunDir, config: Config, argv: Sequence[str]) -> list[str]:
+    return list(config_origins.lines(config, config_origins.of(_without_job(argv), run)))
 
 
 # On Slurm -----------------------------------------------------------------------------------------------------------
 
 
-def _on_slurm(run: RunDir, config: Config, options: jsonargparse.Namespace) -> int:
+def _on_slurm(run: RunDir, config: Config, options: jsonargparse.Namespace, argv: Sequence[str]) -> int:
     job, chosen = _batch_job(run, config, options)
+    whence = "flag" if any(word.partition("=")[0] == "--run-dir" for word in argv) else "default"
+    chosen.note("run-dir", job.run.path, whence)
+    chosen.note("signal", f"USR2@{job.stop_margin_s}", "checkpoint.stop_margin_s")
+    for line in [*_purged(job, config), *site_warnings.offline(job.site, config)]:
+        cli.warn(line)
     if options.dry_run:
-        settings = "".join(f"# {line}\n" for line in config_io.dump(config).splitlines())
-        shebang, _, rest = job.text().partition("\n")
-        cli.say(
-            f"{shebang}\n# What was chosen, and whence:\n{chosen.comments()}#\n# {job.run.config}:\n{settings}{rest}"
-        )
-        before = batch.queued(job.run)
-        refused = f"a start would be refused: job {before} of this run is in the queue already"
-        cli.say(f"# {refused if before else _foretold(job.run, config, job.world_size)}")
-        return 0
+        return _dry_run(job, chosen, config, argv)
     config, _ = jobs.check_start(job.run, config, world_size=job.world_size)
     jobs.check_repo(config)
     for line in warnings(config):
@@ -228,6 +211,27 @@ def _on_slurm(run: RunDir, config: Config, options: jsonargparse.Namespace) -> i
     return 0
 
 
+def _dry_run(job: BatchJob, chosen: Choices, config: Config, argv: Sequence[str]) -> int:
+    sections = {
+        "Asked of Slurm, each with its origin": chosen.lines(),
+        f"Settings, each with its origin ({job.run.config})": _settings(job.run, config, argv),
+        "Environment of the ranks, beside yours": job_environment.described("set-up", job.site, os.environ),
+        "Mounts of the container": job.mounts(),
+    }
+    cli.say(dry_run.with_sections(job.text(), sections))
+    before = batch.queued(job.run)
+    refused = f"a start would be refused: job {before} of this run is in the queue already"
+    cli.say(f"# {refused if before else _foretold(job.run, config, job.world_size)}")
+    return 0
+
+
+def _purged(job: BatchJob, config: Config) -> list[str]:
+    named = {"--run-dir": str(job.run.path)}
+    if not hub.is_remote(config.data.dir):
+        named["--data.dir"] = config.data.dir
+    return site_warnings.purged(job.site, named)
+
+
 def _batch_job(run: RunDir, config: Config, options: jsonargparse.Namespace) -> tuple[BatchJob, Choices]:
     """The job that options, site and defaults make, and where each part of it comes from."""
     chosen = Choices({name: options[name] for name in SLURM_OPTIONS}, os.environ)
@@ -243,9 +247,7 @@ def _batch_job(run: RunDir, config: Config, options: jsonargparse.Namespace) -> 
     if gpus and ranks > gpus:
         raise UsageError(f"--nproc={ranks} is more than --gpus-per-node={gpus}; one process uses one GPU")
     data = None if hub.is_remote(config.data.dir) else Path(os.path.abspath(config.data.dir))  # noqa: PTH100
-    image = chosen.site.image_to_use(options.container, binds=(run.path, *([data] if data else [])))
-    if image is not None:
-        chosen.note("container", image, "flag" if options.container else "site")
+    image = chosen.image(options.container, binds=(run.path, *([data] if data else [])))
     given = chosen.sbatch_options()
     if (cores := chosen.of("cpus_per_task")) is not None:
         given["cpus_per_task"] = cores
@@ -259,7 +261,8 @@ def _batch_job(run: RunDir, config: Config, options: jsonargparse.Namespace) -> 
             minutes=None if minutes is None else math.ceil(minutes),
             stop_margin_s=math.ceil(config.checkpoint.stop_margin_s),
             options=given,
-            site=dataclasses.replace(chosen.site, binds=(*chosen.site.binds, *_beginnings(config))),
+            site=chosen.site,
+            begins_with=tuple(_beginnings(config)),
             image=image,
             data_dir=str(data) if image and data else "",
         ),

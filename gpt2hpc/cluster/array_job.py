@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt2hpc.cluster import queries, script
-from gpt2hpc.cluster.batch import new_executor, refusals_explained, set_up_lines, switches
+from gpt2hpc.cluster import mounts, queries, script
+from gpt2hpc.cluster.batch import new_executor, refusals_explained, set_up_lines, srun_arguments, switches
 from gpt2hpc.cluster.site_profile import Site
 
 SIGNAL_S = 30
@@ -47,6 +47,11 @@ class ArrayJob:
             site = dataclasses.replace(site, binds=(*site.binds, *self.sources))
         return set_up_lines("prepare set-up", {"OUT": self.out, "PICKLES": str(self.folder)}, site, self.image)
 
+    def mounts(self) -> list[str]:
+        """What of the host the container sees, for a dry run."""
+        named = [(self.out, "--out"), *((path, "--source") for path in self.sources)]
+        return mounts.described(self.site, self.image, named, gpus=False)
+
     def parameters(self, at_once: int, after: Sequence[str] = ()) -> dict[str, Any]:
         """What submitit makes a script from; `after` are jobs that must have ended, in whatever way."""
         more: dict[str, Any] = {"requeue": True, "open-mode": "append", **switches(self.options)}
@@ -63,7 +68,7 @@ class ArrayJob:
             "wckey": None,
             "stderr_to_stdout": True,
             "additional_parameters": more,
-            "srun_args": list(script.SRUN_ARGS),
+            "srun_args": srun_arguments(self.site),
             "setup": self.set_up(),
             "teardown": script.lines("prepare tear-down"),
         }

@@ -12,7 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "gpt2hpc"
 LAYERS = (
-    {"__init__", "errors", "durable", "run_dir", "config", "config_io", "cli"},
+    {"__init__", "errors", "durable", "run_dir", "config", "config_io", "config_origins", "cli"},
     {"cluster", "data", "model"},
     {"training", "evaluation"},
     {"jobs", "reporting"},
@@ -22,6 +22,7 @@ LAYERS = (
         "push_data",
         "stage",
         "submit",
+        "dry_run",
         "prepare_array",
         "prepare_options",
         "train",
