@@ -14,6 +14,7 @@ from gpt2hpc import __version__, cli
 from gpt2hpc.errors import UsageError
 
 VERBS = {
+    "init": "a site profile, guessed by asking this cluster",
     "stage": "fetch what compute nodes without internet will need",
     "prepare": "tokenize text into shards",
     "verify": "hash shards or staged files and compare",

@@ -43,7 +43,7 @@ class Variable:
 
 def of_site(site: Site) -> list[Variable]:
     """What the profile asks for; a variable that it names itself wins over one that follows from another key."""
-    found = {}
+    found: dict[str, Variable] = {}
     if site.offline:
         found |= {name: Variable(name, value, "site: offline") for name, value in OFFLINE.items()}
     if site.min_allreduce_gb_s is not None:

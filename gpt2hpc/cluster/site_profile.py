@@ -149,9 +149,18 @@ def find(option: str | None, env: Mapping[str, str]) -> Site:
 def load(path: Path) -> Site:
     """Raises ConfigError naming file, key, value and mend."""
     try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"site profile {path} cannot be read: {' '.join(str(error).split())}") from None
+    return read(text, path)
+
+
+def read(text: str, path: Path) -> Site:
+    """The profile that `text` is, or would be in the file of that name; ConfigError as for one that is there."""
+    try:
         # Every value as it is written: YAML's own reading makes 12:30:00 a number and NO a boolean.
-        facts = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader) or {}
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        facts = yaml.load(text, Loader=yaml.BaseLoader) or {}
+    except yaml.YAMLError as error:
         raise ConfigError(f"site profile {path} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(facts, dict):
         raise ConfigError(f"site profile {path} holds no settings; write lines such as `partition: gpu`")

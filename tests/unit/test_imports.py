@@ -21,6 +21,7 @@ LAYERS = (
         "verify",
         "push_data",
         "stage",
+        "init",
         "submit",
         "dry_run",
         "prepare_array",
@@ -103,6 +104,7 @@ def test_no_torch(package: str) -> None:
         ["report", "--help"],
         ["prepare", "--help"],
         ["submit", "--dry-run"],
+        ["init", "--help"],
     ],
     ids=" ".join,
 )

@@ -84,7 +84,7 @@ WITHOUT_SLURM_AND_TORCH = (
 
 
 def dry_run(*words: str, cwd: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", WITHOUT_SLURM_AND_TORCH, "submit", "--dry-run", *words]
+    command = [sys.executable, "-c", WITHOUT_SLURM_AND_TORCH, "submit", *words, "--dry-run"]
     environment = {**os.environ, "HOME": str(cwd), **(env or {})}
     environment.pop("XDG_CONFIG_HOME", None)
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False)
