@@ -17,7 +17,7 @@ from typing import Literal
 
 import jsonargparse
 
-from gpt2hpc import cli, config_io, config_origins, dry_run, jobs, prepare_array
+from gpt2hpc import cli, config_io, config_origins, dry_run, jobs, prepare_array, starting
 from gpt2hpc.cluster import batch, choices, job_environment, queries, site_warnings, slurm
 from gpt2hpc.cluster.batch import BatchJob
 from gpt2hpc.cluster.choices import Choices
@@ -54,6 +54,11 @@ def new_parser() -> jsonargparse.ArgumentParser:
         type=str,
         metavar="LIMIT",
         help="Time limit of each attempt, which saves before and is restarted: minutes, HH:MM:SS or DAYS-HH:MM:SS.",
+    )
+    parser.add_argument(
+        "--guard",
+        action="store_true",
+        help="On Slurm, let a second job wait, and take over where this one cannot requeue itself: its batch script was killed, say.",
     )
     parser.add_argument("--quiet", action="store_true", help=cli.QUIET_HELP)
     parser.add_argument("--dry-run", action="store_true", help="Print what would be submitted, and submit nothing.")
@@ -153,7 +158,7 @@ def _foretold(run: RunDir, config: Config, world_size: int) -> str:
     config_io.changes(run, config)
     grad_accum_steps(config, world_size=world_size)
     try:
-        jobs.check_start(run, config, world_size=world_size)
+        starting.check_start(run, config, world_size=world_size)
     except DataError as error:
         return f"a start would be refused: {error.line}"
     if Ledger(run).is_finished(config.train.steps):
@@ -177,13 +182,14 @@ def _on_slurm(run: RunDir, config: Config, options: jsonargparse.Namespace, argv
     job, chosen = _batch_job(run, config, options)
     whence = "flag" if any(word.partition("=")[0] == "--run-dir" for word in argv) else "default"
     chosen.note("run-dir", job.run.path, whence)
+    chosen.note("guard", str(job.guard).lower(), "flag" if job.guard else "default")
     chosen.note("signal", f"USR2@{job.stop_margin_s}", "checkpoint.stop_margin_s")
     for line in [*_purged(job, config), *site_warnings.offline(job.site, config)]:
         cli.warn(line)
     if options.dry_run:
         return _dry_run(job, chosen, config, argv)
-    config, _ = jobs.check_start(job.run, config, world_size=job.world_size)
-    jobs.check_repo(config)
+    config, _ = starting.check_start(job.run, config, world_size=job.world_size)
+    starting.check_repo(config)
     for line in warnings(config):
         cli.warn(line)
     if jobs.is_finished(job.run, config):
@@ -265,6 +271,7 @@ def _batch_job(run: RunDir, config: Config, options: jsonargparse.Namespace) -> 
             begins_with=tuple(_beginnings(config)),
             image=image,
             data_dir=str(data) if image and data else "",
+            guard=options.guard,
         ),
         chosen,
     )

@@ -42,6 +42,7 @@ class BatchJob:
         image: Container image, or None.
         data_dir: The data, to be seen in the container too.
         begins_with: Checkpoints and weights that the run begins with, to be seen there as well.
+        guard: A second job waits, and takes over where this one cannot requeue itself.
     """
 
     run: RunDir
@@ -56,6 +57,7 @@ class BatchJob:
     image: str | None
     data_dir: str
     begins_with: tuple[str, ...] = ()
+    guard: bool = False
 
     @property
     def world_size(self) -> int:
@@ -73,6 +75,7 @@ class BatchJob:
             "DATA": self.data_dir,
             "PICKLES": str(self.run.slurm),
             "MASTER_ADDR_SUFFIX": self.site.master_addr_suffix,
+            "GUARD": "1" if self.guard else "",
         }
         site = dataclasses.replace(self.site, binds=(*self.site.binds, *self.begins_with))
         return set_up_lines("set-up", variables, site, self.image)
@@ -208,10 +211,15 @@ def as_before_if_refused(run: RunDir) -> Iterator[None]:
 
 def queued(run: RunDir) -> str | None:
     """The number of a job of this run that waits or runs, where squeue knows of one that `submit` or an attempt has named."""
+    return queries.first_queued(known_jobs(run))
+
+
+def known_jobs(run: RunDir) -> set[str]:
+    """The numbers of this run's jobs, those that still wait included, as far as it was told."""
     ledger = Ledger(run)
-    return queries.first_queued(
-        submitted(run.slurm) | {each.job for each in (ledger.newest(), ledger.decision()) if each is not None}
-    )
+    named = {each.job for each in (*ledger.attempts(), ledger.decision()) if each is not None}
+    resumed = run.jobs.read_text(encoding="utf-8").split() if run.jobs.exists() else []
+    return submitted(run.slurm) | named | set(resumed)
 
 
 def submitted(folder: Path) -> set[str]:

@@ -15,7 +15,7 @@ LAYERS = (
     {"__init__", "errors", "durable", "run_dir", "config", "config_io", "config_origins", "cli"},
     {"cluster", "data", "model"},
     {"training", "evaluation"},
-    {"jobs", "reporting"},
+    {"starting", "jobs", "reporting"},
     {
         "prepare",
         "verify",
