@@ -32,6 +32,15 @@ VERBS = {
 }
 
 
+EXAMPLES = (
+    "gpt2hpc init                            # on a cluster's login node: a site profile",
+    "gpt2hpc prepare --source my_texts/ --out data/mine",
+    "gpt2hpc submit --preset gpt2-124m --data.dir data/mine --run-dir runs/mine --dry-run",
+    "gpt2hpc status runs",
+    'gpt2hpc sample runs/mine --prompt "Once upon a time"',
+)
+
+
 def main(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         cli.say(usage())
@@ -58,6 +67,9 @@ def usage() -> str:
             "usage: gpt2hpc COMMAND …        gpt2hpc COMMAND --help",
             "",
             *lines,
+            "",
+            cli.EXAMPLES,
+            *(f"  {command}" for command in EXAMPLES),
         ]
     )
 

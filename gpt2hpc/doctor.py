@@ -26,6 +26,10 @@ def main(argv: Sequence[str]) -> int:
         help="whether checkpoints may be uploaded to this model repository; creates nothing",
     )
     parser.add_argument("--json", action="store_true", help="print a JSON list instead of lines")
+    cli.add_examples(
+        parser,
+        "gpt2hpc doctor --hub USER/NAME          # may checkpoints go there?",
+    )
     arguments = parser.parse_args(argv)
     checks: list[Check] = []
     if arguments.hub:

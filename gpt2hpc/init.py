@@ -29,6 +29,11 @@ def new_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--force", action="store_true", help="write over a profile that is there")
     parser.add_argument("--dry-run", action="store_true", help="print the profile, and write nothing")
+    cli.add_examples(
+        parser,
+        "gpt2hpc init --dry-run                 # on a login node: what would be written",
+        "gpt2hpc init --out mine.yaml            # then: gpt2hpc submit --site mine.yaml",
+    )
     return parser
 
 

@@ -46,6 +46,11 @@ def new_parser() -> argparse.ArgumentParser:
         help="this is task K of N, numbered from 0, with --step encode (default: 0/1)",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
+    cli.add_examples(
+        parser,
+        "gpt2hpc prepare --source my_texts/ --out data/mine",
+        "gpt2hpc prepare --source HuggingFaceFW/fineweb-edu --config sample-10BT --out data/edu --dry-run",
+    )
     return parser
 
 

@@ -56,6 +56,11 @@ def new_parser() -> argparse.ArgumentParser:
     parser.add_argument("--time", metavar="LIMIT", help="time limit of a task: minutes, HH:MM:SS or DAYS-HH:MM:SS")
     parser.add_argument("--dry-run", action="store_true", help="print plan and batch script, and submit nothing")
     choices.add_options(parser)
+    cli.add_examples(
+        parser,
+        "gpt2hpc submit prepare --source my_texts/ --out data/mine --array 64 --dry-run",
+        "gpt2hpc submit prepare --source HuggingFaceFW/fineweb-edu --out data/edu --array 64 --at-once 16 --partition cpu",
+    )
     return parser
 
 

@@ -195,6 +195,11 @@ def main(argv: Sequence[str]) -> int:
         help="runs, prepared directories, or directories of them (default: runs)",
     )
     parser.add_argument("--json", action="store_true", help="print a JSON list instead of a table")
+    cli.add_examples(
+        parser,
+        "gpt2hpc status                          # what is below runs/",
+        "gpt2hpc status runs/mine data/mine --json",
+    )
     arguments = parser.parse_args(argv)
     rows = _found(arguments.paths)
     if arguments.json:

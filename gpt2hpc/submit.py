@@ -63,6 +63,12 @@ def new_parser() -> jsonargparse.ArgumentParser:
     parser.add_argument("--quiet", action="store_true", help=cli.QUIET_HELP)
     parser.add_argument("--dry-run", action="store_true", help="Print what would be submitted, and submit nothing.")
     choices.add_options(parser)
+    cli.add_examples(
+        parser,
+        "gpt2hpc submit --nodes 4 --preset gpt2-350m --data.dir data/mine --run-dir runs/mine --dry-run",
+        "gpt2hpc submit --cluster local --preset smoke --data.dir data/mine --nproc 2",
+        "gpt2hpc submit prepare --source my_texts/ --out data/mine --array 64",
+    )
     return parser
 
 

@@ -303,3 +303,11 @@ def test_nodes_without_internet_are_spoken_of(tmp_path: Path) -> None:
     done = dry_run(*words, cwd=tmp_path)
     assert "checkpoints for me/model wait until you run `gpt2hpc sync RUN_DIR` on a login node" in done.stderr
     assert "data.dir=hf://datasets/me/data will do only where" in done.stderr
+
+
+def test_the_keys_that_are_documented_are_those_there_are(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "sites.md").read_text()
+    (block,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    site = site_profile.read(block, tmp_path / "site.yaml")
+    assert site.given == set(Site.__dataclass_fields__) - {"path", "given"}
+    assert set(re.findall(r"(?m)^\| `(\w+)` \|", page)) == set(SHIPPED)
