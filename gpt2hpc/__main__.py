@@ -14,6 +14,7 @@ from gpt2hpc import __version__, cli
 from gpt2hpc.errors import UsageError
 
 VERBS = {
+    "init": "a site profile, guessed by asking this cluster",
     "stage": "fetch what compute nodes without internet will need",
     "prepare": "tokenize text into shards",
     "verify": "hash shards or staged files and compare",
@@ -34,6 +35,15 @@ VERBS = {
     "sample": "write text with a trained model",
     "export": "a checkpoint as a model of transformers, and to the Hub",
 }
+
+
+EXAMPLES = (
+    "gpt2hpc init                            # on a cluster's login node: a site profile",
+    "gpt2hpc prepare --source my_texts/ --out data/mine",
+    "gpt2hpc submit --preset gpt2-124m --data.dir data/mine --run-dir runs/mine --dry-run",
+    "gpt2hpc status runs",
+    'gpt2hpc sample runs/mine --prompt "Once upon a time"',
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -62,6 +72,9 @@ def usage() -> str:
             "usage: gpt2hpc COMMAND …        gpt2hpc COMMAND --help",
             "",
             *lines,
+            "",
+            cli.EXAMPLES,
+            *(f"  {command}" for command in EXAMPLES),
         ]
     )
 

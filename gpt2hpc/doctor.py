@@ -64,6 +64,12 @@ def new_parser() -> argparse.ArgumentParser:
     asked.add_argument("--gpus-per-node", type=int, help="GPUs on each node (default: the site's).")
     asked.add_argument("--time", metavar="LIMIT", help="Time limit of each attempt (default: the site's).")
     choices.add_options(asked)
+    cli.add_examples(
+        parser,
+        "gpt2hpc doctor                          # everything that a training here will need",
+        "gpt2hpc doctor --preset gpt2-350m --nodes 4 --gpus-per-node 4 --time 12:00:00",
+        "gpt2hpc doctor --hub USER/NAME          # may checkpoints go there?",
+    )
     return parser
 
 

@@ -23,6 +23,11 @@ def new_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="where to write it (default: report.html in the first RUN)"
     )
+    cli.add_examples(
+        parser,
+        "gpt2hpc report runs/mine",
+        "gpt2hpc report runs/a runs/b --out compared.html",
+    )
     return parser
 
 

@@ -111,6 +111,12 @@ def main(argv: Sequence[str]) -> int:
         metavar="SECONDS",
         help=f"of --watch (default: {WATCH_S:g}); files are read so often, Slurm is asked every {ASK_SLURM_S:g} s at most",
     )
+    cli.add_examples(
+        parser,
+        "gpt2hpc status                          # what is below runs/",
+        "gpt2hpc status runs --watch",
+        "gpt2hpc status runs/mine data/mine --json",
+    )
     arguments = parser.parse_args(argv)
     reader = Reader(arguments.paths)
     if arguments.watch and arguments.json:

@@ -102,6 +102,16 @@ class Partition:
     features: str
 
 
+@dataclass(frozen=True)
+class Association:
+    """A right to submit: an account, for one partition or (empty) for all, with these QOS."""
+
+    account: str
+    partition: str
+    qos: tuple[str, ...]
+    default_qos: str
+
+
 def ask(program: str, *arguments: str) -> str | None:
     """Standard output of one of Slurm's programs; None where there is none, or it does not answer."""
     said, refusal = _asked(program, *arguments)
@@ -234,6 +244,31 @@ def as_accounted(number: str) -> dict[str, Accounted]:
         "limit": "TimeLimit",
     }
     return {number: Accounted(number, **{key: facts.get(name, "") for key, name in names.items()})} if facts else {}
+
+
+def associations(user: str) -> list[Association] | None:
+    """What this user may submit under; None where Slurm keeps no accounts, or does not tell."""
+    said = ask("sacctmgr", "-n", "-P", "show", "assoc", f"user={user}", "format=Account,Partition,QOS,DefaultQOS")
+    return None if said is None else associations_in(said)
+
+
+def associations_in(said: str) -> list[Association]:
+    """Out of sacctmgr's lines `account|partition|qos,qos|default`."""
+    rows = [line.split("|") for line in said.splitlines()]
+    return [
+        Association(account, partition, tuple(name for name in qos.split(",") if name), default)
+        for account, partition, qos, default in (row for row in rows if len(row) == 4)
+    ]
+
+
+def default_account(user: str) -> str | None:
+    """The account that Slurm takes where none is named."""
+    return (ask("sacctmgr", "-n", "-P", "show", "user", user, "format=DefaultAccount") or "").strip() or None
+
+
+def first_node() -> str | None:
+    """The name of a node, as its neighbours may have it."""
+    return next(iter((ask("sinfo", "-h", "-N", "-o", "%N") or "").split()), None)
 
 
 def partitions() -> list[Partition] | None:

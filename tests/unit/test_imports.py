@@ -12,7 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "gpt2hpc"
 LAYERS = (
-    {"__init__", "errors", "durable", "run_dir", "config", "config_io", "cli", "finding"},
+    {"__init__", "errors", "durable", "run_dir", "config", "config_io", "config_origins", "cli", "finding"},
     {"cluster", "data", "model"},
     {"training", "evaluation"},
     {"starting", "jobs", "reporting", "checks", "planning"},
@@ -21,7 +21,9 @@ LAYERS = (
         "verify",
         "push_data",
         "stage",
+        "init",
         "submit",
+        "dry_run",
         "prepare_array",
         "prepare_options",
         "pipeline",
@@ -113,6 +115,7 @@ def test_no_torch(package: str) -> None:
         ["prepare", "--help"],
         ["submit", "--dry-run"],
         ["plan", "--preset", "gpt2-124m", "--nodes", "1,2"],
+        ["init", "--help"],
     ],
     ids=" ".join,
 )
