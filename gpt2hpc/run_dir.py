@@ -103,6 +103,21 @@ class RunDir:
         return self.path / "slurm"
 
     @property
+    def jobs(self) -> Path:
+        """The numbers of jobs that were submitted again, a line each."""
+        return self.slurm / "jobs"
+
+    @property
+    def resume_script(self) -> Path:
+        """Submits the run again, as its last job was."""
+        return self.slurm / "resume.sh"
+
+    @property
+    def dependents(self) -> Path:
+        """The numbers of jobs that wait for the run to finish, a line each."""
+        return self.slurm / "dependents"
+
+    @property
     def finished(self) -> Path:
         """There once the last step is done."""
         return self.path / "FINISHED"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import jsonargparse
 
-from gpt2hpc import cli, config_io, jobs
+from gpt2hpc import cli, config_io, jobs, starting
 from gpt2hpc.cluster.dist_env import DistEnv, new_local_job
 from gpt2hpc.cluster.launch import LocalJob, SignalRelay, count_gpus, run_attempt
 from gpt2hpc.cluster.ledger import Cause, Ledger
@@ -80,8 +80,8 @@ def local_job(
     jobs.require_torch()
     writers.check(config.train)
     local = describe(run, config, nproc=nproc, job=job, time_limit_s=time_limit_s)
-    config, _ = jobs.check_start(run, config, world_size=local.nproc)
-    jobs.check_repo(config)
+    config, _ = starting.check_start(run, config, world_size=local.nproc)
+    starting.check_repo(config)
     for line in warnings(config):
         cli.warn(line)
     if jobs.is_finished(run, config):

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt2hpc import config_io, jobs
+from gpt2hpc import config_io, starting
 from gpt2hpc.cluster.launch import LocalJob, SignalRelay, run_attempt
 from gpt2hpc.config import (
     CheckpointConfig,
@@ -77,7 +77,7 @@ def run_ranks(
 ) -> int:
     """One attempt with real processes; `options` are those of rank.py. Returns the launcher's exit code."""
     run.create()
-    config_io.store(jobs.check_start(run, settings, world_size=nproc)[0], run.config)
+    config_io.store(starting.check_start(run, settings, world_size=nproc)[0], run.config)
     command = (sys.executable, str(RANK_PROGRAM), str(run.path), *options)
     os.environ["OMP_NUM_THREADS"] = "1"
     with SignalRelay().installed() as relay:

@@ -40,6 +40,8 @@ class BatchJob:
         site: The cluster's ways.
         image: Container image, or None.
         data_dir: The data, to be seen in the container too.
+        guard: A second job waits, and takes over where this one cannot requeue itself.
+        dependency: What it waits for, in sbatch's words; None for nothing.
     """
 
     run: RunDir
@@ -53,6 +55,8 @@ class BatchJob:
     site: Site
     image: str | None
     data_dir: str
+    guard: bool = False
+    dependency: str | None = None
 
     @property
     def world_size(self) -> int:
@@ -70,25 +74,23 @@ class BatchJob:
             "DATA": self.data_dir,
             "PICKLES": str(self.run.slurm),
             "MASTER_ADDR_SUFFIX": self.site.master_addr_suffix,
+            "GUARD": "1" if self.guard else "",
         }
         return set_up_lines("set-up", variables, self.site, self.image)
 
     def parameters(self) -> dict[str, Any]:
         """What submitit makes the script from."""
-        gpus: dict[str, Any] = {}
-        if self.gpus_per_node:
-            by_gres = self.site.gpu_directive == "gres"
-            gpus = {"gres": f"gpu:{self.gpus_per_node}"} if by_gres else {"gpus_per_node": self.gpus_per_node}
+        after = waiting(self.dependency) if self.dependency else {}
         return {
             "job_name": self.name,
             "nodes": self.nodes,
             "ntasks_per_node": self.ranks_per_node,
-            **gpus,
+            **gpu_request(self.site, self.gpus_per_node),
             "time": self.minutes,
             "signal_delay_s": self.stop_margin_s,
             "wckey": None,
             "stderr_to_stdout": True,
-            "additional_parameters": {"requeue": True, **switches(self.options)},
+            "additional_parameters": {"requeue": True, **switches(self.options), **after},
             "srun_args": list(script.SRUN_ARGS),
             "setup": self.set_up(),
             "teardown": script.lines("tear-down"),
@@ -159,6 +161,18 @@ class _Executor(SlurmExecutor):
         return 2
 
 
+def gpu_request(site: Site, gpus: int) -> dict[str, Any]:
+    """So many GPUs on each node, in the words that the cluster takes."""
+    if not gpus:
+        return {}
+    return {"gres": f"gpu:{gpus}"} if site.gpu_directive == "gres" else {"gpus_per_node": gpus}
+
+
+def waiting(dependency: str) -> dict[str, str]:
+    """Options of sbatch for a job that waits for others, and is cancelled, instead of pending forever, where they fail."""
+    return {"dependency": dependency, "kill-on-invalid-dep": "yes"}
+
+
 def switches(options: Mapping[str, Any]) -> dict[str, Any]:
     """`hold: true` is `--hold`, and `hold: false` is nothing."""
     words = {"true": True, "false": False}
@@ -189,10 +203,15 @@ def as_before_if_refused(run: RunDir) -> Iterator[None]:
 
 def queued(run: RunDir) -> str | None:
     """The number of a job of this run that waits or runs, where squeue knows of one that `submit` or an attempt has named."""
+    return queries.first_queued(known_jobs(run))
+
+
+def known_jobs(run: RunDir) -> set[str]:
+    """The numbers of this run's jobs, those that still wait included, as far as it was told."""
     ledger = Ledger(run)
-    return queries.first_queued(
-        submitted(run.slurm) | {each.job for each in (ledger.newest(), ledger.decision()) if each is not None}
-    )
+    named = {each.job for each in (*ledger.attempts(), ledger.decision()) if each is not None}
+    resumed = run.jobs.read_text(encoding="utf-8").split() if run.jobs.exists() else []
+    return submitted(run.slurm) | named | set(resumed)
 
 
 def submitted(folder: Path) -> set[str]:

@@ -44,7 +44,7 @@ class Attempt:
     """One start of a run: `first_step` resumed from, `saved_step` last checkpoint, `last_step` when it ended.
 
     `repeats` counts the steps after `first_step` that earlier attempts had logged already, work that was lost; None where unknown.
-    `suspects` are nodes that it found wanting.
+    `suspects` are nodes that it found wanting, `died_on` is the one whose rank ended first in a crash.
     `process` tells the process from any other: machine, PID namespace and start time.
     """
 
@@ -65,6 +65,7 @@ class Attempt:
     ended: str | None = None
     repeats: int | None = None
     suspects: tuple[str, ...] = ()
+    died_on: str = ""
 
     @property
     def progressed(self) -> bool:
@@ -226,12 +227,15 @@ class Ledger:
                 return decision
         return None
 
-    def close_for(self, job: str, restart: int, nodes: str, cause: Cause, exit_code: int | None) -> None:
+    def close_for(
+        self, job: str, restart: int, nodes: str, cause: Cause, exit_code: int | None, *, died_on: str = ""
+    ) -> None:
         """Write the end of that restart for it, if it has left none: somebody saw its processes end.
 
         One that ended before it could claim an attempt gets number 0, and a file that fences nobody.
         """
-        newest, end = self.newest(), {"cause": str(cause), "exit_code": exit_code, "ended": utc_now()}
+        newest = self.newest()
+        end = {"cause": str(cause), "exit_code": exit_code, "ended": utc_now(), "died_on": died_on}
         if newest and (newest.job, newest.restart) == (job, restart):
             if newest.cause is None:
                 self.update(dataclasses.replace(newest, **end))  # type: ignore[arg-type]

@@ -59,6 +59,20 @@ class Action:
     exclude_nodes: str = ""
     cancelled: bool = False
 
+    def line(self, *, allow: bool = False) -> str:
+        """For the batch shell."""
+        exclude, reason = self.exclude_nodes or "-", " ".join(self.reason.split())
+        return f"{self.kind} {self.exit_code} {self.delay_s:.0f} {int(allow)} {exclude} {reason}"
+
+
+@dataclass(frozen=True)
+class Crash:
+    """Where an attempt crashed: all its nodes, the one whose rank ended first, and those that it found wanting."""
+
+    nodes: str
+    died_on: str = ""
+    suspects: tuple[str, ...] = ()
+
 
 def decide(
     job: Job, outcome: Outcome | None, attempts: Sequence[Attempt], limits: RequeueConfig, *, finished: bool
@@ -83,8 +97,8 @@ def decide(
     if not mine and job.exit_code in _mendable():
         return Action("exit", "an error that a restart cannot mend; see above", job.exit_code or INTERNAL_ERROR)
     again = _again(job)
-    crashed_on, fruitless = _since_progress(job, attempts)
-    crashes = len(crashed_on)
+    crashed, fruitless = _since_progress(job, attempts)
+    crashes = len(crashed)
     if fruitless > limits.max_without_progress:
         return Action(
             "exit",
@@ -104,8 +118,9 @@ def decide(
             CrashBudgetError.exit_code,
         )
     delay_s = min(limits.backoff_s * 2 ** (crashes - 1), MAX_BACKOFF_S) if limits.backoff_s else 0.0
-    reason = f"crash {crashes} of {limits.crash_budget} allowed (exit code {job.exit_code})"
-    return Action(again, reason, StoppedError.exit_code, delay_s=delay_s, exclude_nodes=_excluded(job, crashed_on))
+    how = "ended without a word" if job.exit_code is None else f"exit code {job.exit_code}"
+    reason = f"crash {crashes} of {limits.crash_budget} allowed ({how})"
+    return Action(again, reason, StoppedError.exit_code, delay_s=delay_s, exclude_nodes=_excluded(job, crashed))
 
 
 def _signalled(job: Job) -> bool:
@@ -117,13 +132,18 @@ def _again(job: Job) -> Literal["requeue", "resubmit"]:
     return "resubmit" if job.refused else "requeue"
 
 
-def _excluded(job: Job, crashed_on: Sequence[str]) -> str:
-    """The bad node, merged with those excluded already: the one node that two or more crashes in a row have in common."""
-    if len(crashed_on) < 2:
-        return ""
-    common = set.intersection(*(set(expand_nodes(nodes)) for nodes in crashed_on))
-    known, kept = expand_nodes(job.excluded), expand_nodes(job.required)
-    return ",".join([*known, *common]) if len(common) == 1 and not common & {*known, *kept} else ""
+def _excluded(job: Job, crashed: Sequence[Crash]) -> str:
+    """The bad nodes, merged with those excluded already: what the last attempt found wanting; the node whose rank was twice the first
+    to end, in crashes in a row; or else the one node that these crashes have in common."""
+    bad = set(crashed[0].suspects)
+    died_on = [crash.died_on for crash in crashed if crash.died_on]
+    bad |= {node for node in died_on if died_on.count(node) > 1}
+    if not bad and len(crashed) > 1:
+        common = set.intersection(*(set(expand_nodes(crash.nodes)) for crash in crashed))
+        bad = common if len(common) == 1 else set()
+    known = expand_nodes(job.excluded)
+    new = sorted(bad - {*known, *expand_nodes(job.required)})
+    return ",".join([*known, *new]) if new else ""
 
 
 def _mendable() -> set[int]:
@@ -131,23 +151,25 @@ def _mendable() -> set[int]:
     return {error.exit_code for error in USER_ERRORS} - {StoppedError.exit_code}
 
 
-def _since_progress(job: Job, attempts: Sequence[Attempt]) -> tuple[list[str], int]:
-    """The nodes of each crash, and how many restarts saved nothing, since the last one that did (its own crash counts).
+def _since_progress(job: Job, attempts: Sequence[Attempt]) -> tuple[list[Crash], int]:
+    """Each crash, the newest first, and how many restarts saved nothing, since the last one that did (its own crash counts).
 
     Only this job's count, and those of the jobs that it continues: a new submission gets a new budget. An earlier start that
     nobody has seen the end of was ended from outside, with its node, and is no crash.
     """
-    crashed_on: list[str] = []
+    crashed: list[Crash] = []
     fruitless = 0
     for name, restart, attempt in _starts(job, attempts):
         now = (name, restart) == (job.job, job.restart)
         unseen = attempt is None or attempt.cause is None
         if (unseen and now and not _signalled(job)) or (attempt is not None and attempt.cause == Cause.CRASHED):
-            crashed_on.append(attempt.nodes if attempt else job.nodes)
+            died_on = job.died_on if now else ""
+            found = Crash(attempt.nodes, attempt.died_on or died_on, attempt.suspects) if attempt else None
+            crashed.append(found or Crash(job.nodes, died_on))
         fruitless += attempt is None or not attempt.progressed
         if attempt is not None and attempt.progressed:
             break
-    return crashed_on, fruitless
+    return crashed, fruitless
 
 
 def _starts(job: Job, attempts: Sequence[Attempt]) -> Iterator[tuple[str, int, Attempt | None]]:
@@ -188,7 +210,7 @@ def read_and_decide(run: RunDir, job: Job) -> Action:
     user_error = job.exit_code in _mendable()
     if mine is None and ours and not user_error and not (finished and _has_ended_well(job, ledger.attempts())):
         cause = Cause.PREEMPTED if _signalled(job) else Cause.CRASHED
-        ledger.close_for(job.job, job.restart, job.nodes, cause, job.exit_code)
+        ledger.close_for(job.job, job.restart, job.nodes, cause, job.exit_code, died_on=job.died_on)
     action = decide(job, mine, [*ledger.unclaimed(), *ledger.attempts()], config.requeue, finished=finished)
     ledger.remember(Decision(job.job, job.restart, "cancelled" if action.cancelled else action.kind, action.reason))
     return action
@@ -205,6 +227,7 @@ def main(argv: Sequence[str]) -> int:
     command.add_argument("--restart", type=int, help="how often the job was restarted (default: $SLURM_RESTART_COUNT)")
     command.add_argument("--succeeds", default="", help="jobs that this one continues, the newest first: 12,10")
     command.add_argument("--refused", action="store_true", help="`scontrol requeue` was tried and refused")
+    command.add_argument("--died-on", default="", metavar="NODE", help="whose rank ended first")
     arguments = parser.parse_args(argv)
     if not arguments.run_dir.is_dir():
         raise RunDirError(f"{arguments.run_dir} is not a run directory; check the path")
@@ -215,11 +238,10 @@ def main(argv: Sequence[str]) -> int:
         exit_code=arguments.exit_code,
         refused=arguments.refused,
         succeeds=[each for each in arguments.succeeds.split(",") if each],
+        died_on=arguments.died_on,
     )
     action = read_and_decide(RunDir(arguments.run_dir), job)
-    allow = int(action.kind == "requeue" and not job.may_requeue)
-    exclude, reason = action.exclude_nodes or "-", " ".join(action.reason.split())
-    cli.say(f"{action.kind} {action.exit_code} {action.delay_s:.0f} {allow} {exclude} {reason}")
+    cli.say(action.line(allow=action.kind == "requeue" and not job.may_requeue))
     return 0
 
 

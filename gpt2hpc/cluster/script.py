@@ -5,7 +5,7 @@ The blocks below are in every script that gpt2hpc submits and, word for word, in
 small programs (sed, grep, awk, getent, date) and Slurm's own, but no Python: that may live in a container image.
 
 They read these variables: RUN_DIR, DATA (to train), OUT, SOURCE (to prepare), MODEL, HELLASWAG, DATA, OUT (to evaluate);
-IMAGE, RUNTIME, BINDS, PYTHON (how Python is run);
+IMAGE, RUNTIME, BINDS, PYTHON (how Python is run); GUARD;
 MASTER_ADDR_SUFFIX; PICKLES (submitit's).
 """
 
@@ -30,7 +30,8 @@ unset RANK LOCAL_RANK WORLD_SIZE # the ranks' own come from srun
 
 # This job, as Slurm knows it; a controller that is busy is asked again. What follows Command= is the user's words.
 show() { for _ in 1 2 3 4 5 6; do SLURM_TIME_FORMAT=standard scontrol show job -o "$1" && return; sleep 5; done; }
-fact() { show "$job" | sed -n "s/ Command=.*//; s/.* $1=\([^ ]*\).*/\1/p" | grep -vx '(null)'; }
+word() { sed -n "s/ Command=.*//; s/.* $1=\([^ ]*\).*/\1/p" | grep -vx '(null)'; }
+fact() { show "$job" | word "$1"; }
 job=$SLURM_JOB_ID
 if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then # of this job, or left over from the one that it was submitted in?
     case $(show "$SLURM_JOB_ID") in
@@ -50,6 +51,74 @@ _RUN = r"""
 mkdir -p "$RUN_DIR" || exit 9
 RUN_DIR=$(realpath -s "$RUN_DIR")
 paths=("$RUN_DIR" ${DATA:+"$DATA"})
+"""
+
+_AGAIN = r"""
+# What submits this run again is kept: for a refused requeue, for a guard, for `gpt2hpc resume`, and to be called by hand.
+again=$RUN_DIR/slurm/resume.sh
+keep_again() {
+    local shown option options name own pickle=$RUN_DIR/slurm/submitted.pkl
+    mkdir -p "$RUN_DIR/slurm" && scontrol write batch_script "$SLURM_JOB_ID" "$RUN_DIR/slurm/job.sh" >/dev/null || return
+    if [ -n "${PICKLES:-}" ]; then # submitit looks for one of the job's own number
+        own=$PICKLES/${job}_submitted.pkl
+        if [ -e "$own" ]; then cp "$own" "$pickle"; else cp "$pickle" "$own"; fi
+    fi
+    shown=$(show "$job")
+    options=("--job-name=$SLURM_JOB_NAME" "--nodes=$SLURM_JOB_NUM_NODES" "--partition=$SLURM_JOB_PARTITION")
+    for option in "time=$(word TimeLimit <<<"$shown")" "account=$(word Account <<<"$shown")" "qos=$(word QOS <<<"$shown")" \
+        "constraint=$(word Features <<<"$shown")" "nodelist=$(word ReqNodeList <<<"$shown")" "exclude=$(word ExcNodeList <<<"$shown")" \
+        "ntasks-per-node=${SLURM_NTASKS_PER_NODE:-}" "cpus-per-task=${SLURM_CPUS_PER_TASK:-}" \
+        "gpus-per-node=${SLURM_GPUS_PER_NODE:-}" "reservation=${SLURM_JOB_RESERVATION:-}" "output=${log//$SLURM_JOB_ID/%j}"; do
+        [ -z "${option#*=}" ] || options+=("--$option")
+    done
+    {
+        echo '#!/bin/bash'
+        echo "# Submits this run again as job $job was, with more options of sbatch if you like; prints the new job's number."
+        printf 'cd %q || exit\n' "$PWD"
+        for name in RUN_DIR DATA PRESET STEPS PYTHON IMAGE RUNTIME BINDS GUARD MASTER_ADDR_SUFFIX; do
+            [ -z "${!name+x}" ] || printf 'export %s=%q\n' "$name" "${!name}"
+        done
+        echo 'unset SLURM_RESTART_COUNT SLURM_ARRAY_JOB_ID SLURM_ARRAY_TASK_ID'
+        printf 'number=%s --parsable' "\$(sbatch"
+        printf ' %q' "${options[@]}"
+        printf ' "%s"' "\$@"
+        printf ' %q' "$RUN_DIR/slurm/job.sh" "$@"
+        printf ') || exit\n%s | tee -a %q\n' "echo \"\${number%%;*}\"" "$RUN_DIR/slurm/jobs"
+    } >"$again.$job" && mv "$again.$job" "$again"
+}
+case ${PYTHON:-python3} in */*) ;; *) PYTHON=$(command -v "${PYTHON:-python3}") ;; esac
+log=$(scontrol show job "$job" | sed -n 's/^ *StdOut=//p')
+log_began=$(stat -c %s "$log" 2>/dev/null)
+keep_again "$@" || echo "gpt2hpc: cannot keep how job $job was submitted; where a requeue is refused it ends"
+echo "$job $log" >>"$RUN_DIR/slurm/logs"
+
+# Jobs that wait for this run to finish, as those of a pipeline, wait for the job that goes on with it, too.
+follow() {
+    [ -e "$RUN_DIR/slurm/dependents" ] || return 0
+    while read -r waiting; do
+        scontrol update "JobId=$waiting" "Dependency=afterok:$job?afterok:$1"
+    done <"$RUN_DIR/slurm/dependents"
+}
+
+# A guard is the same job, waiting for this one to fail where nothing in it can act: a batch shell that is killed.
+guard=
+if [ -n "${GPT2HPC_GUARDS:-}" ]; then # this is one: has the other failed, and is there something left to do?
+    told=$(show "$GPT2HPC_GUARDS" || echo "JobId=$GPT2HPC_GUARDS JobState=$(sacct -X -n -P -o State -j "$GPT2HPC_GUARDS")")
+    read -r action code _ _ _ reason < <("${run[@]}" -m gpt2hpc.cluster.guard "$RUN_DIR" --job "$GPT2HPC_GUARDS" \
+        --by "$job" --succeeds "${GPT2HPC_SUCCEEDS:-}" <<<"$told" | tail -n 1)
+    echo "gpt2hpc: job $job, the guard of job $GPT2HPC_GUARDS: ${reason:-cannot decide whether to take over, see above}"
+    [ "$action" = requeue ] || exit "${code:-1}"
+fi
+if [ -n "${GUARD:-}" ] && [ "$SLURM_RESTART_COUNT" = 0 ]; then
+    if guard=$(GPT2HPC_GUARDS=$job GPT2HPC_SUCCEEDS=$job${GPT2HPC_SUCCEEDS:+,$GPT2HPC_SUCCEEDS} \
+        bash "$again" "--dependency=afternotok:$job" --kill-on-invalid-dep=yes); then
+        echo "gpt2hpc: job $guard guards job $job"
+        echo "$guard" >"$RUN_DIR/slurm/guard"
+        follow "$guard"
+    fi
+elif [ -n "${GUARD:-}" ]; then
+    guard=$(cat "$RUN_DIR/slurm/guard")
+fi
 """
 
 _OUT = r"""
@@ -118,8 +187,11 @@ TEAR_DOWN = r"""
 rc=$?
 decide() {
     show "$job" | "${run[@]}" -m gpt2hpc.cluster.requeue decide "$RUN_DIR" --restart "$SLURM_RESTART_COUNT" \
-        --succeeds "${GPT2HPC_SUCCEEDS:-}" --exit-code "$rc" "$@" | tail -n 1
+        --succeeds "${GPT2HPC_SUCCEEDS:-}" --exit-code "$rc" --died-on "$died_on" "$@" | tail -n 1
 }
+# The node whose rank ended first, as srun saw it.
+died_on=$(tail -c "+$((${log_began:-0} + 1))" "$log" | sed -n 's/^srun: error: \([^: ]*\): tasks\? .*/\1/p' | head -n 1)
+case $died_on in *[][,]*) died_on= ;; esac # several at once
 read -r action code delay_s allow exclude reason < <(decide)
 echo "gpt2hpc: job $job: ${action:-cannot decide what comes next}: ${reason:-see above; the ranks ended with code $rc}"
 if [ "$action" = requeue ]; then
@@ -140,22 +212,22 @@ if [ "$action" = requeue ]; then
     fi
     read -r action code delay_s allow exclude reason < <(decide --refused)
 fi
-if [ "$action" = resubmit ]; then # the same job under another number
-    script=$RUN_DIR/slurm/resubmitted-$job.sh
-    options=("--begin=now+$delay_s" "--job-name=$SLURM_JOB_NAME" "--nodes=$SLURM_JOB_NUM_NODES" "--partition=$SLURM_JOB_PARTITION")
-    [ "$exclude" != - ] || exclude=$(fact ExcNodeList)
-    for option in "time=$(fact TimeLimit)" "account=$(fact Account)" "qos=$(fact QOS)" "constraint=$(fact Features)" \
-        "nodelist=$(fact ReqNodeList)" "exclude=$exclude" "ntasks-per-node=${SLURM_NTASKS_PER_NODE:-}" \
-        "cpus-per-task=${SLURM_CPUS_PER_TASK:-}" "gpus-per-node=${SLURM_GPUS_PER_NODE:-}"; do
-        [ -z "${option#*=}" ] || options+=("--$option")
-    done
-    export RUN_DIR GPT2HPC_SUCCEEDS="$job${GPT2HPC_SUCCEEDS:+,$GPT2HPC_SUCCEEDS}"
-    if mkdir -p "${script%/*}" && scontrol write batch_script "$SLURM_JOB_ID" "$script" &&
-        successor=$(env -u SLURM_RESTART_COUNT -u SLURM_ARRAY_JOB_ID -u SLURM_ARRAY_TASK_ID \
-            sbatch --parsable "${options[@]}" "$script" "$@"); then
-        echo "gpt2hpc: job $job goes on as job ${successor%%;*}"
-        [ -z "${PICKLES:-}" ] || cp "$PICKLES/${job}_submitted.pkl" "$PICKLES/${successor%%;*}_submitted.pkl"
+if [ "$action" = resubmit ]; then # the same job under another number: the guard's, or a new one
+    if [ -n "$guard" ]; then
+        successor=$guard
+        [ "$exclude" = - ] || scontrol update "JobId=$guard" "ExcNodeList=$exclude"
+        [ "$delay_s" = 0 ] || scontrol update "JobId=$guard" "StartTime=now+$delay_s"
+    else
+        more=("--begin=now+$delay_s")
+        [ "$exclude" = - ] || more+=("--exclude=$exclude")
+        successor=$(GPT2HPC_SUCCEEDS=$job${GPT2HPC_SUCCEEDS:+,$GPT2HPC_SUCCEEDS} bash "$again" "${more[@]}")
     fi
+    if [ -n "$successor" ]; then
+        echo "gpt2hpc: job $job goes on as job $successor"
+        follow "$successor"
+    fi
+elif [ -n "$guard" ]; then # there is nothing to take over
+    scancel "$guard"
 fi
 if [ -z "$action" ]; then code=$((rc == 0 ? 1 : rc)); fi
 [ "$code" -le 9 ] || code=1 # other codes mean something to Slurm, to shells or to submitit
@@ -194,7 +266,7 @@ def _joined(*parts: str) -> str:
 
 SRUN = f"srun_args=({' '.join(SRUN_ARGS)})"
 BLOCKS = {
-    "set-up": _joined(_JOB, _RUN, _PYTHON, _RANKS),
+    "set-up": _joined(_JOB, _RUN, _PYTHON, _AGAIN, _RANKS),
     "tear-down": TEAR_DOWN,
     "srun": SRUN,
     "prepare set-up": _joined(_JOB, _OUT, _PYTHON),

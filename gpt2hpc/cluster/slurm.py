@@ -27,6 +27,7 @@ class Job:
         excluded: Nodes that the user, or an earlier decision, has excluded.
         required: Nodes that the user insists on.
         succeeds: Jobs that this one continues since their requeue was refused, the newest first.
+        died_on: The node whose rank ended first, in a crash.
     """
 
     job: str
@@ -42,10 +43,17 @@ class Job:
     excluded: str = ""
     required: str = ""
     succeeds: tuple[str, ...] = ()
+    died_on: str = ""
 
 
 def parse_show_job(
-    text: str, *, restart: int, exit_code: int | None, refused: bool = False, succeeds: Sequence[str] = ()
+    text: str,
+    *,
+    restart: int,
+    exit_code: int | None,
+    refused: bool = False,
+    succeeds: Sequence[str] = (),
+    died_on: str = "",
 ) -> Job:
     """The first job in the output of `scontrol show job -o`; UsageError where it is not that."""
     facts = show_job_facts(text)
@@ -65,6 +73,7 @@ def parse_show_job(
         excluded=_none_as_empty(facts.get("ExcNodeList", "")),
         required=_none_as_empty(facts.get("ReqNodeList", "")),
         succeeds=tuple(succeeds),
+        died_on=died_on,
     )
 
 

@@ -2,6 +2,7 @@
 
 KIT_PACE_S=0.1          each optimizer step takes that much longer, without using the CPU
 KIT_KILL="STEP RANK"    that rank kills itself with SIGKILL before it takes that step; `once` after it: only if no attempt did
+KIT_KILL_NODE=n3         with KIT_KILL="STEP RANK": only where that rank runs on this node
 KIT_LINGER_S=20         ranks stay that long after their last step, or until a signal, with everything written
 
 Two files in the run directory do what only somebody who watches the run can ask for:
@@ -27,6 +28,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 PACE_S, LINGER_S = (float(os.environ.get(name, "0")) for name in ("KIT_PACE_S", "KIT_LINGER_S"))
 KILL = os.environ.get("KIT_KILL", "").split()
+if os.environ.get("KIT_KILL_NODE", os.environ.get("SLURMD_NODENAME")) != os.environ.get("SLURMD_NODENAME"):
+    KILL = []
 
 
 def patch_jobs() -> None:

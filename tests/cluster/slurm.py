@@ -223,6 +223,17 @@ class Cluster:
                 found[int(next(each for each in env if each.startswith("SLURM_PROCID=")).split("=")[1])] = pid
         return found
 
+    def batch_shell(self, job: str) -> int:
+        """The process of a job's batch script that runs here."""
+        return next(
+            pid
+            for pid, env in _environments()
+            if self._is_ours(env)
+            and f"SLURM_JOB_ID={job}" in env
+            and "slurm_script" in _words(pid)[1:2][0]
+            and "slurmstepd" in _name(_parent(pid) or 0)
+        )
+
     def bring_back(self, node: str) -> None:
         self._daemon(f"slurmd.{node}", "slurmd", "-D", "-N", node)
 

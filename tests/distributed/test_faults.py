@@ -403,7 +403,7 @@ def _start(verb: str, run: RunDir, *arguments: str, env: dict[str, str] | None =
 def _start_rank(run: RunDir, settings: tiny.Config, *, restart: int, options: list[str]) -> subprocess.Popen[str]:
     """A rank by itself, as srun would start it."""
     run.create()
-    tiny.config_io.store(tiny.jobs.check_start(run, settings, world_size=1)[0], run.config)
+    tiny.config_io.store(tiny.starting.check_start(run, settings, world_size=1)[0], run.config)
     environment = {**os.environ, dist_env.JOB: "tiny", dist_env.RESTART: str(restart), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(tiny.RANK_PROGRAM), str(run.path), *options]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

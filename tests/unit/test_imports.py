@@ -15,7 +15,7 @@ LAYERS = (
     {"__init__", "errors", "durable", "run_dir", "config", "config_io", "cli"},
     {"cluster", "data", "model"},
     {"training", "evaluation"},
-    {"jobs", "reporting", "planning"},
+    {"starting", "jobs", "reporting", "planning"},
     {
         "prepare",
         "verify",
@@ -24,6 +24,7 @@ LAYERS = (
         "submit",
         "prepare_array",
         "prepare_options",
+        "pipeline",
         "train",
         "sync",
         "status",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import sys
 from pathlib import Path
@@ -233,6 +234,21 @@ def test_a_node_that_the_user_insists_on_is_not_excluded() -> None:
     attempts = [attempt(0), attempt(1)]
     assert ask(Job("7", 1, restarts=1, exit_code=137), None, attempts).exclude_nodes == "n1"
     assert ask(Job("7", 1, restarts=1, exit_code=137, required="n[1-2]"), None, attempts).exclude_nodes == ""
+
+
+def test_what_an_attempt_found_wanting_is_excluded_at_once() -> None:
+    found = dataclasses.replace(attempt(0, nodes="n[1-4]"), suspects=("n3",))
+    assert ask(Job("7", 0, exit_code=1, excluded="n9"), None, [found]).exclude_nodes == "n9,n3"
+    assert ask(Job("7", 0, exit_code=1, required="n3"), None, [found]).exclude_nodes == ""
+
+
+@pytest.mark.parametrize(("died_on", "expected"), [(["n2", "n2"], "n2"), (["n2", "n3"], ""), (["", "n2"], "")])
+def test_a_node_where_a_rank_was_twice_the_first_to_end_is_excluded(died_on: list[str], expected: str) -> None:
+    """The nodes alone would not tell: both attempts had the same four."""
+    before = dataclasses.replace(attempt(0, nodes="n[1-4]"), died_on=died_on[0])
+    now = attempt(1, nodes="n[1-4]", cause=None)
+    action = ask(Job("7", 1, restarts=1, exit_code=137, died_on=died_on[1]), None, [before, now])
+    assert (action.kind, action.exclude_nodes) == ("requeue", expected)
 
 
 def test_a_preemption_excludes_no_node() -> None:

@@ -1,0 +1,71 @@
+"""Whether a guard takes over: a job that has waited for another one of its run to fail where that one could not decide itself.
+
+    scontrol show job -o "$failed" | python -m gpt2hpc.cluster.guard RUN_DIR --job "$failed" --by "$SLURM_JOB_ID"
+
+prints a line as `gpt2hpc.cluster.requeue` does; `requeue` means that the guard goes on with the run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from gpt2hpc import cli
+from gpt2hpc.cluster.ledger import Ledger
+from gpt2hpc.cluster.requeue import Action, read_and_decide
+from gpt2hpc.cluster.slurm import parse_show_job
+from gpt2hpc.errors import RunDirError, StoppedError
+from gpt2hpc.run_dir import RunDir
+
+NOT_ENDED = ("PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "RESIZING")
+
+
+def take_over(run: RunDir, text: str, *, job: str, by: str, succeeds: Sequence[str] = ()) -> Action:
+    """Whether the job `by` goes on with the run in place of `job`: `requeue`, or `exit`. `text` is `scontrol show job` of that one.
+
+    As if `job` itself had come to its end and decided. What somebody has cancelled stays away, and so does what nobody
+    knows enough about.
+    """
+    ledger = Ledger(run)
+    newest, decision = ledger.newest(), ledger.decision()
+    if newest is not None and newest.job == by:
+        return Action("requeue", "goes on as itself")
+    mine = [attempt for attempt in ledger.attempts() if attempt.job == job]
+    seen = parse_show_job(text, restart=mine[-1].restart if mine else 0, exit_code=None, succeeds=succeeds)
+    restart = max(seen.restart, seen.restarts)
+    stopped = StoppedError.exit_code
+    if seen.state in NOT_ENDED:
+        return Action("exit", f"job {job} is {seen.state} still", stopped)
+    if newest is not None and newest.job not in (job, *succeeds):
+        return Action("exit", f"job {newest.job} has taken over already", stopped)
+    if seen.state == "CANCELLED":
+        return Action("exit", f"job {job} was cancelled; `gpt2hpc resume` goes on", stopped)
+    if not seen.state and (decision is not None or not mine):
+        return Action("exit", f"nobody knows how job {job} ended, while it waited; `gpt2hpc resume` goes on", stopped)
+    ended = dataclasses.replace(seen, job=job, state="RUNNING", restart=restart, restarts=restart)
+    action = read_and_decide(run, ended)
+    return dataclasses.replace(action, reason=f"takes over, {action.reason}") if action.kind == "requeue" else action
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m gpt2hpc.cluster.guard", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--job", required=True, help="the one that has failed")
+    parser.add_argument("--by", required=True, help="the guard")
+    parser.add_argument("--succeeds", default="", help="jobs that the guard continues, the newest first: 12,10")
+    arguments = parser.parse_args(argv)
+    if not arguments.run_dir.is_dir():
+        raise RunDirError(f"{arguments.run_dir} is not a run directory; check the path")
+    before = [each for each in arguments.succeeds.split(",") if each and each != arguments.job]
+    run = RunDir(arguments.run_dir)
+    cli.say(take_over(run, sys.stdin.read(), job=arguments.job, by=arguments.by, succeeds=before).line())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

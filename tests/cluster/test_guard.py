@@ -1,0 +1,148 @@
+"""What goes on where a job cannot requeue itself, and where: its guard, `resume.sh`, other nodes."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from gpt2hpc.run_dir import RunDir
+from tests.cluster.kit import SAVE_EVERY, Ended, Job, Kit, drives, finished_as, resumed_exactly
+from tests.cluster.test_training import drive_sbatch
+
+pytestmark = pytest.mark.timeout(1200)
+
+
+def other(job: Job, number: str) -> Job:
+    """Another job of the same run, with a log of its own."""
+    return dataclasses.replace(job, number=number, log=Path(str(job.log).replace(job.number, number)))
+
+
+def guard_of(kit: Kit, job: Job) -> Job:
+    kit.until(job, (job.run.slurm / "guard").exists, "a guard")
+    return other(job, (job.run.slurm / "guard").read_text().strip())
+
+
+def waiting_for(kit: Kit, job: Job) -> Job:
+    """A job of a pipeline, which waits for the run to finish."""
+    command = [
+        "sbatch",
+        "--parsable",
+        f"--dependency=afterok:{job.number}",
+        "--kill-on-invalid-dep=yes",
+        "--output=/dev/null",
+    ]
+    number = kit.cluster.run(*command, "--wrap", "true")
+    job.run.slurm.mkdir(parents=True, exist_ok=True)
+    job.run.dependents.write_text(f"{number}\n")
+    return Job(number, RunDir(job.run.path), Path("none"))
+
+
+def drive_killed_batch_shell(kit: Kit) -> list[Ended]:
+    with kit.nodes() as nodes:
+        job = kit.sbatch("guarded", "-w", nodes, "--hold", env={"GUARD": "1"})
+        after = waiting_for(kit, job)
+        kit.cluster.run("scontrol", "release", job.number)
+        guard = guard_of(kit, job)
+        kit.until_step(job, SAVE_EVERY + 5)
+        kit.until_saved(job, SAVE_EVERY)
+        os.kill(kit.cluster.batch_shell(job.number), signal.SIGKILL)
+        return [Ended(each, kit.until_ended(each)) for each in (job, guard, after)]
+
+
+@drives(drive_sbatch, drive_killed_batch_shell)
+def test_a_guard_takes_over_where_the_batch_shell_was_killed(driven: list[object]) -> None:
+    undisturbed, (job, guard, after) = driven  # type: ignore[misc]
+    assert job.slurm["JobState"] == "FAILED"
+    assert f"the guard of job {job.job.number}: takes over" in guard.job.told()
+    assert guard.job.causes[0] in ("preempted", "crashed")
+    finished_as(guard, undisturbed, causes=[guard.job.causes[0], "finished"], restarts=0)
+    assert after.slurm["JobState"] == "COMPLETED"
+    assert after.slurm["StartTime"] >= guard.slurm["EndTime"]
+
+
+def drive_guard_of_a_cancelled_job(kit: Kit) -> list[Ended]:
+    with kit.nodes() as nodes:
+        job = kit.submit("guarded-cancelled", "--guard", nodes=nodes)
+        guard = guard_of(kit, job)
+        kit.until_step(job, 5)
+        assert kit.shown(guard)["JobState"] == "PENDING"
+        kit.signal(job)
+        return [Ended(each, kit.until_ended(each)) for each in (job, guard)]
+
+
+@drives(drive_guard_of_a_cancelled_job)
+def test_a_guard_does_not_bring_back_what_was_cancelled(driven: list[Ended]) -> None:
+    for each in driven:
+        assert each.slurm["JobState"] == "CANCELLED"
+    assert driven[1].slurm["StartTime"] in ("Unknown", "None") or not driven[1].job.log.exists()
+    assert len(driven[0].job.attempts) == 1
+
+
+def drive_refused_with_a_guard(kit: Kit) -> list[Ended]:
+    with kit.nodes() as nodes:
+        job = kit.sbatch("refused-guarded", "-w", nodes, "--job-name=stubborn", "--no-requeue", env={"GUARD": "1"})
+        guard = guard_of(kit, job)
+        kit.until_step(job, SAVE_EVERY + 5)
+        kit.signal(job, "--signal=USR2")
+        ended = [Ended(each, kit.until_ended(each)) for each in (job, guard)]
+        last = (job.run.slurm / "guard").read_text().strip()
+        return [*ended, Ended(other(job, last), kit.until_ended(other(job, last)))]
+
+
+@drives(drive_sbatch, drive_refused_with_a_guard)
+def test_a_guard_is_the_successor_where_a_requeue_is_refused(driven: list[object]) -> None:
+    undisturbed, (job, guard, last) = driven  # type: ignore[misc]
+    assert job.slurm["ExitCode"] == "6:0"
+    assert f"goes on as job {guard.job.number}" in job.job.told()
+    finished_as(guard, undisturbed, causes=["preempted", "finished"], restarts=0)
+    resumed_exactly(guard)
+    assert last.slurm["JobState"] == "CANCELLED"  # its own guard, with nothing left to do
+
+
+def drive_resumed_by_hand(kit: Kit) -> list[Ended]:
+    with kit.nodes() as nodes:
+        job = kit.submit("by hand", nodes=nodes)
+        kit.until_step(job, SAVE_EVERY + 5)
+        kit.signal(job)
+        ended = Ended(job, kit.until_ended(job))
+        environment = {**kit.cluster.environment, **kit.variables}
+        command = ["bash", str(job.run.resume_script), "--comment=again"]
+        number = subprocess.run(
+            command, env=environment, cwd="/", check=True, capture_output=True, text=True
+        ).stdout.strip()
+        again = dataclasses.replace(job, number=number, log=job.run.slurm / f"{number}_0_log.out")
+        return [ended, Ended(again, kit.until_ended(again))]
+
+
+@drives(drive_sbatch, drive_resumed_by_hand)
+def test_a_cancelled_run_is_resumed_by_its_own_script(driven: list[object]) -> None:
+    undisturbed, (job, again) = driven  # type: ignore[misc]
+    assert job.slurm["JobState"] == "CANCELLED"
+    assert again.slurm["Comment"] == "again"
+    assert again.slurm["NodeList"] == job.slurm["NodeList"]
+    finished_as(again, undisturbed, causes=[*again.job.causes[:1], "finished"], restarts=0)
+
+
+def drive_bad_node(kit: Kit) -> Ended:
+    """Two nodes of three, of which the first kills its ranks."""
+    with kit.nodes() as nodes, kit.nodes() as more:
+        bad, usable = nodes.split(",")[0], [*nodes.split(","), more.split(",")[0]]
+        every = {f"n{number}" for number in range(1, 9)}
+        away = ",".join(sorted(every - set(usable)))
+        env = {"KIT_KILL": f"{SAVE_EVERY + 7} 1", "KIT_KILL_NODE": bad}
+        job = kit.sbatch("bad-node", "-x", away, env=env)
+        return Ended(job, kit.until_ended(job))
+
+
+@drives(drive_sbatch, drive_bad_node)
+def test_a_node_where_a_rank_dies_twice_is_left_out(driven: list[Ended]) -> None:
+    undisturbed, job = driven
+    bad = job.job.attempts[0]["died_on"]
+    assert [attempt["died_on"] for attempt in job.job.attempts] == [bad, bad, ""]
+    assert bad in job.slurm["ExcNodeList"]
+    finished_as(job, undisturbed, causes=["crashed", "crashed", "finished"])
