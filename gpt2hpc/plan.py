@@ -35,6 +35,7 @@ NUMBERS = {
 
 def new_parser() -> jsonargparse.ArgumentParser:
     parser = config_io.new_parser("plan", "Reckon what a run will take: hours, GPU-hours, jobs, disk.")
+    parser.usage = "gpt2hpc plan [--preset NAME] [--gpu KIND] [--nodes N[,N…]] [--from RUN] [--OPTION …] [--SECTION.SETTING VALUE …]"
     parser.add_argument("--gpu", type=str, metavar="KIND", help=f"One of {', '.join(hardware.GPUS)} (default: h100).")
     parser.add_argument(
         "--nodes",
