@@ -14,14 +14,20 @@ from gpt2hpc import __version__, cli
 from gpt2hpc.errors import UsageError
 
 VERBS = {
+    "init": "a site profile, guessed by asking this cluster",
     "stage": "fetch what compute nodes without internet will need",
     "prepare": "tokenize text into shards",
     "verify": "hash shards or staged files and compare",
     "push-data": "upload prepared data to the Hub",
+    "plan": "hours, GPU-hours, jobs and disk of a run, for a proposal",
     "submit": "train or prepare as jobs: restarted, resumed, supervised",
     "train": "train here and now, one process per GPU",
     "sync": "upload checkpoints that wait to the Hub, or fetch the furthest",
-    "status": "what the runs are doing",
+    "status": "how far runs are, why one waits or has ended; --watch",
+    "logs": "what a run's jobs have printed; -f follows it through requeues",
+    "stop": "let a run save and end; `resume` goes on",
+    "cancel": "end a run at once: its last checkpoint stays",
+    "resume": "go on with a run that has ended or is held",
     "plot": "loss curves of one or many runs as an image",
     "report": "one HTML file that tells of a run, or compares several",
     "doctor": "is there what a training will need?",
@@ -29,6 +35,15 @@ VERBS = {
     "sample": "write text with a trained model",
     "export": "a checkpoint as a model of transformers, and to the Hub",
 }
+
+
+EXAMPLES = (
+    "gpt2hpc init                            # on a cluster's login node: a site profile",
+    "gpt2hpc prepare --source my_texts/ --out data/mine",
+    "gpt2hpc submit --preset gpt2-124m --data.dir data/mine --run-dir runs/mine --dry-run",
+    "gpt2hpc status runs",
+    'gpt2hpc sample runs/mine --prompt "Once upon a time"',
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -57,6 +72,9 @@ def usage() -> str:
             "usage: gpt2hpc COMMAND …        gpt2hpc COMMAND --help",
             "",
             *lines,
+            "",
+            cli.EXAMPLES,
+            *(f"  {command}" for command in EXAMPLES),
         ]
     )
 

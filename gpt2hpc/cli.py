@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TextIO
+from typing import Any, TextIO
 
 from gpt2hpc.errors import EXIT_CODES, Gpt2hpcError, StoppedError, as_users
 
 Main = Callable[[Sequence[str]], int]
 
+EXAMPLES = "examples:"
 QUIET_HELP = "Say nothing but warnings, and how it ends."
 _quiet = False
 
@@ -85,6 +87,24 @@ def _print(text: str, stream: TextIO, end: str = "\n") -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
+
+
+def add_examples(parser: argparse.ArgumentParser, *commands: str) -> None:
+    """End the parser's help with commands to copy, each as it would be typed, a comment behind it if it needs one."""
+    before = f"{parser.epilog}\n\n" if parser.epilog else ""
+    parser.epilog = before + "\n".join([EXAMPLES, *(f"  {command}" for command in commands)])
+    own: Any = parser.formatter_class
+    kept: Any = type("Formatter", (_KeepsExamples, own), {})
+    parser.formatter_class = kept
+
+
+class _KeepsExamples(argparse.HelpFormatter):
+    """Fills paragraphs as any parser's help does, but leaves the examples at the end as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        words, examples, commands = text.partition(EXAMPLES)
+        filled = super()._fill_text(words, width, indent)
+        return "\n\n".join(part for part in (filled, examples + commands) if part)
 
 
 def exit_code_table() -> str:

@@ -57,6 +57,8 @@ MAY_CHANGE = (
     "train.tensorboard",
     "train.wandb",
     "train.trace_data",
+    "train.preflight",
+    "train.min_allreduce_gb_s",
     "data.dir",
     "data.stage",
     "data.cache_dir",
@@ -97,7 +99,7 @@ def parse(parser: jsonargparse.ArgumentParser, argv: Sequence[str]) -> tuple[jso
     unknown option and ConfigError for a wrong setting, each with the nearest right name.
     """
     add_settings(parser)
-    arguments = list(_ordered(argv))
+    arguments = list(ordered(argv))
     namespace = _parsed(parser, arguments)
     run_dir = namespace.get("run_dir")
     if run_dir is not None:
@@ -182,7 +184,7 @@ def flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
-def _ordered(argv: Sequence[str]) -> Iterator[str]:
+def ordered(argv: Sequence[str]) -> Iterator[str]:
     """Presets first, then files, then flags; short forms spelled out."""
     files: list[str] = []
     rest: list[str] = []

@@ -93,6 +93,11 @@ def new_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", action="store_true", help="print a JSON object a model instead of a table")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the results there too, as a JSON list")
+    cli.add_examples(
+        parser,
+        "gpt2hpc evaluate runs/mine --all",
+        "gpt2hpc evaluate openai-community/gpt2 --hellaswag hellaswag_val.jsonl --val data/mine --json",
+    )
     return parser
 
 

@@ -46,6 +46,11 @@ def new_parser() -> argparse.ArgumentParser:
     parser.add_argument("--public", action="store_true", help="create it public")
     parser.add_argument("--license", metavar="ID", help="licence of the weights for the model card, as mit")
     parser.add_argument("--dry-run", action="store_true", help="print the model card and what would be written")
+    cli.add_examples(
+        parser,
+        "gpt2hpc export runs/mine --out exported",
+        "gpt2hpc export runs/mine --out exported --push USER/NAME --license mit",
+    )
     return parser
 
 

@@ -87,7 +87,7 @@ def main(argv: Sequence[str]) -> int:
     checks = (_evaluation(job, config, options.evaluate), _export(job, options.export))
     preparation = _preparation(config, options)
     if options.dry_run:
-        return _show(preparation, job, checks, submit.rendered_batch(job, config, chosen))
+        return _show(preparation, job, checks, submit.rendered_batch(job, chosen, config, argv))
     submit.refuse_if_queued(job.run)
     config = starting.check_start_without_data(job.run, config, world_size=job.world_size)
     finalize = prepare_array.submit(preparation, prepare_array.array_job(preparation)[0]) if preparation else None

@@ -48,6 +48,11 @@ def new_parser() -> argparse.ArgumentParser:
         "--kinds", default=",".join(KINDS), metavar="KIND,…", help=f"what to draw (default: {','.join(KINDS)})"
     )
     parser.add_argument("--title", default="", help="above the curves")
+    cli.add_examples(
+        parser,
+        "gpt2hpc plot runs/mine --out loss.png",
+        "gpt2hpc plot runs/a runs/b --out losses.svg --y-scale log --smooth 20",
+    )
     return parser
 
 

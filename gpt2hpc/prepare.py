@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,11 @@ def new_parser() -> argparse.ArgumentParser:
         help="this is task K of N, numbered from 0, with --step encode (default: 0/1)",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
+    cli.add_examples(
+        parser,
+        "gpt2hpc prepare --source my_texts/ --out data/mine",
+        "gpt2hpc prepare --source HuggingFaceFW/fineweb-edu --config sample-10BT --out data/edu --dry-run",
+    )
     return parser
 
 
@@ -143,17 +148,22 @@ def _was_freed(file: SourceFile) -> bool:
 
 
 def describe(the_plan: Plan, out: Path, *, units: bool = True) -> None:
-    """What would be done."""
-    cli.say(
+    """Say what would be done."""
+    cli.say("\n".join(described(the_plan, out, units=units)))
+
+
+def described(the_plan: Plan, out: Path, *, units: bool = True) -> Iterator[str]:
+    """What would be done, in lines."""
+    yield (
         f"{cli.plural(len(the_plan.files), 'file')}, {the_plan.bytes / 1e6:,.2f} MB of text (about "
         f"{the_plan.bytes / plan.BYTES_PER_TOKEN / 1e6:,.1f} Mtok) in {cli.plural(len(the_plan.units), 'unit')}, to {out}"
     )
     for unit in the_plan.units if units else ():
-        cli.say(f"unit {unit.index}: {' and '.join(the_plan.splits(unit))}, {unit.bytes:,} bytes of text")
+        yield f"unit {unit.index}: {' and '.join(the_plan.splits(unit))}, {unit.bytes:,} bytes of text"
         for piece in unit.pieces:
             file = the_plan.files[piece.file]
             part = "" if (piece.start, piece.stop) == (0, file.bytes) else f"  {piece.start} to {piece.stop}"
-            cli.say(f"  {file.path}{part}")
+            yield f"  {file.path}{part}"
 
 
 # The work -----------------------------------------------------------------------------------------------------------

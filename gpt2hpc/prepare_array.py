@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt2hpc import cli, prepare, prepare_options
-from gpt2hpc.cluster import choices, queries, slurm
+from gpt2hpc import cli, dry_run, prepare, prepare_options
+from gpt2hpc.cluster import choices, job_environment, queries, site_warnings, slurm
 from gpt2hpc.cluster.array_job import ArrayJob
-from gpt2hpc.cluster.batch import submitted
 from gpt2hpc.cluster.choices import Choices
+from gpt2hpc.cluster.run_jobs import submitted
 from gpt2hpc.data import encode, manifest
 from gpt2hpc.errors import UsageError
 
@@ -55,6 +55,11 @@ def new_parser() -> argparse.ArgumentParser:
     parser.add_argument("--time", metavar="LIMIT", help="time limit of a task: minutes, HH:MM:SS or DAYS-HH:MM:SS")
     parser.add_argument("--dry-run", action="store_true", help="print plan and batch script, and submit nothing")
     choices.add_options(parser)
+    cli.add_examples(
+        parser,
+        "gpt2hpc submit prepare --source my_texts/ --out data/mine --array 64 --dry-run",
+        "gpt2hpc submit prepare --source HuggingFaceFW/fineweb-edu --out data/edu --array 64 --at-once 16 --partition cpu",
+    )
     return parser
 
 
@@ -75,16 +80,37 @@ def main(argv: Sequence[str]) -> int:
     ):
         return prepare.main([*_words(arguments, source=True), *(["--dry-run"] if arguments.dry_run else [])])
     job, chosen = array_job(arguments)
+    for line in site_warnings.purged(job.site, {"--out": job.variables["OUT"]}):
+        cli.warn(line)
     if arguments.dry_run:
-        the_plan = prepare.new_plan(arguments)
-        prepare.describe(the_plan, arguments.out)
-        shebang, _, rest = job.text().partition("\n")
-        tasks = min(arguments.array, len(the_plan.units))
-        last = f"{cli.plural(tasks, 'task')}, then one that finalizes"
-        cli.say(f"{shebang}\n# {last}. What was chosen, and whence:\n{chosen.comments()}{rest}")
-        return 0
+        return _dry_run(job, chosen, arguments)
     submit(arguments, job)
     return 0
+
+
+def _dry_run(job: ArrayJob, chosen: Choices, arguments: argparse.Namespace) -> int:
+    the_plan = prepare.new_plan(arguments)
+    tasks = min(arguments.array, len(the_plan.units))
+    sections = {
+        f"{cli.plural(tasks, 'task')}, then one that finalizes; their work": prepare.described(the_plan, arguments.out),
+        "What decides the tokens, each with its origin": _origins(arguments),
+        "Asked of Slurm for each task, each with its origin": chosen.lines(),
+        "Environment of the tasks, beside yours": job_environment.described("prepare set-up", job.site, os.environ),
+        "Mounts of the container": job.mounts(),
+    }
+    cli.say(dry_run.with_sections(job.text(), sections))
+    return 0
+
+
+def _origins(arguments: argparse.Namespace) -> list[str]:
+    parser = new_parser()
+    keys = (*prepare_options.asked(arguments), "tokenizer", "max_bad_documents", "free", "processes", "array")
+    values = {key: getattr(arguments, key) for key in keys}
+    return [
+        f"{key.replace('_', '-')} = {' '.join(value) if key == 'source' and value else value} "
+        f"({'default' if value == parser.get_default(key) else 'flag'})"
+        for key, value in values.items()
+    ]
 
 
 def submit(arguments: argparse.Namespace, job: ArrayJob) -> str | None:
@@ -133,9 +159,7 @@ def array_job(arguments: argparse.Namespace) -> tuple[ArrayJob, Choices]:
     chosen = Choices(vars(arguments), os.environ)
     out = Path(os.path.abspath(arguments.out))  # noqa: PTH100 -- links stay as they are
     sources = tuple(os.path.abspath(each) for each in arguments.source or () if Path(each).exists())  # noqa: PTH100
-    image = chosen.site.image_to_use(arguments.container, binds=(out, *map(Path, sources)))
-    if image is not None:
-        chosen.note("container", image, "flag" if arguments.container else "site")
+    image = chosen.image(arguments.container, binds=(out, *map(Path, sources)))
     time_limit = chosen.of("time")
     job = ArrayJob(
         folder=out / "slurm",

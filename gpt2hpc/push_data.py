@@ -33,6 +33,11 @@ def new_parser() -> argparse.ArgumentParser:
     parser.add_argument("--public", action="store_true", help="create it public")
     parser.add_argument("--license", metavar="ID", help="licence of the text for the data card, as odc-by")
     parser.add_argument("--dry-run", action="store_true", help="print the data card and what would be uploaded")
+    cli.add_examples(
+        parser,
+        "gpt2hpc push-data data/mine --repo USER/NAME --dry-run",
+        "gpt2hpc push-data data/mine --repo USER/NAME --public --license odc-by",
+    )
     return parser
 
 

@@ -73,6 +73,11 @@ def new_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--device", choices=("cpu", "cuda", "auto"), default="cpu", help="auto: a GPU if there is one (default: cpu)"
     )
+    cli.add_examples(
+        parser,
+        'gpt2hpc sample runs/mine --prompt "Once upon a time"',
+        "gpt2hpc sample --init gpt2 --prompts prompts.txt --json",
+    )
     return parser
 
 

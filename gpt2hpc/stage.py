@@ -65,6 +65,11 @@ def new_parser() -> argparse.ArgumentParser:
         "--weights", action="append", default=[], metavar="USER/NAME", help="a model, as openai-community/gpt2"
     )
     parser.add_argument("--dry-run", action="store_true", help="list what would be fetched")
+    cli.add_examples(
+        parser,
+        "gpt2hpc stage --source HuggingFaceFW/fineweb-edu --weights openai-community/gpt2 --out staged",
+        "gpt2hpc stage --shards USER/NAME --hellaswag --out staged --dry-run",
+    )
     return parser
 
 

@@ -7,7 +7,6 @@ ranks end it asks the same `decide()` that a Slurm job asks, and starts them aga
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import math
 import os
@@ -20,11 +19,10 @@ from typing import Literal
 
 import jsonargparse
 
-from gpt2hpc import cli, config_io, jobs, starting
-from gpt2hpc.cluster import batch, choices, queries, slurm
+from gpt2hpc import cli, config_io, config_origins, dry_run, jobs, starting
+from gpt2hpc.cluster import batch, choices, job_environment, queries, site_warnings, slurm
 from gpt2hpc.cluster.batch import BatchJob
 from gpt2hpc.cluster.choices import Choices
-from gpt2hpc.cluster.launch import LocalJob
 from gpt2hpc.cluster.ledger import Ledger
 from gpt2hpc.cluster.supervisor import supervise
 from gpt2hpc.config import Config, grad_accum_steps, warnings
@@ -68,6 +66,12 @@ def new_parser() -> jsonargparse.ArgumentParser:
     parser.add_argument("--quiet", action="store_true", help=cli.QUIET_HELP)
     parser.add_argument("--dry-run", action="store_true", help="Print what would be submitted, and submit nothing.")
     choices.add_options(parser)
+    cli.add_examples(
+        parser,
+        "gpt2hpc submit --nodes 4 --preset gpt2-350m --data.dir data/mine --run-dir runs/mine --dry-run",
+        "gpt2hpc submit --cluster local --preset smoke --data.dir data/mine --nproc 2",
+        "gpt2hpc submit prepare --source my_texts/ --out data/mine --array 64",
+    )
     return parser
 
 
@@ -82,7 +86,7 @@ def main(argv: Sequence[str]) -> int:
     cluster = _cluster(options)
     run = RunDir(Path(options.run_dir))
     if cluster == "slurm":
-        return _on_slurm(run, config, options)
+        return _on_slurm(run, config, options, argv)
     wanted = [name for name in ForSlurm if options[name] is not None]
     several = options.nodes not in (None, 1)
     if several or wanted:
@@ -90,7 +94,7 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError(
             f"{what} needs a Slurm cluster; --cluster {cluster} is one machine, so use --nodes 1 and --nproc"
         )
-    return _debug(run, config) if cluster == "debug" and not options.dry_run else _here(run, config, options)
+    return _debug(run, config) if cluster == "debug" and not options.dry_run else _here(run, config, options, argv)
 
 
 def check_numbers(options: jsonargparse.Namespace) -> None:
@@ -141,13 +145,13 @@ def _time_limit_min(text: str | None, config: Config) -> float | None:
 # Here ---------------------------------------------------------------------------------------------------------------
 
 
-def _here(run: RunDir, config: Config, options: jsonargparse.Namespace) -> int:
+def _here(run: RunDir, config: Config, options: jsonargparse.Namespace, argv: Sequence[str]) -> int:
     minutes = _time_limit_min(options.time, config)
     limit_s = None if minutes is None else minutes * 60
     nproc = options.nproc or options.gpus_per_node or None
     if options.dry_run:
         job = describe(run, config, nproc=nproc, time_limit_s=limit_s)
-        cli.say(_rendered(job, config_io.dump(config)))
+        cli.say(dry_run.local_text(job, _settings(run, config, argv)))
         cli.say(f"# {_foretold(run, config, job.nproc)}")
         return 0
     local = local_job(run, config, nproc=nproc, time_limit_s=limit_s)
@@ -182,29 +186,23 @@ def _foretold(run: RunDir, config: Config, world_size: int) -> str:
     return "it would start at step 0"
 
 
-def _rendered(job: LocalJob, settings: str) -> str:
-    """What would run, for a person to read."""
-    variables = job.environment(0, restart=0, rendezvous="<temporary file>", job_end=None)
-    lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
-    return "\n".join(
-        [
-            f"# {job.run.config}",
-            settings,
-            f"# environment of rank 0; the other ranks of {job.nproc} differ in RANK and LOCAL_RANK",
-            *lines,
-            f"# started {cli.plural(job.nproc, 'time')}, once for each rank",
-            shlex.join(job.command),
-        ]
-    )
+def _settings(run: RunDir, config: Config, argv: Sequence[str]) -> list[str]:
+    return list(config_origins.lines(config, config_origins.of(_without_job(argv), run)))
 
 
 # On Slurm -----------------------------------------------------------------------------------------------------------
 
 
-def _on_slurm(run: RunDir, config: Config, options: jsonargparse.Namespace) -> int:
+def _on_slurm(run: RunDir, config: Config, options: jsonargparse.Namespace, argv: Sequence[str]) -> int:
     job, chosen = batch_job(run, config, options)
+    whence = "flag" if any(word.partition("=")[0] == "--run-dir" for word in argv) else "default"
+    chosen.note("run-dir", job.run.path, whence)
+    chosen.note("guard", str(job.guard).lower(), "flag" if job.guard else "default")
+    chosen.note("signal", f"USR2@{job.stop_margin_s}", "checkpoint.stop_margin_s")
+    for line in [*_purged(job, config), *site_warnings.offline(job.site, config)]:
+        cli.warn(line)
     if options.dry_run:
-        cli.say(rendered_batch(job, config, chosen))
+        cli.say(rendered_batch(job, chosen, config, argv))
         before = batch.queued(job.run)
         refused = f"a start would be refused: job {before} of this run is in the queue already"
         cli.say(f"# {refused if before else _foretold(job.run, config, job.world_size)}")
@@ -213,15 +211,21 @@ def _on_slurm(run: RunDir, config: Config, options: jsonargparse.Namespace) -> i
     if number := submit(job, config, quiet=options.quiet):
         cli.say(f"log: {job.log.replace('%j', number)}")
         where = shlex.quote(options.run_dir)
-        cli.say(f"watch it with `gpt2hpc status {where}`, cancel it with `scancel {number}`")
+        cli.say(
+            f"watch it with `gpt2hpc status {where}` and `gpt2hpc logs -f {where}`, cancel it with `gpt2hpc cancel {where}`"
+        )
     return 0
 
 
-def rendered_batch(job: BatchJob, config: Config, chosen: Choices) -> str:
-    """What would be submitted, for a person to read and for a shell."""
-    settings = "".join(f"# {line}\n" for line in config_io.dump(config).splitlines())
-    shebang, _, rest = job.text().partition("\n")
-    return f"{shebang}\n# What was chosen, and whence:\n{chosen.comments()}#\n# {job.run.config}:\n{settings}{rest}"
+def rendered_batch(job: BatchJob, chosen: Choices, config: Config, argv: Sequence[str]) -> str:
+    """What would be submitted, each value with its origin, for a person to read and for a shell."""
+    sections = {
+        "Asked of Slurm, each with its origin": chosen.lines(),
+        f"Settings, each with its origin ({job.run.config})": _settings(job.run, config, argv),
+        "Environment of the ranks, beside yours": job_environment.described("set-up", job.site, os.environ),
+        "Mounts of the container": job.mounts(),
+    }
+    return dry_run.with_sections(job.text(), sections)
 
 
 def submit(job: BatchJob, config: Config, *, quiet: bool) -> str | None:
@@ -257,6 +261,13 @@ def refuse_if_queued(run: RunDir) -> None:
         )
 
 
+def _purged(job: BatchJob, config: Config) -> list[str]:
+    named = {"--run-dir": str(job.run.path)}
+    if not hub.is_remote(config.data.dir):
+        named["--data.dir"] = config.data.dir
+    return site_warnings.purged(job.site, named)
+
+
 def batch_job(run: RunDir, config: Config, options: jsonargparse.Namespace) -> tuple[BatchJob, Choices]:
     """The job that options, site and defaults make, and where each part of it comes from."""
     chosen = Choices({name: options[name] for name in SLURM_OPTIONS}, os.environ)
@@ -272,9 +283,7 @@ def batch_job(run: RunDir, config: Config, options: jsonargparse.Namespace) -> t
     if gpus and ranks > gpus:
         raise UsageError(f"--nproc={ranks} is more than --gpus-per-node={gpus}; one process uses one GPU")
     data = None if hub.is_remote(config.data.dir) else Path(os.path.abspath(config.data.dir))  # noqa: PTH100
-    image = chosen.site.image_to_use(options.container, binds=(run.path, *([data] if data else [])))
-    if image is not None:
-        chosen.note("container", image, "flag" if options.container else "site")
+    image = chosen.image(options.container, binds=(run.path, *([data] if data else [])))
     given = chosen.sbatch_options()
     if (cores := chosen.of("cpus_per_task")) is not None:
         given["cpus_per_task"] = cores
@@ -288,7 +297,8 @@ def batch_job(run: RunDir, config: Config, options: jsonargparse.Namespace) -> t
             minutes=None if minutes is None else math.ceil(minutes),
             stop_margin_s=math.ceil(config.checkpoint.stop_margin_s),
             options=given,
-            site=dataclasses.replace(chosen.site, binds=(*chosen.site.binds, *_beginnings(config))),
+            site=chosen.site,
+            begins_with=tuple(_beginnings(config)),
             image=image,
             data_dir=str(data) if image and data else "",
             guard=options.guard,

@@ -43,6 +43,11 @@ def new_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="fetch the furthest checkpoint, if it is further than those here; RUN may be new",
     )
+    cli.add_examples(
+        parser,
+        "gpt2hpc sync runs/mine                  # upload what waits",
+        "gpt2hpc sync runs/mine --pull           # fetch the furthest checkpoint",
+    )
     return parser
 
 

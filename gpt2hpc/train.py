@@ -33,6 +33,11 @@ def new_parser() -> jsonargparse.ArgumentParser:
     parser.add_argument("--run-dir", type=str, default="runs/train", help=RUN_DIR_HELP)
     parser.add_argument("--nproc", type=int, help=NPROC_HELP)
     parser.add_argument("--quiet", action="store_true", help=cli.QUIET_HELP)
+    cli.add_examples(
+        parser,
+        "gpt2hpc train --preset smoke --data.dir data/mine --run-dir runs/mine --nproc 2",
+        "gpt2hpc train --run-dir runs/mine       # goes on, with the settings it has",
+    )
     return parser
 
 

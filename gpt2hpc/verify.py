@@ -27,6 +27,11 @@ def main(argv: Sequence[str]) -> int:
         action="store_true",
         help=f"write a {manifest.NAME} with hashes for shards of others, which have none",
     )
+    cli.add_examples(
+        parser,
+        "gpt2hpc verify data/mine",
+        "gpt2hpc verify edu_fineweb10B --adopt   # shards of others, which have no hashes yet",
+    )
     arguments = parser.parse_args(argv)
     if not arguments.directory.is_dir():
         raise DataError(

@@ -8,8 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt2hpc.cluster import queries, script
-from gpt2hpc.cluster.batch import gpu_request, new_executor, refusals_explained, set_up_lines, switches, waiting
+from gpt2hpc.cluster import mounts, queries, script
+from gpt2hpc.cluster.batch import (
+    gpu_request,
+    new_executor,
+    refusals_explained,
+    set_up_lines,
+    srun_arguments,
+    switches,
+    waiting,
+)
 from gpt2hpc.cluster.site_profile import Site
 
 SIGNAL_S = 30
@@ -53,6 +61,12 @@ class ArrayJob:
             site = dataclasses.replace(site, binds=(*site.binds, *self.binds))
         return set_up_lines(f"{self.block} set-up", {**self.variables, "PICKLES": str(self.folder)}, site, self.image)
 
+    def mounts(self) -> list[str]:
+        """What of the host the container sees, for a dry run."""
+        named = [(path, name) for name, path in self.variables.items() if path]
+        named += [(path, "--source") for path in self.binds]
+        return mounts.described(self.site, self.image, named, gpus=self.gpus > 0)
+
     def parameters(self, at_once: int, dependency: str | None = None) -> dict[str, Any]:
         """What submitit makes a script from; a job whose dependency can never be met is cancelled rather than left to wait."""
         more: dict[str, Any] = {"requeue": True, "open-mode": "append", **switches(self.options)}
@@ -70,7 +84,7 @@ class ArrayJob:
             "wckey": None,
             "stderr_to_stdout": True,
             "additional_parameters": more,
-            "srun_args": list(script.SRUN_ARGS),
+            "srun_args": srun_arguments(self.site),
             "setup": self.set_up(),
             "teardown": script.lines(f"{self.block} tear-down"),
         }

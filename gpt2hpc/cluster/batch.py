@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import re
 import shlex
 import shutil
@@ -16,9 +17,9 @@ from typing import Any
 from submitit import SlurmExecutor
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from gpt2hpc import durable
-from gpt2hpc.cluster import queries, script
-from gpt2hpc.cluster.ledger import Ledger
+from gpt2hpc import __version__, durable
+from gpt2hpc.cluster import job_environment, mounts, queries, run_jobs, script
+from gpt2hpc.cluster.dist_env import SUBMITTED_VERSION
 from gpt2hpc.cluster.site_profile import Site
 from gpt2hpc.errors import MissingError, UsageError
 from gpt2hpc.run_dir import RunDir
@@ -40,6 +41,7 @@ class BatchJob:
         site: The cluster's ways.
         image: Container image, or None.
         data_dir: The data, to be seen in the container too.
+        begins_with: Checkpoints and weights that the run begins with, to be seen there as well.
         guard: A second job waits, and takes over where this one cannot requeue itself.
         dependency: What it waits for, in sbatch's words; None for nothing.
     """
@@ -55,6 +57,7 @@ class BatchJob:
     site: Site
     image: str | None
     data_dir: str
+    begins_with: tuple[str, ...] = ()
     guard: bool = False
     dependency: str | None = None
 
@@ -76,7 +79,18 @@ class BatchJob:
             "MASTER_ADDR_SUFFIX": self.site.master_addr_suffix,
             "GUARD": "1" if self.guard else "",
         }
-        return set_up_lines("set-up", variables, self.site, self.image)
+        submitter = f"export {SUBMITTED_VERSION}={__version__} # the ranks' own must be the same"
+        site = dataclasses.replace(self.site, binds=(*self.site.binds, *self.begins_with))
+        trap, *rest = set_up_lines("set-up", variables, site, self.image)
+        return [trap, submitter, *rest]
+
+    def mounts(self) -> list[str]:
+        """What of the host the container sees, for a dry run."""
+        named = [(str(self.run.path), "the run")]
+        if self.data_dir:
+            named.append((self.data_dir, "data.dir"))
+        named += [(path, "what the run begins with") for path in self.begins_with]
+        return mounts.described(self.site, self.image, named, gpus=self.gpus_per_node > 0)
 
     def parameters(self) -> dict[str, Any]:
         """What submitit makes the script from."""
@@ -91,7 +105,7 @@ class BatchJob:
             "wckey": None,
             "stderr_to_stdout": True,
             "additional_parameters": {"requeue": True, **switches(self.options), **after},
-            "srun_args": list(script.SRUN_ARGS),
+            "srun_args": srun_arguments(self.site),
             "setup": self.set_up(),
             "teardown": script.lines("tear-down"),
         }
@@ -113,18 +127,25 @@ class BatchJob:
 def set_up_lines(block: str, variables: Mapping[str, str], site: Site, image: str | None) -> list[str]:
     """The lines before srun: `variables` and how Python is run, the site's ways, then the block that reads them."""
     container = {"IMAGE": ""}
+    ours = job_environment.of_site(site)
+    # An image's own variables beat the host's, but not these.
+    prefixes = ("", f"{site.runtime.upper()}ENV_") if image and site.runtime != "pyxis" else ("",)
     if image:
         container = {"IMAGE": image, "RUNTIME": site.runtime, "BINDS": ",".join(site.binds)}
-    # An image's own variables beat the host's, but not these.
-    prefixes = ("", f"{site.runtime.upper()}ENV_") if image else ("",)
-    exports = [
-        f"export {prefix}{name}={shlex.quote(value)}" for name, value in site.environment.items() for prefix in prefixes
-    ]
+        if site.runtime == "pyxis":
+            container["CONTAINER_ENV"] = ",".join([*(each.name for each in ours), *job_environment.COMPUTED])
+    exports = [f"export {prefix}{each.name}={shlex.quote(each.value)}" for each in ours for prefix in prefixes]
     every = {**variables, **container, "PYTHON": site.python or sys.executable}
     given = [f"{name}={shlex.quote(value)}" for name, value in every.items()]
     stale = 'rm -f "$PICKLES/${job}"_*.save_tmp # of an attempt that was killed; submitit would stumble over it'
     first = "trap : TERM USR1 USR2 # from the beginning"
     return [first, *given, *exports, *site.setup, *script.lines(block), stale]
+
+
+def srun_arguments(site: Site) -> list[str]:
+    """Those that each job needs, then the site's own."""
+    own = [f"--{name.replace('_', '-')}" + (f"={value}" if value else "") for name, value in site.srun.items()]
+    return [*script.SRUN_ARGS, *own]
 
 
 @contextlib.contextmanager
@@ -147,7 +168,7 @@ def refusals_explained() -> Iterator[None]:
 
 def new_executor(folder: Path, parameters: Mapping[str, Any]) -> SlurmExecutor:
     """submitit's executor for scripts that run Python as their blocks have found it."""
-    executor = _Executor(folder=folder, python='"${run[@]}"')
+    executor = _Executor(folder=folder, python='"${srun_python[@]}"')
     # Without them submitit sets a time limit and a wckey of its own.
     executor.update_parameters(**{k: v for k, v in parameters.items() if v is not None or k in ("time", "wckey")})
     return executor
@@ -202,21 +223,8 @@ def as_before_if_refused(run: RunDir) -> Iterator[None]:
 
 
 def queued(run: RunDir) -> str | None:
-    """The number of a job of this run that waits or runs, where squeue knows of one that `submit` or an attempt has named."""
-    return queries.first_queued(known_jobs(run))
-
-
-def known_jobs(run: RunDir) -> set[str]:
-    """The numbers of this run's jobs, those that still wait included, as far as it was told."""
-    ledger = Ledger(run)
-    named = {each.job for each in (*ledger.attempts(), ledger.decision()) if each is not None}
-    resumed = run.jobs.read_text(encoding="utf-8").split() if run.jobs.exists() else []
-    return submitted(run.slurm) | named | set(resumed)
-
-
-def submitted(folder: Path) -> set[str]:
-    """The numbers of jobs that were submitted with their pickles in `folder`."""
-    return {path.name.split("_")[0] for path in folder.glob("*_submitted.pkl")}
+    """The number of a job of this run that waits or runs, where squeue knows of one that is known to be of this run."""
+    return queries.first_queued(run_jobs.numbers(run))
 
 
 def _words(text: str) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from gpt2hpc.cluster import site_profile
@@ -25,13 +27,16 @@ class Choices:
         self._options = options
         self.site: Site = site_profile.find(options.get("site"), env)
         self.origins: dict[str, tuple[Any, str]] = {}
-        self.note("site", self.site.path or "none", "--site, $GPT2HPC_SITE or ~/.config/gpt2hpc/site.yaml")
+        named = (
+            "flag" if options.get("site") else f"${site_profile.VARIABLE}" if env.get(site_profile.VARIABLE) else None
+        )
+        self.note("site", self.site.path or "none", named or ("your own" if self.site.path else "default"))
 
     def of(self, name: str, default: Any = None) -> Any:
         """The flag's value, else the site's, else the default."""
         for value, origin in (
             (self._options.get(name), "flag"),
-            (getattr(self.site, name, None), "site"),
+            (getattr(self.site, name, None), self.of_site(name)),
             (default, "default"),
         ):
             if value is not None:
@@ -42,17 +47,39 @@ class Choices:
     def note(self, name: str, value: Any, origin: str) -> None:
         self.origins[name.replace("_", "-")] = (value, origin)
 
+    def of_site(self, name: str) -> str:
+        """The origin of a field of the profile: it may be there, or be left out."""
+        return "site" if name in self.site.given else "default"
+
+    def image(self, option: str | None, binds: Sequence[Path]) -> str | None:
+        """The container image to run in, if any; how Python is run is noted with it."""
+        image = self.site.image_to_use(option, binds=binds)
+        if image is None:
+            self.note("container", "none", "flag" if option else "site" if self.site.runtime == "none" else "default")
+            python = self.site.python
+            self.note("python", python or sys.executable, "site" if python else "default: the one that runs submit")
+            return None
+        self.note("container", image, "flag" if option else "site")
+        self.note("runtime", self.site.runtime, self.of_site("runtime"))
+        return image
+
     def sbatch_options(self) -> dict[str, Any]:
         """The site's own options of sbatch, and those that have a flag."""
+        for name, value in self.site.sbatch.items():
+            self.note(name, value, "site: sbatch")
         given = {name: self.of(name) for name in ("partition", *PASSED_ON)}
+        for name, value in self.site.srun.items():
+            self.note(f"srun --{name}", value, "site: srun")
+        if self.site.setup:
+            self.note("setup", "; ".join(self.site.setup), "site")
         return {**self.site.sbatch, **{name: value for name, value in given.items() if value is not None}}
 
-    def comments(self) -> str:
-        """For a dry run: a line of shell comment each."""
-        return "".join(f"# {name} = {value} ({origin})\n" for name, (value, origin) in self.origins.items())
+    def lines(self) -> list[str]:
+        """For a dry run: `name = value (origin)` for each."""
+        return [f"{name} = {value} ({origin})" for name, (value, origin) in self.origins.items()]
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: argparse._ActionsContainer) -> None:
     """The flags of sbatch that every job has."""
     parser.add_argument("--job-name", type=str, help="Name of the Slurm job.")
     for name in ("partition", *PASSED_ON):
@@ -67,5 +94,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--site",
         type=str,
         metavar="FILE",
-        help=f"Site profile (default: ${site_profile.VARIABLE}, ~/.config/gpt2hpc/site.yaml).",
+        help=f"Site profile, or the name of an example: {', '.join(site_profile.shipped())} "
+        f"(default: ${site_profile.VARIABLE}, ~/.config/gpt2hpc/site.yaml).",
     )

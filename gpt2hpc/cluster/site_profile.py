@@ -1,5 +1,7 @@
 """What differs from cluster to cluster, in one YAML file: `--site`, `$GPT2HPC_SITE` or `~/.config/gpt2hpc/site.yaml`.
 
+A name of those in `presets/sites/` will do as well, where no file has it; `gpt2hpc init` writes a profile by asking the cluster.
+
 partition: gpu
 account: proj42
 gpus_per_node: 4
@@ -16,22 +18,29 @@ import difflib
 import os
 import re
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
+from gpt2hpc.cluster import script
 from gpt2hpc.errors import ConfigError
 
-Runtime = Literal["apptainer", "singularity", "none"]
+Runtime = Literal["apptainer", "singularity", "pyxis", "none"]
 VARIABLE = "GPT2HPC_SITE"
 OWNED = (
     *("array", "chdir", "error", "job-name", "no-requeue", "nodes", "ntasks", "ntasks-per-node"),
     *("open-mode", "output", "requeue", "signal", "time", "wrap"),
 )
 """Options of sbatch that the job's workings rest on, or that have a flag of their own."""
+OWNED_OF_SRUN = (
+    *(argument.removeprefix("--").partition("=")[0] for argument in script.SRUN_ARGS),
+    *("error", "input", "label", "nodes", "ntasks", "ntasks-per-node", "output", "unbuffered"),
+)
+"""Options of srun that do."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +54,19 @@ class Site:
         cpus_per_task: CPU cores a rank.
         time: Time limit of a job.
         sbatch: Any other option of sbatch, by its long name.
-        runtime: What runs the image.
+        srun: Any other option of srun, by its long name, such as `cpu-bind`.
+        runtime: What runs the image; pyxis is a plugin of srun.
         image: The container image; without one, Python runs as it is.
         binds: Directories to make visible in the container, `SOURCE` or `SOURCE:TARGET`.
         python: The Python to use without an image; that of `gpt2hpc submit` if absent.
         environment: Variables to set in the job, inside a container too.
         setup: Lines of shell before anything else, such as `module load`.
         master_addr_suffix: Appended to the first node's name where another name means the fast network.
+        offline: The compute nodes have no internet: the Hub's client does not try.
+        purged: Directories whose files the site deletes, and after how many days.
+        min_allreduce_gb_s: Bus bandwidth of an all-reduce, in GB/s, below which something is wrong with the network.
+        path: The profile's file.
+        given: The keys that stand in it.
     """
 
     partition: str | None = None
@@ -63,6 +78,7 @@ class Site:
     cpus_per_task: int | None = None
     time: str | None = None
     sbatch: Mapping[str, Any] = field(default_factory=dict)
+    srun: Mapping[str, str] = field(default_factory=dict)
     runtime: Runtime = "apptainer"
     image: str | None = None
     binds: tuple[str, ...] = ()
@@ -70,7 +86,11 @@ class Site:
     environment: Mapping[str, str] = field(default_factory=dict)
     setup: tuple[str, ...] = ()
     master_addr_suffix: str = ""
+    offline: bool = False
+    purged: Mapping[str, int] = field(default_factory=dict)
+    min_allreduce_gb_s: float | None = None
     path: Path | None = None
+    given: frozenset[str] = frozenset()
 
     def image_to_use(self, option: str | None, *, binds: Sequence[Path]) -> str | None:
         """The container image to run in; ConfigError for one that is missing, or without which the site's Python is."""
@@ -81,15 +101,30 @@ class Site:
                     f"site profile {self.path}: python={self.python} does not exist; name one that has gpt2hpc"
                 )
             return None
-        image = os.path.abspath(Path(named).expanduser())  # noqa: PTH100 -- links stay as they are
-        if not Path(image).exists():
-            raise ConfigError(f"container image {image} does not exist; build it, or give another with --container")
-        for path in (image, *(os.path.abspath(bind) for bind in binds)):  # noqa: PTH100
+        image = named
+        if not (self.runtime == "pyxis" and re.search(r"#|://|^[\w.-]+:[\w.-]+$", named)):  # of a registry
+            image = os.path.abspath(Path(named).expanduser())  # noqa: PTH100 -- links stay as they are
+            if not Path(image).exists():
+                raise ConfigError(f"container image {image} does not exist; build it, or give another with --container")
+        paths = [os.path.abspath(bind) for bind in binds]  # noqa: PTH100
+        for path in (*([image] if image.startswith("/") else []), *paths):
             if set(path) & set(",:"):
                 raise ConfigError(
                     f"{path} has a comma or a colon, which a container's --bind cannot; choose another path"
                 )
         return image
+
+
+def shipped() -> dict[str, Path]:
+    """Name and file of each example in the package."""
+    folder = Path(str(resources.files("gpt2hpc") / "presets" / "sites"))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def own_path(env: Mapping[str, str]) -> Path:
+    """Where a user's own profile is, if there is one."""
+    home = Path(env.get("XDG_CONFIG_HOME") or Path(env.get("HOME", "~")).expanduser() / ".config")
+    return home / "gpt2hpc" / "site.yaml"
 
 
 def find(option: str | None, env: Mapping[str, str]) -> Site:
@@ -98,23 +133,38 @@ def find(option: str | None, env: Mapping[str, str]) -> Site:
         if named:
             path = Path(named).expanduser()
             if not path.is_file():
-                raise ConfigError(f"{source}={named} is not a file; give the path of a site profile (YAML)")
+                path = shipped().get(named, path)
+            if not path.is_file():
+                near = difflib.get_close_matches(named, shipped(), n=1)
+                hint = f"did you mean {near[0]}? " if near else ""
+                raise ConfigError(
+                    f"{source}={named} is not a file, and not the name of an example; {hint}give the path of a site profile "
+                    f"(YAML; `gpt2hpc init` writes one), or one of {', '.join(shipped())}"
+                )
             return load(path)
-    home = Path(env.get("XDG_CONFIG_HOME") or Path(env.get("HOME", "~")).expanduser() / ".config")
-    own = home / "gpt2hpc" / "site.yaml"
+    own = own_path(env)
     return load(own) if own.is_file() else Site()
 
 
 def load(path: Path) -> Site:
     """Raises ConfigError naming file, key, value and mend."""
     try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"site profile {path} cannot be read: {' '.join(str(error).split())}") from None
+    return read(text, path)
+
+
+def read(text: str, path: Path) -> Site:
+    """The profile that `text` is, or would be in the file of that name; ConfigError as for one that is there."""
+    try:
         # Every value as it is written: YAML's own reading makes 12:30:00 a number and NO a boolean.
-        facts = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader) or {}
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        facts = yaml.load(text, Loader=yaml.BaseLoader) or {}
+    except yaml.YAMLError as error:
         raise ConfigError(f"site profile {path} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(facts, dict):
         raise ConfigError(f"site profile {path} holds no settings; write lines such as `partition: gpu`")
-    kinds = {each.name: each for each in dataclasses.fields(Site) if each.name != "path"}
+    kinds = {each.name: each for each in dataclasses.fields(Site) if each.name not in ("path", "given")}
     values: dict[str, Any] = {}
     for key, value in facts.items():
         if key not in kinds:
@@ -123,7 +173,7 @@ def load(path: Path) -> Site:
             raise ConfigError(f"site profile {path}: unknown key {key}; {hint}the keys are {', '.join(kinds)}")
         if value not in ("", "null", "~"):
             values[key] = _checked(path, key, value)
-    return Site(**values, path=path)
+    return Site(**values, path=path, given=frozenset(values))
 
 
 def _checked(path: Path, key: str, value: Any) -> Any:
@@ -142,19 +192,46 @@ def _checked(path: Path, key: str, value: Any) -> Any:
         if not all(isinstance(each, str) for each in listed):
             raise wrong("a list of texts")
         return tuple(os.path.expandvars(each) if key == "binds" else each for each in listed)
-    if key in ("environment", "sbatch"):
+    if key in ("environment", "sbatch", "srun", "purged"):
         if not isinstance(value, dict) or not all(isinstance(each, str) for each in value.values()):
             raise wrong("names with values, as `NAME: value`")
-        for name in value:
-            if key == "environment" and not re.fullmatch(r"[A-Za-z_]\w*", name):
-                raise wrong(f"names of variables; {name!r} is none")
-            if name.replace("_", "-") in OWNED and key == "sbatch":
-                raise wrong(f"options that gpt2hpc does not set itself; drop {name}")
-        return value
+        return _purged(value, wrong) if key == "purged" else _named(key, value, wrong)
     if isinstance(value, list | dict):
         raise wrong("a text")
     if key in ("gpus_per_node", "cpus_per_task"):
         if not value.isdecimal() or int(value) < (key == "cpus_per_task"):
             raise wrong("a whole number")
         return int(value)
+    if key == "min_allreduce_gb_s":
+        if not re.fullmatch(r"\d+(\.\d+)?", value):
+            raise wrong("a number of GB/s, such as 20")
+        return float(value)
+    if key == "offline":
+        if value.lower() not in ("true", "false"):
+            raise wrong("true or false")
+        return value.lower() == "true"
     return os.path.expandvars(value) if key in ("image", "python") else value
+
+
+def _named(key: str, given: dict[str, str], wrong: Callable[[str], ConfigError]) -> dict[str, str]:
+    owned = {"sbatch": OWNED, "srun": OWNED_OF_SRUN}.get(key, ())
+    for name in given:
+        if key == "environment" and not re.fullmatch(r"[A-Za-z_]\w*", name):
+            raise wrong(f"names of variables; {name!r} is none")
+        if name.replace("_", "-") in owned:
+            raise wrong(f"options that gpt2hpc does not set itself; drop {name}")
+    return given
+
+
+def _purged(given: dict[str, str], wrong: Callable[[str], ConfigError]) -> dict[str, int]:
+    """Directories and days; one whose variable is not set here, as on a machine that is no login node, is left out."""
+    found = {}
+    for name, days in given.items():
+        directory = os.path.expandvars(name)
+        if not days.isdecimal():
+            raise wrong(f"directories and days, as `/scratch: 30`; {days!r} is no number of days")
+        if directory.startswith("/"):
+            found[directory] = int(days)
+        elif not directory.startswith("$"):
+            raise wrong(f"absolute directories and days, as `/scratch: 30`; {name!r} is not absolute")
+    return found

@@ -26,10 +26,11 @@ from torch._C._distributed_c10d import FileStore, HashStore
 
 from gpt2hpc.cluster import interface
 from gpt2hpc.cluster.dist_env import LOCAL, DistEnv
-from gpt2hpc.errors import Gpt2hpcError, MissingError, PeerGoneError, UsageError, error_for
+from gpt2hpc.errors import Gpt2hpcError, MissingError, NodeError, PeerGoneError, UsageError, error_for
 
 _PEER_IS_GONE = ("closed by peer", "reset by peer", "Broken pipe", "ncclRemoteError")
-TIMEOUT, TIMEOUT_APART = datetime.timedelta(minutes=10), datetime.timedelta(hours=2)
+TIMEOUT, TIMEOUT_APART = datetime.timedelta(minutes=12), datetime.timedelta(hours=2)
+"""Of a collective: somewhat later than the watchdog's limits usually are, since that tells more."""
 ROUND_S = 30.0
 T = TypeVar("T")
 
@@ -160,7 +161,10 @@ def _refuse_strangers(ranks: Ranks) -> None:
 
 
 def select_device(name: str, env: DistEnv) -> torch.device:
-    """The device of this rank; MissingError where a GPU is due and cannot be used: never a silent run on the CPU."""
+    """The device of this rank; MissingError where a GPU is due and cannot be used: never a silent run on the CPU.
+
+    NodeError where some of the GPUs that Slurm allotted have gone.
+    """
     if name == "cpu":
         return torch.device("cpu")
     if torch.cuda.is_available():
@@ -168,6 +172,10 @@ def select_device(name: str, env: DistEnv) -> torch.device:
             raise MissingError("train.device=mps, but this machine has CUDA; use --device cuda")
         visible = torch.cuda.device_count()
         if visible not in (1, *range(env.local_world_size, 1025)):
+            if (env.gpus_on_node or 0) >= env.local_world_size:
+                raise NodeError(
+                    f"Slurm allotted {env.gpus_on_node} GPUs of {env.node}, but only {visible} answer there"
+                )
             raise MissingError(f"{env.local_world_size} ranks on this node but {visible} GPUs; start one rank per GPU")
         device = torch.device("cuda", 0 if visible == 1 else env.local_rank)
         torch.cuda.set_device(device)

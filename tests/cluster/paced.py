@@ -3,6 +3,7 @@
 KIT_PACE_S=0.1          each optimizer step takes that much longer, without using the CPU
 KIT_KILL="STEP RANK"    that rank kills itself with SIGKILL before it takes that step; `once` after it: only if no attempt did
 KIT_KILL_NODE=n3         with KIT_KILL="STEP RANK": only where that rank runs on this node
+KIT_OTHER_DISK="NODE"   ranks on that node have another file system where the others have the run directory
 KIT_LINGER_S=20         ranks stay that long after their last step, or until a signal, with everything written
 KIT_SIGNALS=FILE        each signal that a rank gets is a line in the file: RANK NUMBER
 
@@ -20,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import os
 import runpy
+import shlex
 import signal
 import sys
 import time
@@ -138,10 +140,21 @@ def patch_signals(file: str) -> None:
     SignalFlag._remember = remember  # type: ignore[method-assign]
 
 
+def mount_another_disk() -> None:
+    """In a mount namespace of this rank's own."""
+    os.environ["KIT_OTHER_DISK"] = ""
+    shell = (
+        f"mount -t tmpfs none {shlex.quote(os.environ['RUN_DIR'])} && exec {shlex.join([sys.executable, *sys.argv])}"
+    )
+    os.execvp("unshare", ["unshare", "-m", "sh", "-c", shell])
+
+
 def main() -> None:
     words = [word for word in sys.argv[1:] if word != "-u"]
     assert words[0] == "-m", words
     if words[1] in ("gpt2hpc.train", "submitit.core._submit"):
+        if os.environ.get("KIT_OTHER_DISK", "none") == os.environ.get("SLURMD_NODENAME"):
+            mount_another_disk()
         patch_jobs()
         patch_writes()
         if file := os.environ.get("KIT_SIGNALS"):

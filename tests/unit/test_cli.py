@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import argparse
 import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from gpt2hpc import cli
-from gpt2hpc.__main__ import VERBS
-from gpt2hpc.errors import EXIT_CODES, USER_ERRORS, DataError, StoppedError, error_for
+from gpt2hpc import cli, config_io
+from gpt2hpc.__main__ import VERBS, main, usage
+from gpt2hpc.errors import EXIT_CODES, USER_ERRORS, DataError, StoppedError, UsageError, error_for
 from tests.tiny import gpt2hpc
 
 ROOT = Path(__file__).parents[2]
@@ -107,3 +111,61 @@ def test_help(verb: str) -> None:
 
 def test_version() -> None:
     assert re.fullmatch(r"gpt2hpc \d+\.\d+\.\d+\n", gpt2hpc("--version").stdout)
+
+
+class TakenError(Exception):
+    """A parser has taken its words."""
+
+
+def stopping(parse: Callable[..., Any]) -> Callable[..., Any]:
+    def parsed(*arguments: Any, **options: Any) -> Any:
+        parse(*arguments, **options)
+        raise TakenError
+
+    return parsed
+
+
+def examples(shown: str) -> list[list[str]]:
+    """The words of each command at the end of a help."""
+    assert shown.count(f"\n{cli.EXAMPLES}\n") == 1
+    lines = shown.partition(f"\n{cli.EXAMPLES}\n")[2].splitlines()
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+def taken(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the command up to where its own parser has taken the words; it says so where it does not."""
+    with monkeypatch.context() as patched:
+        of_settings = words[0] in ("submit", "train") and words[1] != "prepare"
+        place, name = (config_io, "parse") if of_settings else (argparse.ArgumentParser, "parse_args")
+        patched.setattr(place, name, stopping(getattr(place, name)))
+        with pytest.raises(TakenError):
+            main(words)
+
+
+@pytest.mark.parametrize("verb", [*VERBS, "submit prepare"])
+def test_help_ends_with_examples_that_its_own_parser_takes(
+    verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main([*verb.split(), "--help"])
+    assert ended.value.code == 0
+    commands = examples(capsys.readouterr().out)
+    assert commands, "an example of each"
+    for command in commands:
+        assert command[: 1 + len(verb.split())] == ["gpt2hpc", *verb.split()]
+        taken(command[1:], monkeypatch)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_example_that_no_parser_takes_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit):
+        taken(["verify", "data", "--adapt"], monkeypatch)
+    with pytest.raises(UsageError, match="--node"):
+        taken(["submit", "--node", "4"], monkeypatch)
+
+
+def test_the_help_of_all_ends_with_examples_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    for command in examples(usage()):
+        assert command[0] == "gpt2hpc"
+        taken(command[1:], monkeypatch)

@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
-from gpt2hpc import config_io
+from gpt2hpc import config_io, jobs
 from gpt2hpc.cluster import requeue
+from gpt2hpc.cluster.dist_env import DistEnv
 from gpt2hpc.cluster.ledger import Attempt, Cause, Ledger, Outcome
 from gpt2hpc.cluster.requeue import Action, decide
 from gpt2hpc.cluster.slurm import Job, expand_nodes, parse_show_job
 from gpt2hpc.config import Config, RequeueConfig
-from gpt2hpc.errors import UsageError
+from gpt2hpc.errors import NodeError, UsageError
 from gpt2hpc.run_dir import RunDir
 
 LIMITS = RequeueConfig(crash_budget=2, max_without_progress=4, backoff_s=30.0)
@@ -30,6 +31,7 @@ def attempt(
     cause: Cause | None = Cause.CRASHED,
     job: str = "7",
     nodes: str = "n1",
+    **more: Any,
 ) -> Attempt:
     return Attempt(
         number=restart + 1,
@@ -44,6 +46,7 @@ def attempt(
         first_step=first,
         saved_step=first if saved is None else saved,
         cause=cause,
+        **more,
     )
 
 
@@ -314,3 +317,23 @@ def test_the_command_prints_one_action(
     monkeypatch.setattr(sys, "stdin", io.StringIO(SHOWN))
     assert requeue.main(["decide", str(tmp_path)]) == 0
     assert capsys.readouterr().out == "exit 0 0 0 - finished\n"
+
+
+def test_a_watchdog_ends_healthy_ranks() -> None:
+    """So the node whose rank ended first tells nothing, whether or not there is another to suspect."""
+    hung = [attempt(restart, nodes="n1,n2", died_on="n1", exit_code=NodeError.exit_code) for restart in (0, 1)]
+    assert ask(Job("7", 1, restarts=1, exit_code=NodeError.exit_code, died_on="n1"), None, hung).exclude_nodes == ""
+    stopped = [attempt(restart, nodes="n1,n2", died_on="n1", exit_code=137, suspects=("n2",)) for restart in (0, 1)]
+    assert ask(Job("7", 1, restarts=1, exit_code=137, died_on="n1"), None, stopped).exclude_nodes == "n2"
+
+
+def test_a_node_that_lacks_gpus_is_left_out(tmp_path: Path) -> None:
+    """It is known before an attempt can be claimed."""
+    run = RunDir(tmp_path)
+    run.create()
+    env = DistEnv(4, 0, 8, 4, "7", 0, "n[1-2]", is_launched=True, node="n2")
+    with pytest.raises(NodeError), jobs.refusal_noted(run, env):
+        raise NodeError("two GPUs have gone")
+    job = Job("7", 0, exit_code=NodeError.exit_code, nodes="n[1-2]", died_on="n1")
+    action = requeue.read_and_decide(run, job)
+    assert (action.kind, action.exclude_nodes) == ("requeue", "n2")

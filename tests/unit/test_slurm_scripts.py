@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from gpt2hpc import __version__
 from gpt2hpc.cluster import batch, script, site_profile
 from gpt2hpc.cluster.dist_env import DistEnv
 from gpt2hpc.cluster.slurm import minutes
@@ -84,7 +85,7 @@ WITHOUT_SLURM_AND_TORCH = (
 
 
 def dry_run(*words: str, cwd: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", WITHOUT_SLURM_AND_TORCH, "submit", "--dry-run", *words]
+    command = [sys.executable, "-c", WITHOUT_SLURM_AND_TORCH, "submit", *words, "--dry-run"]
     environment = {**os.environ, "HOME": str(cwd), **(env or {})}
     environment.pop("XDG_CONFIG_HOME", None)
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False)
@@ -118,6 +119,7 @@ def test_the_dry_run_is_a_script_that_passes_shellcheck(tmp_path: Path) -> None:
     for line in ("partition = gpu (flag)", "account = p1 (site)", "nproc = 4 (default)", "nodes = 4 (flag)"):
         assert f"# {line}\n" in done.stdout
     assert "export APPTAINERENV_A='it'\"'\"'s'" in done.stdout
+    assert f"export GPT2HPC_SUBMITTED_VERSION={__version__} #" in done.stdout
     assert "MASTER_ADDR_SUFFIX=i" in done.stdout
     assert "BINDS=/scratch\n" in done.stdout
     assert f"DATA={tmp_path}/data/demo\n" in done.stdout
@@ -269,13 +271,18 @@ def test_times_that_are_none(text: str) -> None:
         ("partiton: gpu", "unknown key partiton; did you mean partition?"),
         ("gpus_per_node: four", "gpus_per_node='four' is not valid; it takes a whole number"),
         ("gpu_directive: gpus", "it takes one of gpus-per-node, gres"),
-        ("runtime: docker", "it takes one of apptainer, singularity, none"),
+        ("runtime: docker", "it takes one of apptainer, singularity, pyxis, none"),
         ("environment: [A]", "it takes names with values"),
         ("binds: [{a: b}]", "it takes a list of texts"),
         ("partition: [a, b]", "it takes a text"),
         ("sbatch: {open-mode: truncate}", "drop open-mode"),
         ("sbatch: {no_requeue: true}", "drop no_requeue"),
         ("environment: {BAR BAZ: 1}", "'BAR BAZ' is none"),
+        ("srun: {kill-on-bad-exit: 0}", "drop kill-on-bad-exit"),
+        ("offline: maybe", "offline='maybe' is not valid; it takes true or false"),
+        ("purged: {/scratch: soon}", "'soon' is no number of days"),
+        ("purged: {scratch: 30}", "'scratch' is not absolute"),
+        ("min_allreduce_gb_s: fast", "it takes a number of GB/s, such as 20"),
         ("- partition", "holds no settings"),
         ("a: [", "cannot be read"),
     ],

@@ -1,0 +1,74 @@
+"""The variables that a batch job sets for its ranks: from the site's profile, and by the script itself; each with its why."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from gpt2hpc.cluster import script
+from gpt2hpc.cluster.site_profile import Site
+
+MIN_ALLREDUCE = "GPT2HPC_MIN_ALLREDUCE_GB_S"
+
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+
+COMPUTED = {
+    "MASTER_ADDR": "127.0.0.1 on one node, else the address of the first: where the ranks meet",
+    "MASTER_PORT": "from the job's number and restart, and free on that node",
+    "OMP_NUM_THREADS": "cpus-per-task, or 1: another number changes the last bits of a CPU run",
+    "TRITON_CACHE_DIR": "on the node's own disk, one a job: a shared one breaks",
+    "TORCHINDUCTOR_CACHE_DIR": "on the node's own disk, one a job: a shared one breaks",
+    "MALLOC_MMAP_THRESHOLD_": "1073741824, so that memory of the logits is kept between steps",
+    "MALLOC_TRIM_THRESHOLD_": "2147483648, for the same",
+    "GPT2HPC_JOB_END": "when Slurm will end the job: the ranks save before",
+    "GPT2HPC_SRUN": "1: each task of srun is a rank",
+    "SLURM_RESTART_COUNT": "as the controller counts",
+    "SRUN_CPUS_PER_TASK": "cpus-per-task, which srun does not take over by itself",
+}
+"""Why the set-up blocks export what they do."""
+
+KEPT = ("OMP_NUM_THREADS", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")
+"""Those of them that keep the value of the environment that a job is submitted from."""
+
+
+@dataclass(frozen=True)
+class Variable:
+    """A variable of the job's environment."""
+
+    name: str
+    value: str
+    origin: str
+
+
+def of_site(site: Site) -> list[Variable]:
+    """What the profile asks for; a variable that it names itself wins over one that follows from another key."""
+    found: dict[str, Variable] = {}
+    if site.offline:
+        found |= {name: Variable(name, value, "site: offline") for name, value in OFFLINE.items()}
+    if site.min_allreduce_gb_s is not None:
+        floor = f"{site.min_allreduce_gb_s:g}"
+        found[MIN_ALLREDUCE] = Variable(MIN_ALLREDUCE, floor, "site: min_allreduce_gb_s, for the look at the network")
+    found |= {name: Variable(name, value, "site: environment") for name, value in site.environment.items()}
+    return list(found.values())
+
+
+def exported(block: str) -> list[str]:
+    """Names of the variables that a block of the script exports, in its order."""
+    statements = re.findall(r"\bexport ([^;#\n]+)", "\n".join(script.lines(block)))
+    words = [word.partition("=")[0] for statement in statements for word in statement.split()]
+    return list(dict.fromkeys(word for word in words if re.fullmatch(r"[A-Z]\w*", word)))
+
+
+def described(block: str, site: Site, env: Mapping[str, str]) -> list[str]:
+    """For a dry run: a line for each variable, with its origin; `env` is the environment that the job is submitted from."""
+    given = of_site(site)
+    lines = [f"{each.name} = {each.value} ({each.origin})" for each in given]
+    for name in exported(block):
+        if name in KEPT and name in {each.name for each in given}:
+            continue
+        if name in KEPT and env.get(name):
+            lines.append(f"{name} = {env[name]} (your environment)")
+        else:
+            lines.append(f"{name}: {COMPUTED.get(name, 'see below')} (the script)")
+    return lines
