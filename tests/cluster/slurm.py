@@ -190,7 +190,7 @@ class Cluster:
             states = self.run("sinfo", "-h", "-N", "-p", "main", "-o", "%t", check=False).split()
             return states == ["idle"] * nodes
 
-        _until(idle, 60, f"the nodes of {self.directory} do not come up; see its logs")
+        _until(idle, 240, f"the nodes of {self.directory} do not come up; see its logs")
 
     def stop(self) -> None:
         """End the daemons that `start` began, and what is left of their jobs' steps."""

@@ -13,7 +13,8 @@
 | the requeue is refused | test_training: `test_a_refused_requeue_becomes_another_job` |
 | no scontrol in the image | tests/container: `test_preempted_in_the_image` |
 | kill -9 of a rank | test_training: `test_a_killed_rank`, `test_a_crash_at_the_same_step_…` |
-| kill -STOP of a rank | tests/distributed/test_watchdog.py |
+| kill -STOP of a rank | test_watchdog: `test_a_stopped_rank` |
+| a node that always fails its preflight | test_watchdog: `test_an_unfit_node` |
 | a save slower than KillWait, rank 1 done early | `test_killed_in_the_middle_of_a_slow_save` |
 | kill -9 of a node's slurmd, slurmstepd and tasks | test_nodes: `test_a_lost_node_costs_what_was_not_saved` |
 | a node goes down, and its start fails when it is back | `test_a_node_that_is_down_and_then_fails_to_start_the_job` |
@@ -41,9 +42,20 @@ from typing import Any
 
 import pytest
 
-from gpt2hpc import status
+from gpt2hpc.reporting import run_status
 from tests.cluster import slurm
-from tests.cluster.kit import SAVE_EVERY, Ended, Kit, drives, finished_as, long, new_kit, resumed_exactly, stays_away
+from tests.cluster.kit import (
+    SAVE_EVERY,
+    Ended,
+    Job,
+    Kit,
+    drives,
+    finished_as,
+    long,
+    new_kit,
+    resumed_exactly,
+    stays_away,
+)
 from tests.cluster.test_training import drive_sbatch
 
 pytestmark = pytest.mark.timeout(1200)
@@ -58,6 +70,12 @@ Prolog={prolog}
 PROLOG = """#!/bin/sh
 [ ! -e {folder}/refuses-$SLURMD_NODENAME ]
 """
+
+
+def status_of(kit: Kit, job: Job) -> dict[str, Any]:
+    """What `gpt2hpc status --json` tells a user of the cluster."""
+    (told,) = json.loads(kit._run([kit.python, "-m", "gpt2hpc.status", "--json", str(job.run.path)], {}))
+    return dict(told)
 
 
 # Killed -------------------------------------------------------------------------------------------------------------
@@ -102,7 +120,7 @@ def test_killed_in_the_middle_of_a_slow_save(driven: list[Any]) -> None:
     assert not torn.half.parent.exists()
 
 
-def drive_batch_shell_killed(kit: Kit) -> list[Ended]:
+def drive_batch_shell_killed(kit: Kit) -> list[Any]:
     """Nobody is left to say what comes next; then resume.sh submits the job again."""
     with kit.nodes() as nodes:
         first = kit.sbatch("batch-shell", "-w", nodes)
@@ -110,17 +128,18 @@ def drive_batch_shell_killed(kit: Kit) -> list[Ended]:
         os.kill(kit.cluster.batch_shell(first.number), signal.SIGKILL)
         ended = Ended(first, kit.until_ended(first))
         assert not kit.cluster.ranks(first.number)
+        told = status_of(kit, first)
         number = kit._run(["bash", str(first.run.resume_script)], kit.variables).strip()
         again = replace(first, number=number, log=Path(str(first.log).replace(first.number, number)))
-        return [ended, Ended(again, kit.until_ended(again))]
+        return [ended, Ended(again, kit.until_ended(again)), told]
 
 
 @drives(drive_sbatch, drive_batch_shell_killed)
 def test_a_job_without_its_batch_shell_ends_and_is_resumed(driven: list[Any]) -> None:
-    undisturbed, (killed, again) = driven
+    undisturbed, (killed, again, told) = driven
     assert (killed.slurm["JobState"], killed.slurm["Reason"]) == ("FAILED", "JobLaunchFailure")
     assert killed.slurm["Restarts"] == "0"
-    assert "what comes next" not in killed.job.told()
+    assert "its batch script was killed" in told["detail"]
     finished_as(again, undisturbed, causes=["preempted", "finished"], restarts=0)  # Slurm told the ranks to end
     resumed_exactly(again)
 
@@ -136,9 +155,10 @@ class Signalled(Ended):
 
 @dataclass(kw_only=True)
 class Held(Ended):
-    """Slurm's reasons: why the job waits while a node is down, and why when the node could not start it."""
+    """Slurm's reasons: why the job waits while a node is down, and why when the node could not start it; what status says then."""
 
     reasons: list[str] = field(default_factory=list)
+    told: dict[str, Any] = field(default_factory=dict)
 
 
 @long
@@ -191,7 +211,7 @@ def test_cancelled_stays_away(driven: dict[str, Future[Any]]) -> None:
         assert job.job.causes == ["preempted"]
         assert job.job.attempts[0]["saved_step"] == job.job.attempts[0]["last_step"] > SAVE_EVERY
     assert json.loads(running.job.run.decision.read_text())["action"] == "cancelled"
-    assert status.read_status(running.job.run).state == "cancelled"
+    assert run_status.read_status(running.job.run).state == "cancelled"
 
 
 def preempted(kit: Kit, partition: str) -> Signalled:
@@ -232,9 +252,10 @@ def down_and_held(kit: Kit, folder: Path) -> Held:
         waits_for(kit, held, "the wait for the node", but=("None", "BeginTime"))
         kit.cluster.run("scontrol", "update", f"nodename={node}", "state=resume")
         waits_for(kit, held, "the failed start", but=(*held.reasons, "None", "BeginTime", "Resources", "Priority"))
+        held.told = status_of(kit, job)
         refuses.unlink()
         kit.cluster.run("scontrol", "update", f"nodename={node}", "state=resume")
-        kit.cluster.run("scontrol", "release", job.number)
+        kit.cluster.run(*held.told["next"].split())
         held.slurm = kit.until_ended(job)
         return held
 
@@ -257,6 +278,7 @@ def test_a_node_that_is_down_and_then_fails_to_start_the_job(driven: list[Any]) 
     down, failed = job.reasons
     assert "Unavailable" in down
     assert failed == "launch_failed_requeued_held"
+    assert (job.told["state"], job.told["next"]) == ("held", f"scontrol release {job.job.number}")
     first, second = job.job.attempts
     assert second["first_step"] == first["saved_step"] > job.at_step - SAVE_EVERY
     finished_as(job, undisturbed, causes=[first["cause"], "finished"], restarts=2)  # Slurm counts the failed start
