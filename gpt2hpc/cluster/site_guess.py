@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from gpt2hpc import cli
 from gpt2hpc.cluster.queries import Partition
 from gpt2hpc.cluster.site_facts import Facts
 from gpt2hpc.cluster.slurm import minutes

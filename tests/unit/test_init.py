@@ -103,7 +103,7 @@ def kinds(*rows: Partition) -> Facts:
             kinds(dataclasses.replace(GPU, name="small", is_default=True, nodes=1), GPU),
             "partition",
             "partition: small",
-            "The default partition, with 4 GPUs on 1 nodes",
+            "The default partition, with 4 GPUs on 1 node.",
         ),
         (kinds(CPU), "gpus_per_node", "# gpus_per_node: 4", "no GPUs"),
         (
