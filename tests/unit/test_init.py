@@ -125,6 +125,12 @@ def kinds(*rows: Partition) -> Facts:
             "SelectType=select/linear does not know",
         ),
         (
+            dataclasses.replace(PLAIN, settings={"SelectType": "select/cons_res"}),
+            "gpu_directive",
+            "gpu_directive: gres",
+            "SelectType=select/cons_res does not know",
+        ),
+        (
             kinds(dataclasses.replace(GPU, cpus=2)),
             "cpus_per_task",
             "# cpus_per_task: 1",
