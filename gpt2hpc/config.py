@@ -14,6 +14,7 @@ from gpt2hpc.errors import ConfigError
 
 DeviceName = Literal["auto", "cuda", "mps", "cpu"]
 PrecisionName = Literal["auto", "bf16", "fp16", "fp32"]
+PreflightName = Literal["auto", "full", "thin", "off"]
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,9 @@ class TrainConfig:
         tensorboard: Write event files to RUN/tensorboard/; needs gpt2hpc[tensorboard].
         wandb: Project of Weights & Biases, as PROJECT or ENTITY/PROJECT, that gets the metrics too; needs gpt2hpc[wandb].
         trace_data: Write the sample numbers each rank consumes to RUN/trace/.
+        preflight: What is asked of the nodes before each start: full compares GPUs, disks, data, versions and clocks and times an
+            all-reduce; thin leaves out the timing, and but warns of a node's fault; auto is full in a batch job, thin elsewhere.
+        min_allreduce_gb_s: Bus bandwidth in GB/s that the all-reduce of the preflight must reach; null for that of the site, if any.
     """
 
     total_tokens: int = 10_000_000_000
@@ -136,6 +140,8 @@ class TrainConfig:
     tensorboard: bool = False
     wandb: str | None = None
     trace_data: bool = False
+    preflight: PreflightName = "auto"
+    min_allreduce_gb_s: float | None = None
 
     @property
     def steps(self) -> int:
@@ -202,11 +208,18 @@ class RequeueConfig:
         crash_budget: Crashes in a row without progress that are restarted.
         max_without_progress: Restarts of any cause in a row without a new checkpoint.
         backoff_s: Seconds to wait after the first crash; doubled for each further one, 600 at most.
+        hang_minutes: Minutes without progress, at least, after which a training step is taken for hung: every rank dumps its
+            stacks to RUN/dumps/ and the attempt ends as a crash; null to wait for ever.
+        hang_factor: A step may also take so many times as long as the longest one before it.
+        hang_phase_minutes: The same as hang_minutes for all that is no step: the start, the first validation, a save, the end.
     """
 
     crash_budget: int = 3
     max_without_progress: int = 10
     backoff_s: float = 10.0
+    hang_minutes: float | None = 5.0
+    hang_factor: float = 20.0
+    hang_phase_minutes: float = 60.0
 
 
 @dataclass(frozen=True)
@@ -278,12 +291,16 @@ def _check_ranges(config: Config) -> None:
         "train.hellaswag_every": train.hellaswag_every,
         "train.hellaswag_examples": train.hellaswag_examples,
         "train.sample_every": train.sample_every,
+        "train.min_allreduce_gb_s": train.min_allreduce_gb_s,
         "data.shuffle_shards": config.data.shuffle_shards,
         "data.cache_gib": config.data.cache_gib,
         "data.patience_s": config.data.patience_s,
         "checkpoint.every_minutes": config.checkpoint.every_minutes,
         "checkpoint.every_steps": config.checkpoint.every_steps,
         "checkpoint.keep_every_steps": config.checkpoint.keep_every_steps,
+        "requeue.hang_minutes": config.requeue.hang_minutes,
+        "requeue.hang_factor": config.requeue.hang_factor,
+        "requeue.hang_phase_minutes": config.requeue.hang_phase_minutes,
     }
     for key, value in positive.items():
         if value is not None and not 0 < value < math.inf:

@@ -57,6 +57,8 @@ MAY_CHANGE = (
     "train.tensorboard",
     "train.wandb",
     "train.trace_data",
+    "train.preflight",
+    "train.min_allreduce_gb_s",
     "data.dir",
     "data.stage",
     "data.cache_dir",

@@ -1,47 +1,171 @@
 """`gpt2hpc doctor`: whether what a training will need is there, before it is needed.
 
-Exit code 0, or 8 if something is missing; each line says what to do about it.
+Exit code 0, or 8 if something is missing; each line says what to do about it. It changes nothing, and takes seconds.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 
-from gpt2hpc import cli, durable
-from gpt2hpc.errors import MissingError, UsageError
-from gpt2hpc.training import hub_access
-from gpt2hpc.training.hub_access import Finding
+from gpt2hpc import __version__, cli, config_io, durable
+from gpt2hpc.checks import rounds
+from gpt2hpc.checks.rounds import Group
+from gpt2hpc.checks.scene import Scene
+from gpt2hpc.cluster import choices
+from gpt2hpc.cluster.choices import Choices
+from gpt2hpc.cluster.site_profile import Site
+from gpt2hpc.config import Config
+from gpt2hpc.errors import ConfigError, MissingError, UsageError
+from gpt2hpc.finding import Finding, missing, ok
+from gpt2hpc.run_dir import RunDir
 
-Check = Callable[[], list[Finding]]
+EPILOG = """\
+examples:
+  gpt2hpc doctor                                   this machine and its cluster
+  gpt2hpc doctor --run-dir $SCRATCH/runs/mine --data $SCRATCH/mine --preset gpt2-350m
+  gpt2hpc doctor --site site.yaml --container gpt2hpc.sif
+  srun -N1 --gpus-per-node=4 gpt2hpc doctor --gpu  a node that computes
+  gpt2hpc doctor --hub USER/NAME                   only whether checkpoints may go there
+
+Each line is OK, WARN (it works, or cannot be known from here) or MISSING (a training would fail), with what to do.
+Exit code: 0, or 8 if something is MISSING.
+"""
 
 
-def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="gpt2hpc doctor", description="Look at what a training will need.")
+def new_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="gpt2hpc doctor",
+        description="Look at what a training will need: Slurm, container, GPUs, network, disks, limits, Python. Changes nothing.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--run-dir", type=Path, metavar="DIR", help="where the run will be, or is (default: runs/train)"
+    )
+    parser.add_argument("--data", metavar="DIR", help="prepared data, to be looked at too")
+    parser.add_argument(
+        "--preset", metavar="NAME", help="the size of model to have room for (default: the run's, else gpt2-124m)"
+    )
+    parser.add_argument("--gpu", action="store_true", help="this machine should have a GPU: none is MISSING")
     parser.add_argument(
         "--hub",
         metavar="USER/NAME",
-        help="whether checkpoints may be uploaded to this model repository; creates nothing",
+        help="only this: whether checkpoints may be uploaded to this model repository; creates nothing",
     )
     parser.add_argument("--json", action="store_true", help="print a JSON list instead of lines")
+    asked = parser.add_argument_group("what a job would ask for, as in gpt2hpc submit")
+    asked.add_argument("--nodes", type=int, default=1, help="Nodes.")
+    asked.add_argument("--gpus-per-node", type=int, help="GPUs on each node (default: the site's).")
+    asked.add_argument("--time", metavar="LIMIT", help="Time limit of each attempt (default: the site's).")
+    choices.add_options(asked)
     cli.add_examples(
         parser,
+        "gpt2hpc doctor                          # everything that a training here will need",
+        "gpt2hpc doctor --preset gpt2-350m --nodes 4 --gpus-per-node 4 --time 12:00:00",
         "gpt2hpc doctor --hub USER/NAME          # may checkpoints go there?",
     )
-    arguments = parser.parse_args(argv)
-    checks: list[Check] = []
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    arguments = new_parser().parse_args(argv)
+    groups: Sequence[Group]
+    found: list[Finding]
     if arguments.hub:
-        checks.append(lambda: hub_access.examine(arguments.hub, create=False))
-    if not checks:
-        raise UsageError("nothing to look at; name a model repository with --hub USER/NAME")
-    found = [finding for check in checks for finding in check()]
-    if arguments.json:
-        cli.say(durable.to_json([dataclasses.asdict(finding) for finding in found]).rstrip())
+        scene, found, groups = Scene(os.environ, config=_with_repo(Config(), arguments.hub)), [], (rounds.HUB,)
     else:
-        cli.say("\n".join(finding.line for finding in found))
-    return MissingError.exit_code if any(finding.state == "MISSING" for finding in found) else 0
+        scene, found = _scene(arguments)
+        groups = rounds.groups_for(scene)
+    reports = list(rounds.made(groups, scene))
+    every = [*found, *(finding for _, findings in reports for finding in findings)]
+    if arguments.json:
+        cli.say(durable.to_json([dataclasses.asdict(finding) for finding in every]).rstrip())
+    elif arguments.hub:
+        cli.say("\n".join(finding.line for finding in every))
+    else:
+        cli.say(_page(scene, found, reports))
+    return MissingError.exit_code if any(finding.state == "MISSING" for finding in every) else 0
+
+
+def _page(scene: Scene, first: Sequence[Finding], reports: Sequence[tuple[Group, Sequence[Finding]]]) -> str:
+    """For a person to read, and for grep."""
+    lines = [f"gpt2hpc {__version__}, {_place(scene)}", *(finding.line for finding in first)]
+    for group, findings in reports:
+        if findings:
+            lines += ["", group.title, *(finding.line for finding in findings)]
+    states = [finding.state for finding in [*first, *(each for _, findings in reports for each in findings)]]
+    return "\n".join([*lines, "", f"{states.count('MISSING')} missing, {cli.plural(states.count('WARN'), 'warning')}"])
+
+
+def _place(scene: Scene) -> str:
+    """Which machine this is to the cluster."""
+    host = os.uname().nodename
+    if scene.is_in_job:
+        return f"on node {scene.env['SLURMD_NODENAME']} in job {scene.env['SLURM_JOB_ID']}"
+    if scene.is_in_image:
+        return f"in a container image on {host}"
+    return f"on {host}, {'from where jobs are submitted' if scene.has_slurm else 'without a Slurm'}"
+
+
+def _scene(arguments: argparse.Namespace) -> tuple[Scene, list[Finding]]:
+    """What is to be looked at; a site's profile or a run's settings that cannot be read are findings themselves."""
+    run = RunDir(arguments.run_dir or Path("runs/train"))
+    config, found = _config(arguments.preset, run)
+    given = vars(arguments)
+    asked: dict[str, object] = {}
+    site, image, gpus = Site(), given["container"], given["gpus_per_node"]
+    try:
+        chosen = Choices(given, os.environ)
+        site = chosen.site
+        asked = chosen.sbatch_options()
+        for name in ("time", "cpus_per_task"):
+            asked[name.replace("_", "-")] = chosen.of(name)
+        gpus = chosen.of("gpus_per_node")
+        if gpus:
+            asked.update({"gres": f"gpu:{gpus}"} if site.gpu_directive == "gres" else {"gpus-per-node": gpus})
+        if site.path:
+            found.append(ok("site profile", str(site.path)))
+    except ConfigError as error:
+        found.append(missing("site profile", error.line))
+    image = None if "none" in (image, site.runtime) else image or site.image
+    scene = Scene(
+        env=os.environ,
+        site=site,
+        asked={name: value for name, value in asked.items() if value is not None},
+        image=os.path.abspath(Path(image).expanduser()) if image else None,  # noqa: PTH100 -- links stay as they are
+        run=run,
+        config=config,
+        data=arguments.data or (config.data.dir if run.config.exists() else None),
+        nodes=arguments.nodes,
+        gpus_per_node=gpus,
+        wants_gpu=arguments.gpu,
+    )
+    return dataclasses.replace(scene, image=None) if scene.is_in_image else scene, found  # images do not nest
+
+
+def _config(preset: str | None, run: RunDir) -> tuple[Config, list[Finding]]:
+    """The preset's settings, else the run's, else the defaults."""
+    if preset is not None:
+        known = config_io.presets()
+        if preset not in known:
+            raise UsageError(f"--preset={preset} is none; the presets are {', '.join(known)}")
+        return config_io.load(known[preset]), []
+    if not run.config.exists():
+        return Config(), []
+    try:
+        return config_io.load(run.config), []
+    except ConfigError as error:
+        return Config(), [missing("settings", error.line)]
+
+
+def _with_repo(config: Config, repo: str) -> Config:
+    return dataclasses.replace(config, checkpoint=dataclasses.replace(config.checkpoint, repo=repo))
 
 
 if __name__ == "__main__":

@@ -66,6 +66,13 @@ class RunDirError(Gpt2hpcError):
     meaning = "run directory: not writable, or in use by another attempt"
 
 
+class NodeError(Gpt2hpcError):
+    """A node's fault, not the user's: a crash, after which the job starts again, without that node where others are left."""
+
+    exit_code = 10
+    meaning = "node: the preflight or the watchdog found one wanting; a job starts again, elsewhere where it can"
+
+
 class PeerGoneError(Gpt2hpcError):
     """Another rank died: this one's end is a crash like that one's, but not worth a traceback."""
 
@@ -81,10 +88,12 @@ USER_ERRORS: tuple[type[Gpt2hpcError], ...] = (
     RunDirError,
 )
 
+_CODED: tuple[type[Gpt2hpcError], ...] = (*USER_ERRORS, NodeError)
+
 EXIT_CODES: dict[int, str] = {
     0: "finished",
     INTERNAL_ERROR: Gpt2hpcError.meaning,
-    **{error.exit_code: error.meaning for error in USER_ERRORS},
+    **{error.exit_code: error.meaning for error in _CODED},
 }
 
 
@@ -100,7 +109,7 @@ def as_users(error: OSError) -> RunDirError:
 
 def error_for(exit_code: int, message: str) -> Gpt2hpcError:
     """The error of that exit code: how a rank re-raises what rank 0 met."""
-    for kind in USER_ERRORS:
+    for kind in _CODED:
         if kind.exit_code == exit_code:
             return kind(message)
     return Gpt2hpcError(message)

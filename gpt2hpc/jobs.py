@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,12 +18,18 @@ from gpt2hpc.cluster.signals import SignalFlag, Stop
 from gpt2hpc.config import Config
 from gpt2hpc.data import hub, verify
 from gpt2hpc.data.manifest import Manifest
-from gpt2hpc.errors import USER_ERRORS, Gpt2hpcError, MissingError, StoppedError, as_users
+from gpt2hpc.errors import USER_ERRORS, Gpt2hpcError, MissingError, NodeError, StoppedError, as_users
 from gpt2hpc.run_dir import RunDir
 from gpt2hpc.training import writers
+from gpt2hpc.training.dumps import Dumps
+from gpt2hpc.training.watchdog import PREFLIGHT, Watchdog, limits
 
 if TYPE_CHECKING:
     from gpt2hpc.training.process_group import Ranks
+
+
+SLOW_DISK_BYTES_PER_S = 10e6
+"""At which shards may be hashed, before that is taken for hung."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ class Train:
             require_torch()
             from gpt2hpc.training.process_group import joined, make_deterministic, select_device
 
-            config = self.config or starting.stored_config(run)
+            config = self.config or _settings_here(run, env)
             if config.train.deterministic:
                 make_deterministic()  # before NCCL reads its settings
             device = select_device(config.train.device, env)
@@ -90,6 +96,11 @@ class Rank:
         return code
 
 
+def _settings_here(run: RunDir, env: DistEnv) -> Config:
+    """Those of the run. A rank whose node does not see the run directory gets as far as the preflight, which names that node."""
+    return Config() if env.rank and not run.config.exists() else starting.stored_config(run)
+
+
 @contextlib.contextmanager
 def refusal_noted(run: RunDir, env: DistEnv) -> Iterator[None]:
     """Keep an error of the user's where the decision will find it: the exit codes of ranks that are ended for it may hide its own."""
@@ -100,6 +111,9 @@ def refusal_noted(run: RunDir, env: DistEnv) -> Iterator[None]:
         claimed = newest is not None and (newest.job, newest.restart) == (env.job, env.restart)
         if isinstance(error, USER_ERRORS) and env.is_launched and not claimed:
             Ledger(run).refuse(env.job, env.restart, error)
+        if isinstance(error, NodeError) and not claimed:
+            end = Cause.CRASHED, error.exit_code
+            Ledger(run).close_for(env.job, env.restart, env.nodes, *end, suspects=(env.node,))
         raise
 
 
@@ -167,36 +181,56 @@ def _is_old(wish: Path, outcome: Path) -> bool:
 
 
 def _run_attempt(opened: Opened, run: RunDir, ranks: Ranks, signals: SignalFlag) -> None:
+    """Train under a watchdog."""
+    assert opened.attempt is not None
+    nodes = ranks.gather(ranks.env.node)
+    dumps = Dumps(run, Ledger(run), opened.attempt, ranks.rank, nodes)
+    waits_for_shards = opened.config.data.stage or hub.is_remote(opened.manifest.where)
+    watchdog = Watchdog(limits(opened.config, waits_for_shards=waits_for_shards), dumps)
+    with watchdog.watching():
+        _train(opened, run, ranks, signals, watchdog, nodes)
+
+
+def _train(
+    opened: Opened, run: RunDir, ranks: Ranks, signals: SignalFlag, watchdog: Watchdog, nodes: Sequence[str]
+) -> None:
     """Train, then write how it ended; rank 0 writes."""
     from gpt2hpc.training import screen
+    from gpt2hpc.training.preflight import Preflight
     from gpt2hpc.training.trainer import Trainer
 
     assert opened.attempt is not None
     ledger, attempt = Ledger(run), opened.attempt
+    if ranks.is_first:  # how `gpt2hpc logs` finds it in a log of several
+        cli.note(f"attempt {attempt.number}: job {attempt.job}, restart {attempt.restart}, on {attempt.nodes}")
     shown = screen.chosen(os.environ, is_first=ranks.is_first)
     trainer = None
     try:
         with ledger.heartbeat(attempt, writes=ranks.is_first):
-            check_shards(run, opened.config, opened.manifest, ranks)
-            trainer = Trainer(
-                opened.config,
-                opened.manifest,
-                run,
-                ranks=ranks,
-                ledger=ledger,
-                attempt=attempt,
-                run_started=opened.run_started,
-                signals=signals,
-                screen=shown,
-            )
-            trainer.start()
+            with watchdog.phase(PREFLIGHT):
+                Preflight(run, opened.config, opened.manifest, ranks, nodes, os.environ).check(ledger, attempt)
+            with watchdog.phase("start", limit_s=_bytes(opened.manifest) / SLOW_DISK_BYTES_PER_S):
+                check_shards(run, opened.config, opened.manifest, ranks)
+                trainer = Trainer(
+                    opened.config,
+                    opened.manifest,
+                    run,
+                    ranks=ranks,
+                    ledger=ledger,
+                    attempt=attempt,
+                    run_started=opened.run_started,
+                    signals=signals,
+                    screen=shown,
+                    watchdog=watchdog,
+                )
+                trainer.start()
             stop = trainer.train()
             trainer.close()
     except (Gpt2hpcError, OSError) as caught:
         error = caught if isinstance(caught, Gpt2hpcError) else as_users(caught)
         if trainer:
             trainer.saves.abandon()  # what it notes in the ledger comes before the end
-        if ranks.is_first and not isinstance(error, StoppedError) and not ledger.superseded(attempt):
+        if ranks.is_first and not isinstance(error, (StoppedError, NodeError)) and not ledger.superseded(attempt):
             step = trainer.step if trainer else 0
             with contextlib.suppress(OSError):  # a full disk; the exit code tells as well
                 ledger.close(attempt, _outcome(attempt, Cause.ERROR, step, error.exit_code, error.line))
@@ -205,14 +239,19 @@ def _run_attempt(opened: Opened, run: RunDir, ranks: Ranks, signals: SignalFlag)
         shown.close()
         if trainer:
             trainer.saves.abandon()
-    if ranks.is_first:
-        _close(ledger, run, attempt, stop, trainer.step)
-        cli.say(_closing_line(run, stop, trainer.step))
-    trainer.log.wait_for_writers()
-    ended = lambda: signals.stop is not Stop.NO  # noqa: E731
-    ranks.first_works(lambda: trainer.saves.end_uploads(wait=not stop, is_told_to_end=ended))
-    ranks.barrier()  # so that no rank ends while another still works: the first exit ends the job
-    trainer.store.remove()
+    with watchdog.phase("end", limit_s=opened.config.checkpoint.upload_wait_s):
+        if ranks.is_first:
+            _close(ledger, run, attempt, stop, trainer.step)
+            cli.say(_closing_line(run, stop, trainer.step))
+        trainer.log.wait_for_writers()
+        ended = lambda: signals.stop is not Stop.NO  # noqa: E731
+        ranks.first_works(lambda: trainer.saves.end_uploads(wait=not stop, is_told_to_end=ended))
+        ranks.barrier()  # so that no rank ends while another still works: the first exit ends the job
+        trainer.store.remove()
+
+
+def _bytes(manifest: Manifest) -> int:
+    return sum(shard.bytes for shard in manifest.shards)
 
 
 def _close(ledger: Ledger, run: RunDir, attempt: Attempt, stop: Stop, step: int) -> None:

@@ -14,10 +14,9 @@ from pathlib import Path
 from gpt2hpc import cli, dry_run, prepare, prepare_options
 from gpt2hpc.cluster import choices, job_environment, queries, site_warnings, slurm
 from gpt2hpc.cluster.array_job import ArrayJob
-from gpt2hpc.cluster.batch import submitted
 from gpt2hpc.cluster.choices import Choices
+from gpt2hpc.cluster.run_jobs import submitted
 from gpt2hpc.data import encode, manifest
-from gpt2hpc.data.plan import Plan
 from gpt2hpc.errors import UsageError
 
 TASKS, CORES = 16, 4
@@ -64,25 +63,29 @@ def new_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str]) -> int:
+def parsed(argv: Sequence[str]) -> argparse.Namespace:
     arguments = new_parser().parse_args(argv)
     prepare_options.check(arguments)
     for name in ("array", "at_once", "cpus_per_task"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')}={value} must be 1 or more")
+    return arguments
+
+
+def main(argv: Sequence[str]) -> int:
+    arguments = parsed(argv)
     if arguments.cluster == "local" or (
         arguments.cluster == "auto" and not arguments.dry_run and not shutil.which("sbatch")
     ):
         return prepare.main([*_words(arguments, source=True), *(["--dry-run"] if arguments.dry_run else [])])
-    job, chosen = _job(arguments)
-    for line in site_warnings.purged(job.site, {"--out": job.out}):
+    job, chosen = array_job(arguments)
+    for line in site_warnings.purged(job.site, {"--out": job.variables["OUT"]}):
         cli.warn(line)
     if arguments.dry_run:
         return _dry_run(job, chosen, arguments)
-    the_plan = prepare.settled_plan(arguments, look_again=True)
-    prepare.describe(the_plan, arguments.out, units=False)
-    return _submit(job, arguments, the_plan)
+    submit(arguments, job)
+    return 0
 
 
 def _dry_run(job: ArrayJob, chosen: Choices, arguments: argparse.Namespace) -> int:
@@ -110,12 +113,15 @@ def _origins(arguments: argparse.Namespace) -> list[str]:
     ]
 
 
-def _submit(job: ArrayJob, arguments: argparse.Namespace, the_plan: Plan) -> int:
+def submit(arguments: argparse.Namespace, job: ArrayJob) -> str | None:
+    """Submit what is missing; the number of the job that finalizes, or None where nothing was."""
+    the_plan = prepare.settled_plan(arguments, look_again=True)
+    prepare.describe(the_plan, arguments.out, units=False)
     lacking = encode.missing(arguments.out, the_plan, the_plan.units)
     if not lacking and (arguments.out / manifest.NAME).exists():
         cli.say("every unit is done already")
         prepare.say_totals(encode.finalize(arguments.out, the_plan, arguments.max_bad_documents))
-        return 0
+        return None
     if before := queries.first_queued(submitted(job.folder)):
         cli.warn(f"job {before} works on --out={arguments.out} already; two at once do no harm, and no good")
     tasks = min(arguments.array, len(the_plan.units))
@@ -123,7 +129,7 @@ def _submit(job: ArrayJob, arguments: argparse.Namespace, the_plan: Plan) -> int
     words = _words(arguments)
     steps = [Step((*words, "--step", "encode", "--task", f"{task}/{tasks}")) for task in range(tasks)]
     arrays = job.submit(steps, at_once=arguments.at_once or tasks)
-    last = job.submit_after(Step((*words, "--step", "finalize")), arrays)
+    last = job.submit_after(Step((*words, "--step", "finalize")), f"afterany:{':'.join(arrays)}")
     units = f"{len(lacking)} of {cli.plural(len(the_plan.units), 'unit')}"
     cli.say(
         f"{cli.plural(len(arrays), 'array')} {', '.join(arrays)}: {cli.plural(tasks, 'task')} for {units}; then job {last} finalizes"
@@ -131,7 +137,7 @@ def _submit(job: ArrayJob, arguments: argparse.Namespace, the_plan: Plan) -> int
     cli.say(f"logs: {job.folder}")
     where = shlex.quote(str(arguments.out))
     cli.say(f"watch them with `gpt2hpc status {where}`, cancel them with `scancel {' '.join([*arrays, last])}`")
-    return 0
+    return last
 
 
 def _words(arguments: argparse.Namespace, *, source: bool = False) -> tuple[str, ...]:
@@ -149,7 +155,7 @@ def _words(arguments: argparse.Namespace, *, source: bool = False) -> tuple[str,
     return tuple(words)
 
 
-def _job(arguments: argparse.Namespace) -> tuple[ArrayJob, Choices]:
+def array_job(arguments: argparse.Namespace) -> tuple[ArrayJob, Choices]:
     chosen = Choices(vars(arguments), os.environ)
     out = Path(os.path.abspath(arguments.out))  # noqa: PTH100 -- links stay as they are
     sources = tuple(os.path.abspath(each) for each in arguments.source or () if Path(each).exists())  # noqa: PTH100
@@ -163,8 +169,8 @@ def _job(arguments: argparse.Namespace) -> tuple[ArrayJob, Choices]:
         options=chosen.sbatch_options(),
         site=chosen.site,
         image=image,
-        out=str(out),
-        sources=sources,
+        variables={"OUT": str(out)},
+        binds=sources,
     )
     return job, chosen
 

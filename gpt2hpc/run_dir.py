@@ -93,6 +93,21 @@ class RunDir:
         return self.path / "samples"
 
     @property
+    def dumps(self) -> Path:
+        """What every thread was doing when an attempt hung, a folder an attempt."""
+        return self.path / "dumps"
+
+    def preflight(self, attempt: int, node: str) -> Path:
+        """What a node writes there for a moment, to see whether all see it."""
+        return self.path / f".preflight-{attempt:04d}-{node}"
+
+    def dumps_of(self, attempt: int) -> Path:
+        return self.dumps / f"{attempt:04d}"
+
+    def dump(self, attempt: int, rank: int) -> Path:
+        return self.dumps_of(attempt) / f"rank{rank}.txt"
+
+    @property
     def report(self) -> Path:
         """The last report, for a browser."""
         return self.path / "report.html"
@@ -118,6 +133,16 @@ class RunDir:
         return self.slurm / "dependents"
 
     @property
+    def guard(self) -> Path:
+        """The number of the job that waits to take over, if there is one."""
+        return self.slurm / "guard"
+
+    @property
+    def job_logs(self) -> Path:
+        """`JOB PATH`, a line each time that a batch script starts: where Slurm keeps what it prints."""
+        return self.slurm / "logs"
+
+    @property
     def finished(self) -> Path:
         """There once the last step is done."""
         return self.path / "FINISHED"
@@ -135,9 +160,14 @@ class RunDir:
         """Whether something was saved, so that the run has settings and data to be true to."""
         return any(path.suffix != ".tmp" for path in self.checkpoints.glob("*_step*"))
 
+    @property
+    def rank_logs(self) -> Path:
+        """What the ranks of local jobs printed, but for rank 0, which has the terminal."""
+        return self.path / "logs"
+
     def rank_log(self, job: str, restart: int, rank: int) -> Path:
         """What a rank of a local job printed."""
-        return self.path / "logs" / f"{job}_{restart}_rank{rank}.log"
+        return self.rank_logs / f"{job}_{restart}_rank{rank}.log"
 
     def trace(self, rank: int) -> Path:
         """The sample numbers that a rank consumed, with `--train.trace_data true`."""

@@ -1,4 +1,5 @@
-"""`gpt2hpc submit [train]`: train as a job that is restarted and resumed until it is finished; `submit prepare` is next door.
+"""`gpt2hpc submit [train]`: train as a job that is restarted and resumed until it is finished; `submit prepare` and `submit pipeline`
+are next door.
 
 On Slurm it is a batch job that requeues itself. `--cluster local` stays in the foreground on this machine: each time the
 ranks end it asks the same `decide()` that a Slurm job asks, and starts them again.
@@ -6,6 +7,7 @@ ranks end it asks the same `decide()` that a Slurm job asks, and starts them aga
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 import shlex
@@ -17,7 +19,7 @@ from typing import Literal
 
 import jsonargparse
 
-from gpt2hpc import cli, config_io, config_origins, dry_run, jobs, prepare_array, starting
+from gpt2hpc import cli, config_io, config_origins, dry_run, jobs, starting
 from gpt2hpc.cluster import batch, choices, job_environment, queries, site_warnings, slurm
 from gpt2hpc.cluster.batch import BatchJob
 from gpt2hpc.cluster.choices import Choices
@@ -29,7 +31,8 @@ from gpt2hpc.errors import DataError, RunDirError, UsageError
 from gpt2hpc.run_dir import RunDir
 from gpt2hpc.train import RUN_DIR_HELP, describe, local_job
 
-JOBS = ("train", "prepare")
+JOBS = {"prepare": "gpt2hpc.prepare_array", "pipeline": "gpt2hpc.pipeline"}
+"""Beside `train`, which is what is meant where none is named."""
 ForSlurm = ("partition", "account", "qos", "constraint", "exclude", "cpus_per_task", "mem", "container")
 SLURM_OPTIONS = (*ForSlurm, "nodes", "gpus_per_node", "nproc", "time", "job_name", "site")
 
@@ -73,15 +76,13 @@ def new_parser() -> jsonargparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    if argv and argv[0] == "prepare":
-        return prepare_array.main(argv[1:])
+    if argv and argv[0] in JOBS:
+        code: int = importlib.import_module(JOBS[argv[0]]).main(argv[1:])
+        return code
     options, config = config_io.parse(new_parser(), _without_job(argv))
+    check_numbers(options)
     if options.quiet:
         cli.be_quiet()
-    for name in ("nodes", "nproc", "cpus_per_task", "gpus_per_node"):
-        value, least = options[name], int(name != "gpus_per_node")
-        if value is not None and value < least:
-            raise UsageError(f"--{name.replace('_', '-')}={value} must be {least} or more")
     cluster = _cluster(options)
     run = RunDir(Path(options.run_dir))
     if cluster == "slurm":
@@ -96,12 +97,20 @@ def main(argv: Sequence[str]) -> int:
     return _debug(run, config) if cluster == "debug" and not options.dry_run else _here(run, config, options, argv)
 
 
+def check_numbers(options: jsonargparse.Namespace) -> None:
+    """Raise UsageError for a number that cannot be."""
+    for name in ("nodes", "nproc", "cpus_per_task", "gpus_per_node"):
+        value, least = options[name], int(name != "gpus_per_node")
+        if value is not None and value < least:
+            raise UsageError(f"--{name.replace('_', '-')}={value} must be {least} or more")
+
+
 def _without_job(argv: Sequence[str]) -> Sequence[str]:
     """Drop the first word if it names the job, which is `train` where there is none."""
     if argv and not argv[0].startswith("-"):
-        if argv[0] not in JOBS:
+        if argv[0] != "train":
             hint = f"; did you mean --run-dir {argv[0]}?" if "/" in argv[0] else ""
-            raise UsageError(f"unknown job {argv[0]}; the jobs are {', '.join(JOBS)}{hint}")
+            raise UsageError(f"unknown job {argv[0]}; the jobs are {', '.join(['train', *JOBS])}{hint}")
         return argv[1:]
     return argv
 
@@ -185,7 +194,7 @@ def _settings(run: RunDir, config: Config, argv: Sequence[str]) -> list[str]:
 
 
 def _on_slurm(run: RunDir, config: Config, options: jsonargparse.Namespace, argv: Sequence[str]) -> int:
-    job, chosen = _batch_job(run, config, options)
+    job, chosen = batch_job(run, config, options)
     whence = "flag" if any(word.partition("=")[0] == "--run-dir" for word in argv) else "default"
     chosen.note("run-dir", job.run.path, whence)
     chosen.note("guard", str(job.guard).lower(), "flag" if job.guard else "default")
@@ -193,18 +202,40 @@ def _on_slurm(run: RunDir, config: Config, options: jsonargparse.Namespace, argv
     for line in [*_purged(job, config), *site_warnings.offline(job.site, config)]:
         cli.warn(line)
     if options.dry_run:
-        return _dry_run(job, chosen, config, argv)
+        cli.say(rendered_batch(job, chosen, config, argv))
+        before = batch.queued(job.run)
+        refused = f"a start would be refused: job {before} of this run is in the queue already"
+        cli.say(f"# {refused if before else _foretold(job.run, config, job.world_size)}")
+        return 0
     config, _ = starting.check_start(job.run, config, world_size=job.world_size)
+    if number := submit(job, config, quiet=options.quiet):
+        cli.say(f"log: {job.log.replace('%j', number)}")
+        where = shlex.quote(options.run_dir)
+        cli.say(
+            f"watch it with `gpt2hpc status {where}` and `gpt2hpc logs -f {where}`, cancel it with `gpt2hpc cancel {where}`"
+        )
+    return 0
+
+
+def rendered_batch(job: BatchJob, chosen: Choices, config: Config, argv: Sequence[str]) -> str:
+    """What would be submitted, each value with its origin, for a person to read and for a shell."""
+    sections = {
+        "Asked of Slurm, each with its origin": chosen.lines(),
+        f"Settings, each with its origin ({job.run.config})": _settings(job.run, config, argv),
+        "Environment of the ranks, beside yours": job_environment.described("set-up", job.site, os.environ),
+        "Mounts of the container": job.mounts(),
+    }
+    return dry_run.with_sections(job.text(), sections)
+
+
+def submit(job: BatchJob, config: Config, *, quiet: bool) -> str | None:
+    """Write the settings, which have been checked, and hand the job to Slurm; its number, or None for a run that is finished."""
     starting.check_repo(config)
     for line in warnings(config):
         cli.warn(line)
     if jobs.is_finished(job.run, config):
-        return 0
-    if before := batch.queued(job.run):
-        raise RunDirError(
-            f"job {before} of --run-dir={options.run_dir} is in the queue already and goes on by itself; "
-            f"`scancel {before}` first to change it"
-        )
+        return None
+    refuse_if_queued(job.run)
     Ledger(job.run).refuse_if_taken("", 0)
     newest = Ledger(job.run).newest()
     if newest is not None and newest.world_size != job.world_size:
@@ -214,27 +245,20 @@ def _on_slurm(run: RunDir, config: Config, options: jsonargparse.Namespace, argv
     with batch.as_before_if_refused(job.run):
         job.run.create()
         jobs.settle(job.run, config)
-        number = job.submit(jobs.Rank(str(job.run.path), quiet=options.quiet))
+        number = job.submit(jobs.Rank(str(job.run.path), quiet=quiet))
     job.run.stop.unlink(missing_ok=True)  # an old wish
     ranks = f"{cli.plural(job.nodes, 'node')} × {cli.plural(job.ranks_per_node, 'rank')}"
     cli.say(f"job {number}: {ranks}, run directory {job.run.path}")
-    cli.say(f"log: {job.log.replace('%j', number)}")
-    cli.say(f"watch it with `gpt2hpc status {shlex.quote(options.run_dir)}`, cancel it with `scancel {number}`")
-    return 0
+    return number
 
 
-def _dry_run(job: BatchJob, chosen: Choices, config: Config, argv: Sequence[str]) -> int:
-    sections = {
-        "Asked of Slurm, each with its origin": chosen.lines(),
-        f"Settings, each with its origin ({job.run.config})": _settings(job.run, config, argv),
-        "Environment of the ranks, beside yours": job_environment.described("set-up", job.site, os.environ),
-        "Mounts of the container": job.mounts(),
-    }
-    cli.say(dry_run.with_sections(job.text(), sections))
-    before = batch.queued(job.run)
-    refused = f"a start would be refused: job {before} of this run is in the queue already"
-    cli.say(f"# {refused if before else _foretold(job.run, config, job.world_size)}")
-    return 0
+def refuse_if_queued(run: RunDir) -> None:
+    """Raise RunDirError where a job of the run waits or runs."""
+    if before := batch.queued(run):
+        raise RunDirError(
+            f"job {before} of --run-dir={run.path} is in the queue already and goes on by itself; "
+            f"`scancel {before}` first to change it"
+        )
 
 
 def _purged(job: BatchJob, config: Config) -> list[str]:
@@ -244,7 +268,7 @@ def _purged(job: BatchJob, config: Config) -> list[str]:
     return site_warnings.purged(job.site, named)
 
 
-def _batch_job(run: RunDir, config: Config, options: jsonargparse.Namespace) -> tuple[BatchJob, Choices]:
+def batch_job(run: RunDir, config: Config, options: jsonargparse.Namespace) -> tuple[BatchJob, Choices]:
     """The job that options, site and defaults make, and where each part of it comes from."""
     chosen = Choices({name: options[name] for name in SLURM_OPTIONS}, os.environ)
     run = RunDir(Path(os.path.abspath(run.path)))  # noqa: PTH100 -- links stay as they are

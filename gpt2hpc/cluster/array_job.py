@@ -1,15 +1,23 @@
-"""Array jobs for Slurm, packed by submitit: many tasks of one kind, and a job that waits for them all."""
+"""Jobs of one kind of task for Slurm, packed by submitit: an array of them, or a single one that waits for other jobs."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gpt2hpc.cluster import mounts, queries, script
-from gpt2hpc.cluster.batch import new_executor, refusals_explained, set_up_lines, srun_arguments, switches
+from gpt2hpc.cluster.batch import (
+    gpu_request,
+    new_executor,
+    refusals_explained,
+    set_up_lines,
+    srun_arguments,
+    switches,
+    waiting,
+)
 from gpt2hpc.cluster.site_profile import Site
 
 SIGNAL_S = 30
@@ -22,45 +30,53 @@ class ArrayJob:
     Args:
         folder: For scripts, logs and pickles; every node must see it there.
         name: The job's name.
-        cpus: CPU cores of a task.
+        cpus: CPU cores of a rank; None for Slurm's own default.
         minutes: Time limit of a task; None for the partition's default.
         options: Further options of sbatch by their long names.
         site: The cluster's ways.
         image: Container image, or None.
-        out: What the tasks write.
-        sources: Files and directories that they read.
+        variables: What the blocks of the script read, such as OUT.
+        binds: Files and directories to be seen in the container, beside those of the variables.
+        block: Which blocks of `script` are around a task: prepare or evaluate.
+        ranks: Ranks of a task, all on one node.
+        gpus: GPUs of a task.
     """
 
     folder: Path
     name: str
-    cpus: int
+    cpus: int | None
     minutes: int | None
     options: dict[str, Any]
     site: Site
     image: str | None
-    out: str
-    sources: tuple[str, ...]
+    variables: Mapping[str, str]
+    binds: tuple[str, ...] = ()
+    block: str = "prepare"
+    ranks: int = 1
+    gpus: int = 0
 
     def set_up(self) -> list[str]:
         site = self.site
-        if self.image and self.sources:  # each by a bind of its own
-            site = dataclasses.replace(site, binds=(*site.binds, *self.sources))
-        return set_up_lines("prepare set-up", {"OUT": self.out, "PICKLES": str(self.folder)}, site, self.image)
+        if self.image and self.binds:  # each by a bind of its own
+            site = dataclasses.replace(site, binds=(*site.binds, *self.binds))
+        return set_up_lines(f"{self.block} set-up", {**self.variables, "PICKLES": str(self.folder)}, site, self.image)
 
     def mounts(self) -> list[str]:
         """What of the host the container sees, for a dry run."""
-        named = [(self.out, "--out"), *((path, "--source") for path in self.sources)]
-        return mounts.described(self.site, self.image, named, gpus=False)
+        named = [(path, name) for name, path in self.variables.items() if path]
+        named += [(path, "--source") for path in self.binds]
+        return mounts.described(self.site, self.image, named, gpus=self.gpus > 0)
 
-    def parameters(self, at_once: int, after: Sequence[str] = ()) -> dict[str, Any]:
-        """What submitit makes a script from; `after` are jobs that must have ended, in whatever way."""
+    def parameters(self, at_once: int, dependency: str | None = None) -> dict[str, Any]:
+        """What submitit makes a script from; a job whose dependency can never be met is cancelled rather than left to wait."""
         more: dict[str, Any] = {"requeue": True, "open-mode": "append", **switches(self.options)}
-        if after:
-            more["dependency"] = f"afterany:{':'.join(after)}"
+        if dependency is not None:
+            more |= waiting(dependency)
         return {
             "job_name": self.name,
             "nodes": 1,
-            "ntasks_per_node": 1,
+            "ntasks_per_node": self.ranks,
+            **gpu_request(self.site, self.gpus),
             "cpus_per_task": self.cpus,
             "time": self.minutes,
             "signal_delay_s": SIGNAL_S,
@@ -70,7 +86,7 @@ class ArrayJob:
             "additional_parameters": more,
             "srun_args": srun_arguments(self.site),
             "setup": self.set_up(),
-            "teardown": script.lines("prepare tear-down"),
+            "teardown": script.lines(f"{self.block} tear-down"),
         }
 
     def text(self) -> str:
@@ -91,7 +107,7 @@ class ArrayJob:
                 numbers.append(jobs[0].job_id.partition("_")[0])
         return numbers
 
-    def submit_after(self, task: Callable[[], int], after: Sequence[str]) -> str:
-        """A single job for when the arrays have ended."""
+    def submit_after(self, task: Callable[[], int], dependency: str | None) -> str:
+        """A single job for when that dependency, in sbatch's words, is met, or at once; returns its number."""
         with refusals_explained():
-            return new_executor(self.folder, self.parameters(1, after)).submit(task).job_id
+            return new_executor(self.folder, self.parameters(1, dependency)).submit(task).job_id

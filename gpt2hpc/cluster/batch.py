@@ -17,9 +17,9 @@ from typing import Any
 from submitit import SlurmExecutor
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from gpt2hpc import durable
-from gpt2hpc.cluster import job_environment, mounts, queries, script
-from gpt2hpc.cluster.ledger import Ledger
+from gpt2hpc import __version__, durable
+from gpt2hpc.cluster import job_environment, mounts, queries, run_jobs, script
+from gpt2hpc.cluster.dist_env import SUBMITTED_VERSION
 from gpt2hpc.cluster.site_profile import Site
 from gpt2hpc.errors import MissingError, UsageError
 from gpt2hpc.run_dir import RunDir
@@ -43,6 +43,7 @@ class BatchJob:
         data_dir: The data, to be seen in the container too.
         begins_with: Checkpoints and weights that the run begins with, to be seen there as well.
         guard: A second job waits, and takes over where this one cannot requeue itself.
+        dependency: What it waits for, in sbatch's words; None for nothing.
     """
 
     run: RunDir
@@ -58,6 +59,7 @@ class BatchJob:
     data_dir: str
     begins_with: tuple[str, ...] = ()
     guard: bool = False
+    dependency: str | None = None
 
     @property
     def world_size(self) -> int:
@@ -77,8 +79,10 @@ class BatchJob:
             "MASTER_ADDR_SUFFIX": self.site.master_addr_suffix,
             "GUARD": "1" if self.guard else "",
         }
+        submitter = f"export {SUBMITTED_VERSION}={__version__} # the ranks' own must be the same"
         site = dataclasses.replace(self.site, binds=(*self.site.binds, *self.begins_with))
-        return set_up_lines("set-up", variables, site, self.image)
+        trap, *rest = set_up_lines("set-up", variables, site, self.image)
+        return [trap, submitter, *rest]
 
     def mounts(self) -> list[str]:
         """What of the host the container sees, for a dry run."""
@@ -90,20 +94,17 @@ class BatchJob:
 
     def parameters(self) -> dict[str, Any]:
         """What submitit makes the script from."""
-        gpus: dict[str, Any] = {}
-        if self.gpus_per_node:
-            by_gres = self.site.gpu_directive == "gres"
-            gpus = {"gres": f"gpu:{self.gpus_per_node}"} if by_gres else {"gpus_per_node": self.gpus_per_node}
+        after = waiting(self.dependency) if self.dependency else {}
         return {
             "job_name": self.name,
             "nodes": self.nodes,
             "ntasks_per_node": self.ranks_per_node,
-            **gpus,
+            **gpu_request(self.site, self.gpus_per_node),
             "time": self.minutes,
             "signal_delay_s": self.stop_margin_s,
             "wckey": None,
             "stderr_to_stdout": True,
-            "additional_parameters": {"requeue": True, **switches(self.options)},
+            "additional_parameters": {"requeue": True, **switches(self.options), **after},
             "srun_args": srun_arguments(self.site),
             "setup": self.set_up(),
             "teardown": script.lines("tear-down"),
@@ -181,6 +182,18 @@ class _Executor(SlurmExecutor):
         return 2
 
 
+def gpu_request(site: Site, gpus: int) -> dict[str, Any]:
+    """So many GPUs on each node, in the words that the cluster takes."""
+    if not gpus:
+        return {}
+    return {"gres": f"gpu:{gpus}"} if site.gpu_directive == "gres" else {"gpus_per_node": gpus}
+
+
+def waiting(dependency: str) -> dict[str, str]:
+    """Options of sbatch for a job that waits for others, and is cancelled, instead of pending forever, where they fail."""
+    return {"dependency": dependency, "kill-on-invalid-dep": "yes"}
+
+
 def switches(options: Mapping[str, Any]) -> dict[str, Any]:
     """`hold: true` is `--hold`, and `hold: false` is nothing."""
     words = {"true": True, "false": False}
@@ -210,21 +223,8 @@ def as_before_if_refused(run: RunDir) -> Iterator[None]:
 
 
 def queued(run: RunDir) -> str | None:
-    """The number of a job of this run that waits or runs, where squeue knows of one that `submit` or an attempt has named."""
-    return queries.first_queued(known_jobs(run))
-
-
-def known_jobs(run: RunDir) -> set[str]:
-    """The numbers of this run's jobs, those that still wait included, as far as it was told."""
-    ledger = Ledger(run)
-    named = {each.job for each in (*ledger.attempts(), ledger.decision()) if each is not None}
-    resumed = run.jobs.read_text(encoding="utf-8").split() if run.jobs.exists() else []
-    return submitted(run.slurm) | named | set(resumed)
-
-
-def submitted(folder: Path) -> set[str]:
-    """The numbers of jobs that were submitted with their pickles in `folder`."""
-    return {path.name.split("_")[0] for path in folder.glob("*_submitted.pkl")}
+    """The number of a job of this run that waits or runs, where squeue knows of one that is known to be of this run."""
+    return queries.first_queued(run_jobs.numbers(run))
 
 
 def _words(text: str) -> str:

@@ -79,7 +79,7 @@ class Choices:
         return [f"{name} = {value} ({origin})" for name, (value, origin) in self.origins.items()]
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: argparse._ActionsContainer) -> None:
     """The flags of sbatch that every job has."""
     parser.add_argument("--job-name", type=str, help="Name of the Slurm job.")
     for name in ("partition", *PASSED_ON):

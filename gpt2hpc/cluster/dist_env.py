@@ -22,6 +22,9 @@ LOCAL = "local-"
 SRUN = "GPT2HPC_SRUN"
 """Set by our batch scripts: a task of srun is a rank, even a single one. A person's shell in a step of one task is none."""
 
+SUBMITTED_VERSION = "GPT2HPC_SUBMITTED_VERSION"
+"""Of the gpt2hpc that wrote the batch script; the ranks compare it with their own."""
+
 
 @dataclass(frozen=True)
 class DistEnv:
@@ -36,6 +39,8 @@ class DistEnv:
         is_launched: Whether something (torchrun, srun, our launcher) started this process as one of the ranks.
         gpus_allotted: Whether the job was given GPUs, so that training on the CPU would be a mistake.
         nodes: Slurm's list of nodes, or this host.
+        gpus_on_node: How many of them on this node, where Slurm tells.
+        node: This one's name, by which Slurm knows it.
     """
 
     rank: int
@@ -52,6 +57,8 @@ class DistEnv:
     launcher_pid: int | None = None
     is_launched: bool = False
     gpus_allotted: bool = False
+    gpus_on_node: int | None = None
+    node: str = ""
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> DistEnv:
@@ -76,11 +83,13 @@ class DistEnv:
             if "SLURM_JOB_ID" in env and JOB not in env
             else _integer(env, RESTART, 0),
             nodes=env.get("SLURM_JOB_NODELIST", socket.gethostname()),
+            node=env.get("SLURMD_NODENAME") or socket.gethostname(),
             master_addr=env.get("MASTER_ADDR"),
             master_port=_integer(env, "MASTER_PORT", 0) or None,
             rendezvous=env.get(RENDEZVOUS),
             job_end=float(env[JOB_END]) if JOB_END in env else None,
             launcher_pid=_integer(env, LAUNCHER_PID, 0) or None,
+            gpus_on_node=_integer(env, "SLURM_GPUS_ON_NODE", 0) or None,
             gpus_allotted=bool(
                 env.get("SLURM_STEP_GPUS")  # a list: "0" is a GPU
                 or env.get("SLURM_JOB_GPUS")

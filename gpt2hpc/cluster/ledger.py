@@ -90,7 +90,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Decision:
-    """`decision.json`: what was decided when that restart of that job had ended, and why."""
+    """`decision.json`: what was decided when that restart of that job had ended, and why.
+
+    `action` is an `Action`'s kind, or `cancelled` or `stopped` where somebody outside has ended the job.
+    """
 
     job: str
     restart: int
@@ -228,7 +231,15 @@ class Ledger:
         return None
 
     def close_for(
-        self, job: str, restart: int, nodes: str, cause: Cause, exit_code: int | None, *, died_on: str = ""
+        self,
+        job: str,
+        restart: int,
+        nodes: str,
+        cause: Cause,
+        exit_code: int | None,
+        *,
+        died_on: str = "",
+        suspects: tuple[str, ...] = (),
     ) -> None:
         """Write the end of that restart for it, if it has left none: somebody saw its processes end.
 
@@ -240,7 +251,7 @@ class Ledger:
             if newest.cause is None:
                 self.update(dataclasses.replace(newest, **end))  # type: ignore[arg-type]
             return
-        unclaimed = Attempt(0, job, restart, "", 0, utc_now(), "", nodes, 0, **end)  # type: ignore[arg-type]
+        unclaimed = Attempt(0, job, restart, "", 0, utc_now(), "", nodes, 0, suspects=suspects, **end)  # type: ignore[arg-type]
         with contextlib.suppress(OSError):
             self._run.attempts.mkdir(parents=True, exist_ok=True)
             path = self._run.attempts / f"unclaimed-{job}-{restart}.json"

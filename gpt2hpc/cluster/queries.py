@@ -5,11 +5,14 @@ Nothing here raises for a Slurm that is not there, does not answer or keeps no a
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from gpt2hpc.cluster.slurm import show_job_facts
 
@@ -17,13 +20,43 @@ PATIENCE_S = 30.0
 MAX_ARRAY_SIZE = 1001
 """Slurm's own default."""
 
-_QUEUE = {"number": "%i", "state": "%T", "reason": "%r", "start": "%S", "nodes": "%N", "left": "%L", "partition": "%P"}
-_ACCOUNTS = {"number": "JobID", "state": "State", "exit_code": "ExitCode", "ended": "End", "nodes": "NodeList"}
+_QUEUE = {
+    "number": "%i",
+    "state": "%T",
+    "reason": "%r",
+    "start": "%S",
+    "nodes": "%N",
+    "left": "%L",
+    "partition": "%P",
+    "limit": "%l",
+    "excluded": "%x",
+}
+_ACCOUNTS = {
+    "number": "JobID",
+    "state": "State",
+    "exit_code": "ExitCode",
+    "ended": "End",
+    "nodes": "NodeList",
+    "limit": "Timelimit",
+}
+OVER = (
+    "COMPLETED",
+    "CANCELLED",
+    "FAILED",
+    "TIMEOUT",
+    "PREEMPTED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "BOOT_FAIL",
+    "DEADLINE",
+    "REVOKED",
+)
+"""States of jobs that neither wait nor run."""
 
 
 @dataclass(frozen=True)
 class Queued:
-    """A job in squeue: `number` is `J`, `A_a`, or `A_[0-3]` for tasks that wait; `start` is Slurm's own guess."""
+    """A job in squeue: `number` is `J` or `A_a`; `start` is Slurm's own guess, or when it began; `limit` as sbatch reads it."""
 
     number: str
     state: str
@@ -32,17 +65,26 @@ class Queued:
     nodes: str
     left: str
     partition: str
+    limit: str = ""
+    excluded: str = ""
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it waits or runs; those that are over stay in Slurm's memory for a while."""
+        return self.state not in OVER
 
 
 @dataclass(frozen=True)
 class Accounted:
-    """A job in sacct; `state` is a single word, `exit_code` is `CODE:SIGNAL`."""
+    """A job in sacct; `state` is a single word, `exit_code` is `CODE:SIGNAL`, `by` the number of the user who cancelled it."""
 
     number: str
     state: str
     exit_code: str
     ended: str
     nodes: str
+    limit: str = ""
+    by: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,16 +114,32 @@ class Association:
 
 def ask(program: str, *arguments: str) -> str | None:
     """Standard output of one of Slurm's programs; None where there is none, or it does not answer."""
+    said, refusal = _asked(program, *arguments)
+    return said if refusal is None else None
+
+
+def _asked(program: str, *arguments: str) -> tuple[str, str | None]:
+    """Its standard output, and where it failed or is not there what it said of that."""
     path = shutil.which(program)
     if path is None:
-        return None
+        return "", f"{program} is not on PATH"
     try:
         done = subprocess.run(
-            [path, *arguments], capture_output=True, text=True, timeout=PATIENCE_S, check=False, errors="replace"
+            [path, *arguments],
+            env={**os.environ, "SLURM_TIME_FORMAT": "standard"},  # else a user's own, which nobody else reads
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+            errors="replace",
         )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout if done.returncode == 0 else None
+    except subprocess.TimeoutExpired:
+        return "", f"{program} does not answer in {PATIENCE_S:g} s"
+    except (OSError, subprocess.SubprocessError) as error:
+        return "", f"{program} cannot be started: {error}"
+    if done.returncode == 0:
+        return done.stdout, None
+    return done.stdout, done.stderr.strip() or f"exit code {done.returncode}"
 
 
 def settings() -> dict[str, str]:
@@ -89,20 +147,72 @@ def settings() -> dict[str, str]:
     return dict(re.findall(r"(?m)^(\S+)\s*= (.*?)\s*$", ask("scontrol", "show", "config") or ""))
 
 
+def silence() -> str | None:
+    """Why Slurm's controller does not answer; None where it does."""
+    said = _asked("scontrol", "show", "config")[1]
+    return None if said is None else " ".join(said.split())
+
+
+def partition_settings() -> dict[str, dict[str, str]]:
+    """`scontrol show partition`, by the partition's name and by key; empty without a Slurm."""
+    said = ask("scontrol", "show", "partition", "-o", "--all") or ""
+    rows = [dict(word.partition("=")[::2] for word in line.split() if "=" in word) for line in said.splitlines()]
+    return {row["PartitionName"]: row for row in rows if "PartitionName" in row}
+
+
+def qualities(name: str | None = None) -> dict[str, dict[str, str]]:
+    """QOS of the accounts, by name: PreemptMode, GraceTime and MaxWall as sacctmgr writes them; empty without accounts."""
+    columns = ("Name", "PreemptMode", "GraceTime", "MaxWall")
+    wanted = [name] if name else []
+    said = ask("sacctmgr", "-n", "-P", "show", "qos", *wanted, f"format={','.join(columns)}") or ""
+    rows = [dict(zip(columns, line.split("|"), strict=False)) for line in said.splitlines()]
+    return {row["Name"]: row for row in rows if len(row) == len(columns)}
+
+
+def own_accounts(user: str) -> set[str]:
+    """The accounts that a user may charge; empty where Slurm keeps none."""
+    said = ask("sacctmgr", "-n", "-P", "show", "assoc", f"user={user}", "format=Account") or ""
+    return {line.strip() for line in said.splitlines() if line.strip()}
+
+
+def refusal(options: Mapping[str, Any]) -> str | None:
+    """Slurm's words where it would not take a batch job with these options of sbatch; None where it would. Submits nothing."""
+    flags = [f"--{name}" if value is True else f"--{name}={value}" for name, value in options.items()]
+    _, said = _asked("sbatch", "--test-only", *flags, "--wrap=true")
+    if said is None:
+        return None
+    lines = (re.sub(r"^(sbatch: )?(error: |fatal: )?(allocation failure: )?", "", line) for line in said.splitlines())
+    return "; ".join(dict.fromkeys(line.strip() for line in lines if line.strip()))
+
+
+def has_option(program: str, option: str) -> bool:
+    """Whether one of Slurm's programs knows a long option, such as pyxis adds."""
+    return option in (ask(program, "--help") or "")
+
+
 def job(number: str) -> dict[str, str] | None:
     """`scontrol show job` of one that Slurm still remembers (MinJobAge after its end), by key."""
     return show_job_facts(ask("scontrol", "show", "job", "-o", number) or "") or None
 
 
-def queue(numbers: Iterable[str]) -> dict[str, Queued] | None:
-    """Those of these jobs that wait or run, by number; array tasks that wait stand under their array's. None without a squeue."""
+def job_log(number: str) -> Path | None:
+    """Where Slurm keeps what a job prints, as long as it remembers the job."""
+    found = re.search(r"(?m)^\s*StdOut=(.+)$", ask("scontrol", "show", "job", number) or "")
+    return Path(found[1]) if found else None
+
+
+def queue(numbers: Iterable[str], *, ended: bool = False) -> dict[str, Queued] | None:
+    """Those of these jobs that wait or run, by number, each task of an array for itself; None without a Slurm that answers.
+
+    With `ended` also those that Slurm remembers (MinJobAge after their end).
+    """
     wanted = sorted({number.partition("_")[0] for number in numbers if number[:1].isdigit()})
-    if shutil.which("squeue") is None:
-        return None
     if not wanted:
-        return {}
-    # Where none of them is in the queue, squeue says that their numbers are invalid.
-    said = ask("squeue", "-h", "-j", ",".join(wanted), "-o", "\t".join(_QUEUE.values())) or ""
+        return {} if shutil.which("squeue") else None
+    states = ["-t", "all"] if ended else []
+    said, refusal = _asked("squeue", "-h", "-r", *states, "-j", ",".join(wanted), "-o", "\t".join(_QUEUE.values()))
+    if refusal is not None:  # a single job that it knows no more is an error to squeue
+        return {} if "Invalid job id" in refusal else None
     rows = [Queued(**dict(zip(_QUEUE, line.split("\t"), strict=True))) for line in said.splitlines()]
     return {row.number: row for row in rows}
 
@@ -115,10 +225,25 @@ def accounts(numbers: Iterable[str]) -> dict[str, Accounted]:
     said = ask("sacct", "-X", "-n", "-P", "-j", ",".join(wanted), "-o", ",".join(_ACCOUNTS.values())) or ""
     rows = [dict(zip(_ACCOUNTS, line.split("|"), strict=False)) for line in said.splitlines()]
     return {
-        row["number"]: Accounted(**{**row, "state": row["state"].split(" ")[0]})
+        row["number"]: Accounted(
+            **{**row, "state": row["state"].split(" ")[0], "by": row["state"].partition(" by ")[2].strip()}
+        )
         for row in rows
         if len(row) == len(_ACCOUNTS)
     }
+
+
+def as_accounted(number: str) -> dict[str, Accounted]:
+    """The same of one job that Slurm remembers still, where it keeps no accounts."""
+    facts = job(number) or {}
+    names = {
+        "state": "JobState",
+        "exit_code": "ExitCode",
+        "ended": "EndTime",
+        "nodes": "NodeList",
+        "limit": "TimeLimit",
+    }
+    return {number: Accounted(number, **{key: facts.get(name, "") for key, name in names.items()})} if facts else {}
 
 
 def associations(user: str) -> list[Association] | None:

@@ -34,6 +34,7 @@ from gpt2hpc.errors import (
     USER_ERRORS,
     CrashBudgetError,
     DivergedError,
+    NodeError,
     RunDirError,
     StoppedError,
 )
@@ -163,13 +164,20 @@ def _since_progress(job: Job, attempts: Sequence[Attempt]) -> tuple[list[Crash],
         now = (name, restart) == (job.job, job.restart)
         unseen = attempt is None or attempt.cause is None
         if (unseen and now and not _signalled(job)) or (attempt is not None and attempt.cause == Cause.CRASHED):
-            died_on = job.died_on if now else ""
-            found = Crash(attempt.nodes, attempt.died_on or died_on, attempt.suspects) if attempt else None
-            crashed.append(found or Crash(job.nodes, died_on))
+            crashed.append(_crash(job, attempt, died_on=job.died_on if now else ""))
         fruitless += attempt is None or not attempt.progressed
         if attempt is not None and attempt.progressed:
             break
     return crashed, fruitless
+
+
+def _crash(job: Job, attempt: Attempt | None, *, died_on: str) -> Crash:
+    if attempt is None:
+        return Crash(job.nodes, died_on)
+    code = job.exit_code if attempt.cause is None else attempt.exit_code
+    if attempt.suspects or code == NodeError.exit_code:  # the healthy ranks ended, and one of them first
+        return Crash(attempt.nodes, "", attempt.suspects)
+    return Crash(attempt.nodes, attempt.died_on or died_on)
 
 
 def _starts(job: Job, attempts: Sequence[Attempt]) -> Iterator[tuple[str, int, Attempt | None]]:

@@ -194,7 +194,13 @@ if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then
     done
 fi
 MASTER_PORT=$((10000 + (SLURM_JOB_ID + 997 * SLURM_RESTART_COUNT) % 20000)) # below those that the kernel hands out
-while (exec 3<>"/dev/tcp/127.0.0.1/$MASTER_PORT") 2>/dev/null; do MASTER_PORT=$((MASTER_PORT + 1)); done
+is_free() { # nothing listens there, and no other job that starts here has chosen it: the lock is this shell's until it ends
+    if (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; then return 1; fi
+    (: >>"/tmp/gpt2hpc-port-$1") 2>/dev/null
+    { exec {lock}<"/tmp/gpt2hpc-port-$1" && command -v flock >/dev/null; } 2>/dev/null || return 0
+    flock --nonblock "$lock"
+}
+until is_free "$MASTER_PORT"; do MASTER_PORT=$((MASTER_PORT + 1)); done
 export MASTER_ADDR MASTER_PORT
 
 export GPT2HPC_SRUN=1 # a task of srun is a rank

@@ -18,6 +18,7 @@ from gpt2hpc.training.process_group import Ranks
 from gpt2hpc.training.progress import Progress
 from gpt2hpc.training.stop import Clock
 from gpt2hpc.training.validation import validation_loss
+from gpt2hpc.training.watchdog import Watchdog
 
 PROMPTS = ("", "Once upon a time", "The most important thing is")
 SAMPLE_TOKENS = 80
@@ -37,6 +38,7 @@ class Evaluations:
         log: Knows what earlier attempts have measured.
         progress: Leaves the time out of the rates.
         clock: Is told how long it takes.
+        watchdog: Is told that it takes longer than a step.
     """
 
     def __init__(
@@ -51,10 +53,11 @@ class Evaluations:
         log: MetricsLog,
         progress: Progress,
         clock: Clock,
+        watchdog: Watchdog,
     ) -> None:
         self._model, self._train, self._ranks, self._precision = model, config.train, ranks, precision
         self._val_loader, self._examples = val_loader, examples
-        self._log, self._progress, self._clock = log, progress, clock
+        self._log, self._progress, self._clock, self._watchdog = log, progress, clock, watchdog
 
     def run_due(self, step: int) -> None:
         """Do what is due after `step` steps, at the intervals and at the end, unless an attempt has done so."""
@@ -66,8 +69,10 @@ class Evaluations:
             return
         self._progress.flush()
         began = time.perf_counter()
-        for work in todo:
-            work(step)
+        with self._watchdog.phase("+".join(kind for kind in asked if kind not in done)):
+            for work in todo:
+                work(step)
+            self._ranks.barrier()  # rank 0 writes alone; for the others that is no step that takes long
         self._clock.validated(time.perf_counter() - began)
         self._progress.restart_clock(step)
 

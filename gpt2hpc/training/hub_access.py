@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
+from gpt2hpc import finding as findings
 from gpt2hpc.data import hub
 from gpt2hpc.errors import MissingError
 
@@ -26,18 +27,11 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at; MISSING says what to do about it, WARN why it is not known."""
+class Finding(findings.Finding):
+    """What was found of the Hub."""
 
-    name: str
-    state: Literal["OK", "WARN", "MISSING"]
-    text: str
     hub: Literal["there", "busy", "away"] = "there"
     """Busy: it answered, with a failure that may pass. Away: there was no answer, or it was not asked."""
-
-    @property
-    def line(self) -> str:
-        return f"{self.state:8}{self.name}: {self.text}"
 
 
 class _UnreachableError(Exception):

@@ -25,11 +25,12 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import FileStore, HashStore
 
 from gpt2hpc.cluster import interface
-from gpt2hpc.cluster.dist_env import DistEnv
-from gpt2hpc.errors import Gpt2hpcError, MissingError, PeerGoneError, UsageError, error_for
+from gpt2hpc.cluster.dist_env import LOCAL, DistEnv
+from gpt2hpc.errors import Gpt2hpcError, MissingError, NodeError, PeerGoneError, UsageError, error_for
 
 _PEER_IS_GONE = ("closed by peer", "reset by peer", "Broken pipe", "ncclRemoteError")
-TIMEOUT, TIMEOUT_APART = datetime.timedelta(minutes=10), datetime.timedelta(hours=2)
+TIMEOUT, TIMEOUT_APART = datetime.timedelta(minutes=12), datetime.timedelta(hours=2)
+"""Of a collective: somewhat later than the watchdog's limits usually are, since that tells more."""
 ROUND_S = 30.0
 T = TypeVar("T")
 
@@ -135,8 +136,10 @@ def joined(env: DistEnv, device: torch.device) -> Iterator[Ranks]:
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     where = {**_meeting(env), **_device_id(device)}
     dist.init_process_group(backend, rank=env.rank, world_size=env.world_size, timeout=TIMEOUT, **where)
+    ranks = Ranks(env, device)
     try:
-        yield Ranks(env, device)
+        _refuse_strangers(ranks)
+        yield ranks
     except RuntimeError as error:
         if any(word in str(error) for word in _PEER_IS_GONE):
             raise PeerGoneError(f"rank {env.rank} lost a peer and ends without saving: {error}") from error
@@ -148,8 +151,20 @@ def joined(env: DistEnv, device: torch.device) -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
+def _refuse_strangers(ranks: Ranks) -> None:
+    """Jobs that meet at one port would train together: no rank goes on then, and the restarts meet elsewhere."""
+    env = ranks.env
+    if not env.job.startswith(LOCAL):  # else torchrun's ranks have no name in common
+        jobs = sorted(set(ranks.gather(f"{env.job} (restart {env.restart})")))
+        if len(jobs) > 1:
+            raise PeerGoneError(f"rank {env.rank} met ranks of other jobs at port {env.master_port}: {', '.join(jobs)}")
+
+
 def select_device(name: str, env: DistEnv) -> torch.device:
-    """The device of this rank; MissingError where a GPU is due and cannot be used: never a silent run on the CPU."""
+    """The device of this rank; MissingError where a GPU is due and cannot be used: never a silent run on the CPU.
+
+    NodeError where some of the GPUs that Slurm allotted have gone.
+    """
     if name == "cpu":
         return torch.device("cpu")
     if torch.cuda.is_available():
@@ -157,6 +172,10 @@ def select_device(name: str, env: DistEnv) -> torch.device:
             raise MissingError("train.device=mps, but this machine has CUDA; use --device cuda")
         visible = torch.cuda.device_count()
         if visible not in (1, *range(env.local_world_size, 1025)):
+            if (env.gpus_on_node or 0) >= env.local_world_size:
+                raise NodeError(
+                    f"Slurm allotted {env.gpus_on_node} GPUs of {env.node}, but only {visible} answer there"
+                )
             raise MissingError(f"{env.local_world_size} ranks on this node but {visible} GPUs; start one rank per GPU")
         device = torch.device("cuda", 0 if visible == 1 else env.local_rank)
         torch.cuda.set_device(device)

@@ -37,6 +37,7 @@ from gpt2hpc.training.progress import Progress
 from gpt2hpc.training.saves import Saves
 from gpt2hpc.training.screen import Screen
 from gpt2hpc.training.stop import Agreement, Clock, Consensus, StopFile
+from gpt2hpc.training.watchdog import Watchdog
 
 
 class Trainer:
@@ -52,6 +53,7 @@ class Trainer:
         run_started: When the run's first attempt began, as `20260131-120000`; names its checkpoints.
         signals: What was signalled so far.
         screen: Shows steps and prints lines; nothing on ranks other than 0.
+        watchdog: Is told of all progress.
     """
 
     def __init__(
@@ -66,9 +68,10 @@ class Trainer:
         run_started: str,
         signals: SignalFlag,
         screen: Screen,
+        watchdog: Watchdog,
     ) -> None:
         self.config, self.run_dir, self.ranks = config, run, ranks
-        self.say, self.show = screen.say, screen.show
+        self.say, self.show, self.watchdog = screen.say, screen.show, watchdog
         self.ledger, self.attempt, self.run_started, self.signals = ledger, attempt, run_started, signals
         self.step = self.consumed = 0
         self._build(manifest)
@@ -158,6 +161,7 @@ class Trainer:
             log=self.log,
             progress=self.progress,
             clock=self.clock,
+            watchdog=self.watchdog,
         )
         if self.ranks.is_first:
             repeats = max(0, logged - self.step)
@@ -264,7 +268,7 @@ class Trainer:
                 agreed = self._one_step(stream)
         self.consensus.settle()
         diverged = agreed.stop is Stop.DIVERGED or not self.save()
-        self.saves.settle(self.log)
+        self._settle()
         if diverged:
             return Stop.DIVERGED
         if self.step < steps:
@@ -275,8 +279,10 @@ class Trainer:
     def _one_step(self, stream: Iterator[Tokens]) -> Agreement:
         """A step and what is due after it."""
         train = self.config.train
-        loss, norm = self.optimizer_step(stream)
-        if self.step == self._first_step:
+        is_first = self.step == self._first_step
+        with self.watchdog.phase("first step", limit_s=0.0) if is_first else contextlib.nullcontext():
+            loss, norm = self.optimizer_step(stream)
+        if is_first:
             self.saves.prepare(state.state_tensors(self.model, self.optimizer))
         self.step += 1
         self.consumed += self.loader.part.samples_per_step
@@ -285,7 +291,7 @@ class Trainer:
         asks = self.ranks.is_first and self.clock.asks_to_save()
         agreed = self.consensus.exchange(self._wish(), save=asks, failed=self.saves.has_failed)
         if agreed.failed:
-            self.saves.settle(self.log)  # raises it on every rank
+            self._settle()  # raises it on every rank
         if agreed.stop is Stop.NO and self.step < train.steps:
             self.evaluations.run_due(self.step)  # a stop leaves it to the next attempt, and the end saves first
         every = self.config.checkpoint.every_steps
@@ -304,6 +310,7 @@ class Trainer:
             began = time.perf_counter()
             windows = next(stream)
             self.progress.waited(time.perf_counter() - began)
+            self.watchdog.beat()
             tokens, targets = to_device(windows, self.ranks.device)
             if self.config.train.trace_data:
                 where = self.run_dir.trace(self.ranks.rank)
@@ -312,6 +319,7 @@ class Trainer:
                 with self.precision.autocast():
                     loss = self.wrapped(tokens, targets) / accum
                 self.scaler.scale(loss).backward()
+            self.watchdog.beat()
             total += loss.detach()
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.grad_clip)
@@ -341,6 +349,14 @@ class Trainer:
 
     def save(self) -> bool:
         """Begin to save this step unless it is saved; False, and nothing saved, if the loss was not finite since."""
+        with self.watchdog.phase("save", limit_s=0.0):
+            return self._save()
+
+    def _settle(self) -> None:
+        with self.watchdog.phase("save", limit_s=0.0):
+            self.saves.settle(self.log)
+
+    def _save(self) -> bool:
         self.progress.flush()
         if self._is_broken():
             return False

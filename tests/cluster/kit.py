@@ -214,11 +214,11 @@ class Kit:
         return self.cluster.job(job.number)
 
 
-def new_kit(cluster: Cluster, folder: Path) -> Kit:
+def new_kit(cluster: Cluster, folder: Path, *, pairs: int = PAIRS) -> Kit:
     """With data, and with all of the cluster's nodes."""
     kit = Kit(cluster, folder)
     tiny.make_data(kit.data)
-    for number in range(PAIRS):
+    for number in range(pairs):
         kit.pairs.put((f"n{2 * number + 1}", f"n{2 * number + 2}"))
     return kit
 
@@ -230,6 +230,7 @@ class Ended:
     job: Job
     slurm: dict[str, str]
     at_step: int = 0
+    at: float = field(default_factory=time.monotonic)
 
 
 def bytes_of(job: Job) -> dict[str, Any]:
@@ -256,3 +257,13 @@ def resumed_exactly(job: Ended) -> None:
     attempts = job.job.attempts
     for before, after in itertools.pairwise(attempts):
         assert before["saved_step"] == before["last_step"] == after["first_step"] > 0
+
+
+def stays_away(cancelled: Ended, kit: Kit, *, seconds: float = 60) -> None:
+    """That long after its end nothing has brought the job back; other drives run meanwhile."""
+    time.sleep(max(0.0, cancelled.at + seconds - time.monotonic()))
+    for shown in (cancelled.slurm, kit.shown(cancelled.job)):
+        assert shown["JobState"] == "CANCELLED", cancelled.job.told()
+        assert [shown[key] for key in ("Restarts", "EndTime")] == [
+            cancelled.slurm[key] for key in ("Restarts", "EndTime")
+        ]

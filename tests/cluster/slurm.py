@@ -10,6 +10,7 @@ after a grace of 30 s), `low0` (no grace), `lowc` (cancelled after the grace), a
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import shutil
@@ -24,6 +25,8 @@ from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
 KILL_WAIT_S = 20
+_NUMBERS = itertools.count()
+"""Of the clusters that this process has started."""
 CONF = """
 ClusterName=kit
 SlurmctldHost=localhost
@@ -109,8 +112,8 @@ class Cluster:
         own = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH", "SRUN"))}
         return {**own, "SLURM_CONF": str(self.directory / "slurm.conf")}
 
-    def start(self, *, nodes: int = 4, proctrack: str | None = None) -> None:
-        """Write the configuration, start the daemons, wait until every node is idle."""
+    def start(self, *, nodes: int = 4, proctrack: str | None = None, conf: str = "") -> None:
+        """Write the configuration, with the lines of `conf` after the usual ones; start the daemons, wait until every node is idle."""
         shutil.rmtree(self.directory, ignore_errors=True)
         (self.directory / "state").mkdir(parents=True)
         self.directory.chmod(0o755)
@@ -122,13 +125,13 @@ class Cluster:
             ports=ports,
             last_port=ports[-1],
             nodes=nodes,
-            first_job=1
-            + 1000 * (os.getpid() % 60_000),  # cgroups are named by node and job, on a machine of several Slurms
+            # cgroups are named by node and job, on a machine of several Slurms
+            first_job=1 + 1000 * (os.getpid() % 60_000) + 500 * (next(_NUMBERS) % 2),
             proctrack=proctrack,
             task=task,
             kill_wait_s=KILL_WAIT_S,
         )
-        (self.directory / "slurm.conf").write_text(text)
+        (self.directory / "slurm.conf").write_text(text + conf)
         (self.directory / "cgroup.conf").write_text(
             CGROUP_CONF if proctrack == "cgroup" else "CgroupPlugin=cgroup/v1\n"
         )
@@ -330,9 +333,9 @@ def _end(pid: int, started: str, *signals: int) -> None:
 
 
 @contextlib.contextmanager
-def running(directory: Path, *, nodes: int = 4) -> Iterator[Cluster]:
+def running(directory: Path, *, nodes: int = 4, conf: str = "") -> Iterator[Cluster]:
     cluster = Cluster(directory)
-    cluster.start(nodes=nodes)
+    cluster.start(nodes=nodes, conf=conf)
     try:
         yield cluster
     finally:

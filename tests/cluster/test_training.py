@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from gpt2hpc import status
+from gpt2hpc.reporting import run_status
 from gpt2hpc.run_dir import RunDir
 from tests import tiny
 from tests.cluster.kit import (
@@ -28,6 +28,7 @@ from tests.cluster.kit import (
     logged_once,
     long,
     resumed_exactly,
+    stays_away,
 )
 
 pytestmark = pytest.mark.timeout(1200)
@@ -94,11 +95,12 @@ def test_a_python_without_gpt2hpc_says_so(driven: Ended) -> None:
 
 @long
 def drive_time_limit_signal(kit: Kit) -> Ended:
-    """The signal comes a minute before the end, or up to half a minute earlier still."""
+    """The signal comes 20 s before the end, or up to half a minute earlier still; when that was twice, the rest goes fast."""
     with kit.nodes() as nodes:
-        settings, env = kit.settings(stop_margin_s=30.0), {"KIT_PACE_S": "1.2"}
-        job = kit.sbatch("limit-signal", "-w", nodes, "--time=2", "--signal=USR2@60", settings=settings, env=env)
-        return Ended(job, kit.until_ended(job, seconds=700))
+        job = kit.sbatch("limit-signal", "-w", nodes, "--time=1", "--signal=USR2@20", env={"KIT_PACE_S": "1.5"})
+        kit.until(job, lambda: len(job.attempts) > 2, "two restarts", seconds=600)
+        (job.run.path / "pace").write_text("0")
+        return Ended(job, kit.until_ended(job, seconds=500))
 
 
 @long
@@ -120,7 +122,8 @@ def test_several_time_limits_with_a_signal(driven: list[Ended]) -> None:
     undisturbed, job = driven
     causes = job.job.causes
     assert len(causes) >= 3
-    finished_as(job, undisturbed, causes=[*["preempted"] * (len(causes) - 1), "finished"])
+    restarts = int(job.slurm["Restarts"])  # of which one may have been told to end before it began
+    finished_as(job, undisturbed, causes=[*["preempted"] * (len(causes) - 1), "finished"], restarts=restarts)
     resumed_exactly(job)
 
 
@@ -136,7 +139,6 @@ def test_a_time_limit_without_any_signal(driven: list[Ended]) -> None:
 # Cancelled ----------------------------------------------------------------------------------------------------------
 
 
-@long
 def drive_cancelled_in_the_grace(kit: Kit) -> Ended:
     """Slow steps put off the agreement to stop, so that the cancel falls between the signal and the decision."""
     with kit.nodes() as nodes:
@@ -145,27 +147,28 @@ def drive_cancelled_in_the_grace(kit: Kit) -> Ended:
         kit.preempt(nodes.split(",")[0])
         kit.until(job, lambda: kit.shown(job).get("PreemptTime", "None") != "None", "the preemption")
         kit.signal(job)
-        kit.until_ended(job)
-    time.sleep(60)
-    return Ended(job, kit.shown(job))
+        return Ended(job, kit.until_ended(job))
 
 
 @drives(drive_cancelled_in_the_grace)
-def test_cancelled_during_the_grace_stays_away(driven: Ended) -> None:
-    assert driven.slurm["JobState"] == "CANCELLED"
+def test_cancelled_during_the_grace_stays_away(driven: Ended, kit: Kit) -> None:
+    stays_away(driven, kit)
     assert driven.slurm["Restarts"] == "0"
     assert driven.job.causes == ["preempted"]  # it saved, and would have been requeued
     assert json.loads(driven.job.run.decision.read_text())["action"] == "cancelled"
-    assert status.read_status(driven.job.run).state == "cancelled"
+    assert run_status.read_status(driven.job.run).state == "cancelled"
 
 
 def drive_signals(kit: Kit) -> Ended:
-    """USR2 to the batch shell alone, then to everything, which reaches the ranks twice."""
+    """USR2 to the batch shell alone, then to the ranks alone, then to everything."""
     with kit.nodes() as nodes:
         job = kit.sbatch("signals", "-w", nodes, "--no-requeue")
         kit.until_step(job, 5)
         kit.signal(job, "--batch", "--signal=USR2")
         kit.until_step(job, SAVE_EVERY + 5)
+        kit.signal(job, "--signal=USR2")
+        kit.until(job, lambda: len(job.attempts) > 1, "the restart after a signal to the ranks")
+        kit.until_step(job, job.attempts[0]["last_step"] + 5)
         kit.signal(job, "--full", "--signal=USR2")
         return Ended(job, kit.until_ended(job))
 
@@ -173,8 +176,11 @@ def drive_signals(kit: Kit) -> Ended:
 @drives(drive_sbatch, drive_signals)
 def test_signals_of_the_user_and_a_job_that_must_not_be_requeued(driven: list[Ended]) -> None:
     undisturbed, job = driven
-    finished_as(job, undisturbed, causes=["preempted", "finished"])
+    finished_as(job, undisturbed, causes=["preempted", "preempted", "finished"])
     resumed_exactly(job)
+    stops = {attempt["last_step"] for attempt in job.job.attempts}
+    assert min(stops) > SAVE_EVERY  # the signal to the batch shell came long before, and did nothing
+    assert set(tiny.losses(job.job.run, "save")) == {*range(SAVE_EVERY, STEPS + 1, SAVE_EVERY), *stops}  # one save each
 
 
 def refused(kit: Kit, job: Job) -> list[Ended]:
@@ -403,7 +409,7 @@ def test_a_crash_at_the_same_step_uses_up_the_budget(driven: Ended) -> None:
     assert driven.slurm["ExitCode"] == "7:0"
     assert driven.slurm["Restarts"] == "1"
     assert driven.job.causes == ["crashed", "crashed"]
-    shown = status.read_status(driven.job.run)
+    shown = run_status.read_status(driven.job.run)
     assert shown.state == "crashed"
     assert f"crashed 2 times without progress, last after step {SAVE_EVERY}" in shown.detail
 
@@ -431,7 +437,7 @@ def assert_no_cuda(driven: Ended) -> None:
     assert "CUDA is not available" in driven.job.told()
     assert "--device cpu" in driven.job.told()
     assert not driven.job.attempts
-    assert "CUDA is not available" in status.read_status(driven.job.run).detail
+    assert "CUDA is not available" in run_status.read_status(driven.job.run).detail
 
 
 def drive_wrong_setting(kit: Kit) -> Ended:

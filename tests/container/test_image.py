@@ -84,6 +84,17 @@ def test_the_hosts_python_packages_do_not_leak_in(image: Image) -> None:
     assert image.run("exec", "python3", "-c", f"import {name}", env=told) == (0, "")
 
 
+def test_the_doctor_in_it_finds_nothing_missing(image: Image) -> None:
+    """By that image's own Python; the site profile that names an image is the host's affair."""
+    profile = image.home / "site.yaml"
+    profile.write_text("image: /nowhere/gpt2hpc.sif\n")
+    code, said = image.run("run", "doctor", "--site", profile.name)
+    assert code == 0, said
+    assert "in a container image on " in said
+    for name in ("slurm", "image", "python of ranks", "torch", "packages", "tokenizer"):
+        assert f"\nOK      {name}: " in said, said
+
+
 def test_torch_compiles_in_it(image: Image) -> None:
     program = "import torch; print(torch.compile(lambda x: torch.sin(x) + x)(torch.zeros(8)).sum().item())"
     code, said = image.run("exec", "python3", "-c", program, env={"TORCHINDUCTOR_CACHE_DIR": f"{image.home}/inductor"})

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from gpt2hpc import __version__
 from gpt2hpc.config import Config
 from gpt2hpc.data import catalog
 from gpt2hpc.run_dir import RunDir
@@ -120,6 +121,28 @@ def ended(kit: Kit, image: Image) -> Iterator[dict[str, Ended]]:
         }
         futures = {name: pool.submit(call) for name, call in calls.items()}
         yield {name: future.result() for name, future in futures.items()}
+
+
+def doctor(image: Image, conf: Path, *flags: str | Path) -> tuple[int, dict[str, tuple[str, str]]]:
+    """Of a login node without torch: exit code, and state and text by name."""
+    user = machine.user_environment()
+    environment = {**user, "PATH": f"{image.apptainer.parent}:{user['PATH']}", "SLURM_CONF": str(conf)}
+    command = machine.as_user(apptainer.login_python(), "-m", "gpt2hpc", "doctor", "--json", *flags)
+    done = subprocess.run(command, env=environment, cwd=image.home, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    return done.returncode, {each["name"]: (each["state"], each["text"]) for each in json.loads(done.stdout)}
+
+
+def test_the_doctor_of_a_login_node_without_torch(kit: Kit, image: Image, tmp_path: Path) -> None:
+    conf = kit.cluster.directory / "slurm.conf"
+    code, found = doctor(image, conf)
+    assert (code, found["torch"][0], "--container" in found["torch"][1]) == (8, "MISSING", True)
+    code, found = doctor(image, conf, "--container", image.file)
+    assert code == 0, found
+    names = ("apptainer", "user namespaces", "FUSE", "image", "python of ranks", "torch", "sbatch")
+    assert [found[name][0] for name in names] == ["OK"] * len(names)
+    assert found["image"][1].endswith(f"gpt2hpc {__version__} as here")
+    assert found["ProctrackType"][0] == ("OK" if slurm.best_proctrack() == "cgroup" else "WARN")
 
 
 @pytest.mark.parametrize("how", ["sbatch", "submit"])

@@ -1,15 +1,19 @@
 """A rank as the product starts it, with real faults at exact steps, or with one safeguard taken out.
 
-rank.py RUN_DIR [--signal STEP RANK] [--kill STEP RANK] [--pause STEP RANK] [--nan STEP] [--without warm-up|rng|scaler]
-        [--loss-scale S] [--pause-start] [--full RANK]
+rank.py RUN_DIR [--signal STEP RANK] [--kill STEP RANK] [--pause STEP RANK] [--hang STEP RANK] [--once] [--nan STEP]
+        [--without warm-up|rng|scaler] [--loss-scale S] [--pause-start] [--full RANK] [--slow-validation SECONDS]
+        [--nodes N] [--other-disk NODE] [--version RANK VERSION] [--slow-link NODE]
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,9 +23,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from gpt2hpc import cli, jobs
+from gpt2hpc.cluster import dist_env
 from gpt2hpc.data.shards import Tokens
-from gpt2hpc.training import saver, state
+from gpt2hpc.training import bandwidth, rank_facts, saver, state
 from gpt2hpc.training.checkpoint import Checkpoint
+from gpt2hpc.training.evaluations import Evaluations
 from gpt2hpc.training.precision import Precision
 from gpt2hpc.training.trainer import Trainer
 
@@ -29,15 +35,25 @@ from gpt2hpc.training.trainer import Trainer
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("run_dir")
-    for fault in ("--signal", "--kill", "--pause"):
+    for fault in ("--signal", "--kill", "--pause", "--hang"):
         parser.add_argument(fault, nargs=2, type=int, default=(-1, -1), metavar=("STEP", "RANK"))
+    parser.add_argument("--once", action="store_true", help="only in the first start of a job")
+    parser.add_argument("--slow-validation", type=float, default=0.0)
+    parser.add_argument(
+        "--nodes", type=int, help="so many, n0, n1, …, in the eyes of the ranks, each with as many of them"
+    )
+    parser.add_argument("--other-disk", help="on that node another file system is mounted where the run directory is")
+    parser.add_argument("--slow-link", help="messages between that node and others take long")
+    parser.add_argument("--version", nargs=2, default=("", ""), metavar=("RANK", "VERSION"))
     parser.add_argument("--pause-start", action="store_true")
     parser.add_argument("--full", type=int, default=-1, metavar="RANK")
     parser.add_argument("--nan", type=int, default=-1, metavar="STEP")
     parser.add_argument("--without", choices=("warm-up", "rng", "scaler"))
     parser.add_argument("--loss-scale", type=float)
     arguments = parser.parse_args()
-    _add_faults(arguments)
+    _be_on_a_node(arguments)
+    if not arguments.once or os.environ.get(dist_env.RESTART) == "0":
+        _add_faults(arguments)
     _take_out(arguments.without)
     if arguments.loss_scale:
         new_scaler = lambda self: torch.amp.GradScaler("cpu", init_scale=arguments.loss_scale, growth_interval=3)  # noqa: E731
@@ -58,12 +74,21 @@ def _add_faults(arguments: argparse.Namespace) -> None:
             if here == tuple(fault):
                 self.saves.settle(self.log)  # so that it is known what was saved before
                 os.kill(os.getpid(), number)
+        if here == tuple(arguments.hang):
+            hang_here()
         if here[0] == arguments.nan:
             with torch.no_grad():
                 self.model.ln_f.weight.fill_(torch.nan)
         return genuine(self, stream)
 
     Trainer.optimizer_step = optimizer_step  # type: ignore[method-assign]
+    validate = Evaluations._validate
+
+    def _validate(self: Evaluations, step: int) -> None:
+        time.sleep(arguments.slow_validation)
+        validate(self, step)
+
+    Evaluations._validate = _validate  # type: ignore[method-assign]
     if arguments.pause_start:
         resume = Trainer._resume
 
@@ -79,6 +104,35 @@ def _add_faults(arguments: argparse.Namespace) -> None:
                 file.write(contents)
 
         saver.durable.write_bytes = full
+
+
+def _be_on_a_node(arguments: argparse.Namespace) -> None:
+    rank = os.environ.get("RANK", "0")
+    if arguments.version[0] == rank:
+        rank_facts.__version__ = arguments.version[1]  # type: ignore[attr-defined]
+    if arguments.nodes is None:
+        return
+    node = f"n{int(rank) * arguments.nodes // int(os.environ['WORLD_SIZE'])}"
+    os.environ["SLURMD_NODENAME"] = node
+    if arguments.other_disk == node and "MOUNTED" not in os.environ:
+        os.environ["MOUNTED"] = "1"
+        shell = (
+            f"mount -t tmpfs none {shlex.quote(arguments.run_dir)} && exec {shlex.join([sys.executable, *sys.argv])}"
+        )
+        os.execvp("unshare", ["unshare", "-m", "sh", "-c", shell])
+    exchange = bandwidth._exchange
+
+    def slowly(*tensors: torch.Tensor, partner: int) -> None:
+        if arguments.slow_link == node:
+            time.sleep(0.5)
+        exchange(*tensors, partner=partner)
+
+    bandwidth._exchange = slowly
+
+
+def hang_here() -> None:
+    """As a library that waits for what never comes."""
+    threading.Event().wait()
 
 
 def _take_out(safeguard: str | None) -> None:

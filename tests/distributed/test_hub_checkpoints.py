@@ -20,6 +20,7 @@ import pytest
 from gpt2hpc import config_io
 from gpt2hpc.cluster.dist_env import DistEnv
 from gpt2hpc.cluster.ledger import Ledger
+from gpt2hpc.config import CheckpointConfig, Config
 from gpt2hpc.run_dir import RunDir
 from gpt2hpc.training import checkpoint, resume, uploads
 from gpt2hpc.training.checkpoint import Checkpoint
@@ -543,9 +544,17 @@ def test_a_server_that_says_nothing_is_given_up(hub: HubServer) -> None:
     assert time.monotonic() - began < 20
 
 
-def test_the_doctor_needs_something_to_look_at() -> None:
-    done = gpt2hpc("doctor")
-    assert (done.returncode, "--hub USER/NAME" in done.stderr) == (2, True)
+def test_the_doctor_of_a_run_asks_for_its_repository_too(hub: HubServer, tmp_path: Path) -> None:
+    people(hub)
+    run = RunDir(tmp_path / "run")
+    run.create()
+    config = Config(checkpoint=CheckpointConfig(repo="me/open"))
+    config_io.store(config, run.config)
+    done = gpt2hpc("doctor", "--run-dir", run.path, "--json", env=hub.environment("hf_read"))
+    assert (done.returncode, done.stderr) == (8, "")
+    found = {each["name"]: each["state"] for each in json.loads(done.stdout)}
+    assert (found["login"], found["token"], found["run directory"]) == ("OK", "MISSING", "OK")
+    assert "hf_read" not in done.stdout
 
 
 # Beside the training ------------------------------------------------------------------------------------------------

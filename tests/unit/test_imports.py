@@ -12,10 +12,10 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "gpt2hpc"
 LAYERS = (
-    {"__init__", "errors", "durable", "run_dir", "config", "config_io", "config_origins", "cli"},
+    {"__init__", "errors", "durable", "run_dir", "config", "config_io", "config_origins", "cli", "finding"},
     {"cluster", "data", "model"},
     {"training", "evaluation"},
-    {"starting", "jobs", "reporting"},
+    {"starting", "jobs", "reporting", "checks", "planning"},
     {
         "prepare",
         "verify",
@@ -26,19 +26,25 @@ LAYERS = (
         "dry_run",
         "prepare_array",
         "prepare_options",
+        "pipeline",
         "train",
         "sync",
         "status",
+        "logs",
+        "stop",
+        "cancel",
+        "resume",
         "plot",
         "report",
         "doctor",
         "evaluate",
         "sample",
         "export",
+        "plan",
     },
     {"__main__"},
 )
-TORCHLESS_PACKAGES = ("cluster", "data", "reporting")
+TORCHLESS_PACKAGES = ("cluster", "data", "reporting", "checks", "planning")
 
 
 def layer_of(name: str) -> int:
@@ -97,6 +103,10 @@ def test_no_torch(package: str) -> None:
         ["submit", "--help"],
         ["train", "--help"],
         ["status", "."],
+        ["logs", "--help"],
+        ["stop", "--help"],
+        ["cancel", "--help"],
+        ["resume", "--help"],
         ["sync", "--help"],
         ["doctor", "--help"],
         ["evaluate", "--help"],
@@ -104,6 +114,7 @@ def test_no_torch(package: str) -> None:
         ["report", "--help"],
         ["prepare", "--help"],
         ["submit", "--dry-run"],
+        ["plan", "--preset", "gpt2-124m", "--nodes", "1,2"],
         ["init", "--help"],
     ],
     ids=" ".join,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import sys
 from pathlib import Path
@@ -9,13 +10,14 @@ from typing import Any
 
 import pytest
 
-from gpt2hpc import config_io
+from gpt2hpc import config_io, jobs
 from gpt2hpc.cluster import requeue
+from gpt2hpc.cluster.dist_env import DistEnv
 from gpt2hpc.cluster.ledger import Attempt, Cause, Ledger, Outcome
 from gpt2hpc.cluster.requeue import Action, decide
 from gpt2hpc.cluster.slurm import Job, expand_nodes, parse_show_job
 from gpt2hpc.config import Config, RequeueConfig
-from gpt2hpc.errors import UsageError
+from gpt2hpc.errors import NodeError, UsageError
 from gpt2hpc.run_dir import RunDir
 
 LIMITS = RequeueConfig(crash_budget=2, max_without_progress=4, backoff_s=30.0)
@@ -29,6 +31,7 @@ def attempt(
     cause: Cause | None = Cause.CRASHED,
     job: str = "7",
     nodes: str = "n1",
+    **more: Any,
 ) -> Attempt:
     return Attempt(
         number=restart + 1,
@@ -43,6 +46,7 @@ def attempt(
         first_step=first,
         saved_step=first if saved is None else saved,
         cause=cause,
+        **more,
     )
 
 
@@ -235,6 +239,21 @@ def test_a_node_that_the_user_insists_on_is_not_excluded() -> None:
     assert ask(Job("7", 1, restarts=1, exit_code=137, required="n[1-2]"), None, attempts).exclude_nodes == ""
 
 
+def test_what_an_attempt_found_wanting_is_excluded_at_once() -> None:
+    found = dataclasses.replace(attempt(0, nodes="n[1-4]"), suspects=("n3",))
+    assert ask(Job("7", 0, exit_code=1, excluded="n9"), None, [found]).exclude_nodes == "n9,n3"
+    assert ask(Job("7", 0, exit_code=1, required="n3"), None, [found]).exclude_nodes == ""
+
+
+@pytest.mark.parametrize(("died_on", "expected"), [(["n2", "n2"], "n2"), (["n2", "n3"], ""), (["", "n2"], "")])
+def test_a_node_where_a_rank_was_twice_the_first_to_end_is_excluded(died_on: list[str], expected: str) -> None:
+    """The nodes alone would not tell: both attempts had the same four."""
+    before = dataclasses.replace(attempt(0, nodes="n[1-4]"), died_on=died_on[0])
+    now = attempt(1, nodes="n[1-4]", cause=None)
+    action = ask(Job("7", 1, restarts=1, exit_code=137, died_on=died_on[1]), None, [before, now])
+    assert (action.kind, action.exclude_nodes) == ("requeue", expected)
+
+
 def test_a_preemption_excludes_no_node() -> None:
     attempts = [attempt(0), attempt(1), attempt(2, cause=Cause.PREEMPTED)]
     assert ask(Job("7", 2, restarts=2), outcome(Cause.PREEMPTED, restart=2), attempts).exclude_nodes == ""
@@ -298,3 +317,23 @@ def test_the_command_prints_one_action(
     monkeypatch.setattr(sys, "stdin", io.StringIO(SHOWN))
     assert requeue.main(["decide", str(tmp_path)]) == 0
     assert capsys.readouterr().out == "exit 0 0 0 - finished\n"
+
+
+def test_a_watchdog_ends_healthy_ranks() -> None:
+    """So the node whose rank ended first tells nothing, whether or not there is another to suspect."""
+    hung = [attempt(restart, nodes="n1,n2", died_on="n1", exit_code=NodeError.exit_code) for restart in (0, 1)]
+    assert ask(Job("7", 1, restarts=1, exit_code=NodeError.exit_code, died_on="n1"), None, hung).exclude_nodes == ""
+    stopped = [attempt(restart, nodes="n1,n2", died_on="n1", exit_code=137, suspects=("n2",)) for restart in (0, 1)]
+    assert ask(Job("7", 1, restarts=1, exit_code=137, died_on="n1"), None, stopped).exclude_nodes == "n2"
+
+
+def test_a_node_that_lacks_gpus_is_left_out(tmp_path: Path) -> None:
+    """It is known before an attempt can be claimed."""
+    run = RunDir(tmp_path)
+    run.create()
+    env = DistEnv(4, 0, 8, 4, "7", 0, "n[1-2]", is_launched=True, node="n2")
+    with pytest.raises(NodeError), jobs.refusal_noted(run, env):
+        raise NodeError("two GPUs have gone")
+    job = Job("7", 0, exit_code=NodeError.exit_code, nodes="n[1-2]", died_on="n1")
+    action = requeue.read_and_decide(run, job)
+    assert (action.kind, action.exclude_nodes) == ("requeue", "n2")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from gpt2hpc import __version__
 from gpt2hpc.cluster import batch, script, site_profile
 from gpt2hpc.cluster.dist_env import DistEnv
 from gpt2hpc.cluster.slurm import minutes
@@ -118,6 +119,7 @@ def test_the_dry_run_is_a_script_that_passes_shellcheck(tmp_path: Path) -> None:
     for line in ("partition = gpu (flag)", "account = p1 (site)", "nproc = 4 (default)", "nodes = 4 (flag)"):
         assert f"# {line}\n" in done.stdout
     assert "export APPTAINERENV_A='it'\"'\"'s'" in done.stdout
+    assert f"export GPT2HPC_SUBMITTED_VERSION={__version__} #" in done.stdout
     assert "MASTER_ADDR_SUFFIX=i" in done.stdout
     assert "BINDS=/scratch\n" in done.stdout
     assert f"DATA={tmp_path}/data/demo\n" in done.stdout
@@ -325,3 +327,60 @@ def test_words_of_sbatch_are_passed_on() -> None:
         "Command failed\nsbatch: error: invalid partition specified: x\nsbatch: error: Batch job submission failed\n"
     )
     assert batch._words(report) == "invalid partition specified: x; Batch job submission failed"
+
+
+def test_the_dry_run_of_a_pipeline_is_four_scripts_that_pass_shellcheck(tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("A text.")
+    (tmp_path / "kit.sif").touch()
+    (tmp_path / "site.yaml").write_text("account: p1\npartition: gpu\nimage: kit.sif\ncpus_per_task: 7\n")
+    words = [
+        "--source",
+        "texts",
+        "--data.dir",
+        "data",
+        "--run-dir",
+        "run",
+        "--gpus-per-node",
+        "4",
+        "--site",
+        "site.yaml",
+    ]
+    words += ["--prepare", "--partition cpu --array 8", "--export", "--push me/mine"]
+    program = [sys.executable, "-c", WITHOUT_SLURM_AND_TORCH, "submit", "pipeline", "--dry-run", *words]
+    done = subprocess.run(program, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    scripts = re.split(r"(?m)^# ==== \d of 4: (\w+).*\n", done.stdout)
+    found = dict(zip(scripts[1::2], scripts[2::2], strict=True))
+    assert list(found) == ["prepare", "train", "evaluate", "export"]
+    for text in found.values():
+        assert shellcheck(text, tmp_path) == ""
+        assert "#SBATCH --account=p1" in text
+        assert f"IMAGE={tmp_path}/kit.sif" in text
+    partitions = [re.findall(r"#SBATCH --partition=(.*)", text) for text in found.values()]
+    assert partitions == [["cpu"], ["gpu"], ["gpu"], ["gpu"]]
+    gpus = [re.findall(r"#SBATCH --gpus-per-node=(.*)", text) for text in found.values()]
+    assert gpus == [[], ["4"], ["4"], ["1"]]
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--source", "x", "--data.dir", "hf://datasets/me/mine"], "is prepared already"),
+        (["--cluster", "local"], "a pipeline is jobs of Slurm"),
+        (["--nodes", "0"], "--nodes=0 must be 1 or more"),
+    ],
+)
+def test_a_pipeline_that_cannot_be(words: list[str], said: str, tmp_path: Path) -> None:
+    done = gpt2hpc(
+        "submit",
+        "pipeline",
+        "--dry-run",
+        *(["--cluster", "slurm"] if "--cluster" not in words else []),
+        *words,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 2
+    assert said in done.stderr

@@ -17,7 +17,7 @@ import torch
 from gpt2hpc.cluster.dist_env import DistEnv
 from gpt2hpc.cluster.signals import SignalFlag, Stop
 from gpt2hpc.config import CheckpointConfig
-from gpt2hpc.errors import MissingError, RunDirError
+from gpt2hpc.errors import MissingError, NodeError, RunDirError
 from gpt2hpc.jobs import Train
 from gpt2hpc.run_dir import RunDir
 from gpt2hpc.training import metrics
@@ -225,6 +225,8 @@ def test_a_rank_takes_its_gpu(visible: int, index: int, monkeypatch: pytest.Monk
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(MissingError, match="4 ranks on this node but 2 GPUs"):
         select_device("auto", fourth)
+    with pytest.raises(NodeError, match="allotted 4 GPUs of n2, but only 2 answer there"):
+        select_device("auto", dataclasses.replace(fourth, gpus_on_node=4, node="n2"))
 
 
 def test_jobs_pickle_by_reference() -> None:

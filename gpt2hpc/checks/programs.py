@@ -1,0 +1,59 @@
+"""Other programs, asked with a time limit, so that none can hold up the doctor."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+PATIENCE_S = 15.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a program said; `code` is None where it did not end in time."""
+
+    code: int | None
+    out: str
+    err: str
+
+    @property
+    def words(self) -> str:
+        """What it said of its failure, short, in a line."""
+        said = self.err.strip() or self.out.strip()
+        return " ".join(said.split())[-300:] or f"exit code {self.code}"
+
+
+def ask(
+    command: Sequence[str], *, patience_s: float = PATIENCE_S, env: Mapping[str, str] | None = None
+) -> Answer | None:
+    """The program's answer; None where it is not on PATH or cannot be started. What it has started itself ends with it."""
+    path = shutil.which(command[0])
+    if path is None:
+        return None
+    try:
+        process = subprocess.Popen(
+            [path, *command[1:]],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            env=None if env is None else dict(env),
+            start_new_session=True,
+        )
+    except OSError:
+        return None
+    try:
+        out, err = process.communicate(timeout=patience_s)
+    except subprocess.TimeoutExpired:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        return Answer(
+            None, "", f"no answer in {patience_s:g} s"
+        )  # a process that hangs in the kernel is not waited for
+    return Answer(process.returncode, out, err)

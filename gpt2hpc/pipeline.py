@@ -1,0 +1,203 @@
+"""`gpt2hpc submit pipeline`: from text to an exported model as Slurm jobs, each waiting for the one before.
+
+Prepare (an array), finalize, train (requeued as often as needed), then evaluate and export. A job whose predecessor has failed for
+good is cancelled by Slurm instead of pending forever; the same command again does what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jsonargparse
+
+from gpt2hpc import cli, config_io, evaluate, export, prepare_array, starting, submit
+from gpt2hpc.cluster.array_job import ArrayJob
+from gpt2hpc.cluster.batch import BatchJob
+from gpt2hpc.config import Config
+from gpt2hpc.data import hub, manifest
+from gpt2hpc.errors import MissingError, UsageError
+from gpt2hpc.run_dir import RunDir
+
+MINUTES = {"evaluate": 120, "export": 30}
+SHARED = ("partition", "account", "qos", "constraint", "exclude", "container", "site")
+"""Options of Slurm that hold for `prepare` too, unless --prepare has others."""
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A verb as a task of a batch job: what submitit pickles, by reference. The process ends with a documented exit code."""
+
+    name: str
+    arguments: tuple[str, ...]
+
+    def __call__(self) -> int:
+        code = cli.run(importlib.import_module(f"gpt2hpc.{self.name}").main, self.arguments)
+        if code:
+            sys.exit(code)  # submitit turns an exception into exit code 1
+        return code
+
+
+def new_parser() -> jsonargparse.ArgumentParser:
+    parser = submit.new_parser()
+    parser.prog = "gpt2hpc submit pipeline"
+    parser.usage = (
+        "gpt2hpc submit pipeline --source S [--preset NAME] [--run-dir DIR] [--OPTION …] [--SECTION.SETTING VALUE …]"
+    )
+    parser.description = (
+        "Prepare, train, evaluate and export as Slurm jobs that wait for each other; again: what is missing."
+    )
+    parser.add_argument(
+        "--source",
+        action="append",
+        metavar="S",
+        help="Text, as for `gpt2hpc prepare`, which writes to --data.dir; may be given more than once; none where that is prepared.",
+    )
+    words = "Further options of `gpt2hpc {}`, in quotes, as '{}'."
+    for verb, example in (
+        ("prepare", "--array 64 --partition cpu --time 2:00:00"),
+        ("evaluate", "--hellaswag /scratch/stage"),
+        ("export", "--push USER/NAME"),
+    ):
+        named = f"submit {verb}" if verb == "prepare" else verb
+        parser.add_argument(f"--{verb}", type=str, default="", metavar="WORDS", help=words.format(named, example))
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    options, config = config_io.parse(new_parser(), argv)
+    submit.check_numbers(options)
+    if options.cluster not in ("auto", "slurm"):
+        raise UsageError(
+            f"--cluster={options.cluster}: a pipeline is jobs of Slurm; run its commands one after the other instead"
+        )
+    if shutil.which("sbatch") is None and not options.dry_run:
+        raise MissingError("sbatch is not on PATH, and a pipeline is jobs of Slurm; use a login node, or --dry-run")
+    if options.source and hub.is_remote(config.data.dir):
+        raise UsageError(f"--source, but --data.dir={config.data.dir} is prepared already; drop one of them")
+    job, chosen = submit.batch_job(RunDir(Path(options.run_dir)), config, options)
+    checks = (_evaluation(job, config, options.evaluate), _export(job, options.export))
+    preparation = _preparation(config, options)
+    if options.dry_run:
+        return _show(preparation, job, checks, submit.rendered_batch(job, chosen, config, argv))
+    submit.refuse_if_queued(job.run)
+    config = starting.check_start_without_data(job.run, config, world_size=job.world_size)
+    finalize = prepare_array.submit(preparation, prepare_array.array_job(preparation)[0]) if preparation else None
+    if finalize is None:
+        config, _ = starting.check_start(job.run, config, world_size=job.world_size)
+    else:
+        job = dataclasses.replace(job, dependency=f"afterok:{finalize}")
+    training = submit.submit(job, config, quiet=options.quiet)
+    numbers = [number for check in checks if (number := check.submit(job.run, training))]
+    job.run.dependents.parent.mkdir(parents=True, exist_ok=True)
+    job.run.dependents.write_text("".join(f"{number}\n" for number in numbers if training), encoding="utf-8")
+    cli.say(
+        f"watch it with `gpt2hpc status {shlex.quote(options.run_dir)}`; the same command again does what is missing"
+    )
+    return 0
+
+
+# Before the training ------------------------------------------------------------------------------------------------
+
+
+def _preparation(config: Config, options: jsonargparse.Namespace) -> argparse.Namespace | None:
+    """What `gpt2hpc submit prepare` is told; None where there is nothing to prepare."""
+    if not options.source and (hub.is_remote(config.data.dir) or (Path(config.data.dir) / manifest.NAME).exists()):
+        return None
+    words = [word for each in options.source or () for word in ("--source", each)]
+    words += ["--out", config.data.dir, "--cluster", "slurm"]
+    for name in SHARED:
+        if options[name] is not None:
+            words += [f"--{name}", options[name]]
+    return prepare_array.parsed([*words, *shlex.split(options.prepare)])
+
+
+# After it -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Check:
+    """A job that waits for the run to finish: `made` is what it leaves."""
+
+    task: Verb
+    job: ArrayJob
+    made: Path
+
+    def submit(self, run: RunDir, training: str | None) -> str | None:
+        """Its number, or None where what it makes is there and the run has not gone on since."""
+        if training is None and self.made.exists() and self.made.stat().st_mtime >= run.finished.stat().st_mtime:
+            cli.say(f"{self.task.name}: {self.made} is there already")
+            return None
+        self.job.folder.mkdir(parents=True, exist_ok=True)
+        number = self.job.submit_after(self.task, None if training is None else f"afterok:{training}")
+        cli.say(f"job {number}: {self.task.name}, to {self.made}")
+        return number
+
+
+def _evaluation(job: BatchJob, config: Config, words: str) -> Check:
+    """HellaSwag where its examples are named, and the loss of the whole validation split."""
+    out = job.run.path / "evaluation.json"
+    data = config.data.dir if hub.is_remote(config.data.dir) else os.path.abspath(config.data.dir)  # noqa: PTH100
+    given: tuple[str, ...] = (str(job.run.path), "--val", data, "--hellaswag", config.train.hellaswag or "none")
+    given += ("--device", config.train.device, "--out", str(out), *shlex.split(words))
+    arguments = evaluate.new_parser().parse_args(given)
+    variables = {"MODEL": str(job.run.path), "OUT": str(out), "DATA": "" if hub.is_remote(data) else data}
+    if Path(arguments.hellaswag).exists():
+        variables["HELLASWAG"] = os.path.abspath(arguments.hellaswag)  # noqa: PTH100
+    return Check(
+        Verb("evaluate", given), _after(job, "evaluate", variables, job.ranks_per_node, job.gpus_per_node), out
+    )
+
+
+def _export(job: BatchJob, words: str) -> Check:
+    out = job.run.path / "export"
+    given = (str(job.run.path), "--out", str(out), *shlex.split(words))
+    arguments = export.new_parser().parse_args(given)
+    made = Path(os.path.abspath(arguments.out)) / export.RECORD  # noqa: PTH100
+    variables = {"MODEL": str(job.run.path), "OUT": str(made.parent)}
+    gpus = min(1, job.gpus_per_node)  # it needs none, but the partition may insist
+    return Check(Verb("export", given), _after(job, "export", variables, 1, gpus), made)
+
+
+def _after(job: BatchJob, verb: str, variables: dict[str, str], ranks: int, gpus: int) -> ArrayJob:
+    return ArrayJob(
+        folder=job.run.slurm,
+        name=f"{job.name}-{verb}",
+        cpus=job.options.get("cpus_per_task"),
+        minutes=MINUTES[verb],
+        options={name: value for name, value in job.options.items() if name != "cpus_per_task"},
+        site=job.site,
+        image=job.image,
+        variables=variables,
+        block="evaluate",
+        ranks=ranks,
+        gpus=gpus,
+    )
+
+
+def _show(preparation: argparse.Namespace | None, job: BatchJob, checks: Sequence[Check], training: str) -> int:
+    """Every script, in their order."""
+    steps: list[tuple[str, str]] = []
+    if preparation is None:
+        cli.say("# The data is prepared already.")
+    else:
+        steps.append(
+            ("prepare, an array; then one like it that finalizes", prepare_array.array_job(preparation)[0].text())
+        )
+    steps.append(("train, once the data is there", training))
+    steps += [(f"{check.task.name}, once the run is finished", check.job.text()) for check in checks]
+    for number, (title, text) in enumerate(steps, 1):
+        cli.say(f"# ==== {number} of {len(steps)}: {title} ====\n{text}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

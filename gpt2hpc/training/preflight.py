@@ -1,0 +1,224 @@
+"""Are the nodes fit for the job? Asked by all ranks together, in seconds, before the training costs hours.
+
+A fault of a node's is a crash: the node is noted as a suspect, and the job starts again, without it where others are left. A fault
+of the user's ends the job with the mend. No random number is drawn, and nothing is left behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from gpt2hpc import cli, durable
+from gpt2hpc.cluster.dist_env import LOCAL
+from gpt2hpc.cluster.ledger import Attempt, Ledger
+from gpt2hpc.config import Config
+from gpt2hpc.data import hub
+from gpt2hpc.data.manifest import Manifest
+from gpt2hpc.errors import ConfigError, NodeError, RunDirError
+from gpt2hpc.run_dir import RunDir
+from gpt2hpc.training import bandwidth, checkpoint, rank_facts
+from gpt2hpc.training.process_group import Ranks
+from gpt2hpc.training.rank_facts import Fault, RankFacts
+
+FLOOR = "GPT2HPC_MIN_ALLREDUCE_GB_S"
+"""Of the site: what train.min_allreduce_gb_s is, unless that is set."""
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """One of an attempt, on one rank.
+
+    Args:
+        run: The run directory.
+        config: Settings of the run.
+        manifest: The data.
+        ranks: This process among its peers.
+        nodes: The node of each rank.
+        environ: The process's environment.
+    """
+
+    run: RunDir
+    config: Config
+    manifest: Manifest
+    ranks: Ranks
+    nodes: Sequence[str]
+    environ: Mapping[str, str]
+
+    @property
+    def level(self) -> Literal["full", "thin", "off"]:
+        """What is done: auto is full in a batch job, thin here."""
+        wish = self.config.train.preflight
+        if wish != "auto":
+            return wish
+        return "thin" if self.ranks.env.job.startswith(LOCAL) else "full"
+
+    def check(self, ledger: Ledger, attempt: Attempt) -> None:
+        """Raise, on every rank, NodeError with the suspects noted, or an error of the user's. Collective."""
+        if self.level == "off":
+            return
+        began = time.monotonic()
+        facts = self._ask(attempt, ledger)
+        rate = self._all_reduce(attempt, ledger)
+        if self.ranks.is_first:
+            for remark in rank_facts.remarks(facts):
+                cli.warn(remark)
+            cli.note(self._line(facts, rate, time.monotonic() - began))
+
+    # What ranks see ---------------------------------------------------------------------------------------------
+
+    def _ask(self, attempt: Attempt, ledger: Ledger) -> list[RankFacts]:
+        """Every rank's facts, judged by rank 0."""
+        ranks = self.ranks
+        word = ranks.from_first(secrets.token_hex(8) if ranks.is_first else None)
+        leads = self.nodes.index(ranks.env.node) == ranks.rank
+        mine = self.run.preflight(attempt.number, ranks.env.node)
+        failure = _written(mine, word) if leads else None
+        ranks.barrier()  # all look at their clocks now
+        local = None if hub.is_remote(self.manifest.where) else Path(self.manifest.where)
+        told = ranks.gather((rank_facts.seen(ranks, local), failure))
+        facts = [each for each, _ in told]
+        try:
+            with ranks.first_decides():
+                if ranks.is_first:
+                    failures = {each.node: text for each, text in told if text}
+                    found = [*rank_facts.faults(facts, self.environ), *self._disk(attempt, word, facts, failures)]
+                    _refuse(self._tolerated(found), ledger, attempt)
+                    self._check_space()
+        finally:
+            if leads:
+                with contextlib.suppress(OSError):
+                    mine.unlink()
+        return facts
+
+    def _check_space(self) -> None:
+        """Before minutes are spent on loading; what a killed save has left is cleared away only then, and the space looked at again."""
+        if not any(self.run.checkpoints.glob("*.tmp")):
+            size = 12 * self.config.model.parameters
+            checkpoint.check_space(self.run.checkpoints, bytes_each=size, config=self.config.checkpoint)
+
+    def _tolerated(self, faults: Sequence[Fault]) -> list[Fault]:
+        """All of them; in a thin preflight those of nodes are but warned of: there is no other node to go to."""
+        if self.level == "full":
+            return list(faults)
+        for fault in faults:
+            if fault.nodes:
+                cli.warn(fault.text)
+        return [fault for fault in faults if not fault.nodes]
+
+    def _disk(
+        self, attempt: Attempt, word: str, facts: Sequence[RankFacts], failures: Mapping[str, OSError]
+    ) -> Iterator[Fault]:
+        """Does rank 0 read what every node has written?"""
+        full = [error for error in failures.values() if error.errno in (errno.ENOSPC, errno.EDQUOT)]
+        if full:
+            yield Fault(
+                f"--run-dir={self.run.path}: {full[0].strerror}; free space, or choose another", kind=RunDirError
+            )
+            return
+        bad = {node: f"{error.strerror}" for node, error in failures.items()}
+        for node in dict.fromkeys(self.nodes):
+            if node not in bad and _read(self.run.preflight(attempt.number, node)) != word:
+                bad[node] = "what it writes there is not seen elsewhere"
+        if bad:
+            why = "; ".join(f"{node}: {reason}" for node, reason in bad.items())
+            text = f"--run-dir={self.run.path} is not shared by all nodes ({why})"
+            user = Fault(f"{text}; choose a directory on a file system that all of them mount", kind=RunDirError)
+            yield rank_facts.blamed(list(bad), facts, text, user)
+
+    # How fast they talk -----------------------------------------------------------------------------------------
+
+    @property
+    def _floor(self) -> tuple[float, str] | None:
+        """GB/s, and who says so."""
+        wish = self.config.train.min_allreduce_gb_s
+        if wish is not None:
+            return wish, f"train.min_allreduce_gb_s={wish:g}"
+        text = self.environ.get(FLOOR, "").strip()
+        if not text:
+            return None
+        try:
+            return float(text), f"{FLOOR}={text}"
+        except ValueError:
+            raise ConfigError(
+                f"{FLOOR}={text} in the environment must be a number of GB/s; unset it or mend it"
+            ) from None
+
+    def _all_reduce(self, attempt: Attempt, ledger: Ledger) -> float | None:
+        """Bus bandwidth in GB/s; None where it is not measured."""
+        ranks = self.ranks
+        with ranks.first_decides():
+            floor = self._floor if ranks.is_first else None
+        floor = ranks.from_first(floor)
+        if ranks.world_size == 1 or (self.level == "thin" and self.config.train.min_allreduce_gb_s is None):
+            return None
+        rate = bandwidth.all_reduce_gb_s(ranks)
+        if floor is not None and rate < floor[0]:
+            pairs = bandwidth.pair_gb_s(ranks, self.nodes)
+            with ranks.first_decides():
+                if ranks.is_first:
+                    text = f"all-reduce of {rate:.3g} GB/s is below {floor[1]}"
+                    _refuse([too_slow(text, pairs, list(dict.fromkeys(self.nodes)))], ledger, attempt)
+        return rate
+
+    def _line(self, facts: Sequence[RankFacts], rate: float | None, seconds: float) -> str:
+        nodes = len(set(self.nodes))
+        each = cli.plural(-(-len(facts) // nodes), "rank")
+        gpu = facts[0].gpu
+        of_node = f"{-(-len(facts) // nodes)} {gpu.kind}" if gpu else f"{each} on {self.ranks.device.type}"
+        parts = [f"{cli.plural(nodes, 'node')} × {of_node}"]
+        if rate is not None:
+            parts.append(f"all-reduce {rate:.3g} GB/s")
+        parts.append("run directory writable from all" if nodes > 1 else "run directory writable")
+        return f"preflight: {', '.join(parts)}, {seconds:.1f} s"
+
+
+def too_slow(text: str, pairs: bandwidth.Pairs, nodes: Sequence[str]) -> Fault:
+    """Who is to blame, of those `nodes`."""
+    slow = bandwidth.standing_out(pairs)
+    rates = ", ".join(f"{a}–{b} {rate:.3g}" for (a, b), rate in sorted(pairs.items(), key=lambda item: item[1])[:4])
+    told = f"; the slowest in GB/s: {rates}"
+    if slow.nodes or slow.pairs:
+        both = sorted({node for pair in slow.pairs for node in pair})
+        named = [*slow.nodes, *(f"{a} with {b}" for a, b in slow.pairs)]
+        return Fault(f"{text}; slow: {', '.join(named)}{told}", (*slow.nodes, *both))
+    if len(nodes) < 3:  # none to compare them with
+        return Fault(f"{text} on {' and '.join(nodes)}{told}", tuple(nodes))
+    return Fault(
+        f"{text}, and no node stands out{told}; lower the floor, or look at the network's settings (NCCL_SOCKET_IFNAME, NCCL_IB_HCA)",
+        kind=ConfigError,
+    )
+
+
+def _refuse(faults: Sequence[Fault], ledger: Ledger, attempt: Attempt) -> None:
+    """Raise what is wrong, if anything: an error of the user's first, which no other node mends."""
+    for fault in faults:
+        if not fault.nodes:
+            raise fault.kind(f"preflight: {fault.text}")
+    if faults:
+        suspects = tuple(sorted({node for fault in faults for node in fault.nodes}))
+        ledger.note(attempt, suspects=suspects)
+        raise NodeError(f"preflight: {'; '.join(fault.text for fault in faults)}")
+
+
+def _written(path: Path, word: str) -> OSError | None:
+    """Write and fsync; what went wrong, if anything."""
+    try:
+        durable.write_bytes(path, word.encode())
+        durable.fsync_dir(path.parent)
+    except OSError as error:
+        return OSError(error.errno, error.strerror or os.strerror(error.errno or 0))
+    return None
+
+
+def _read(path: Path) -> str | None:
+    with contextlib.suppress(OSError):
+        return path.read_text(encoding="utf-8")
+    return None

@@ -1,0 +1,208 @@
+"""What each rank sees of its node, and what of that cannot be right: the judgement is a pure function of all ranks' facts."""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from gpt2hpc import __version__, cli
+from gpt2hpc.cluster.dist_env import SUBMITTED_VERSION
+from gpt2hpc.data import manifest
+from gpt2hpc.errors import ConfigError, DataError, Gpt2hpcError, MissingError, NodeError
+from gpt2hpc.training.process_group import Ranks
+
+HELD_SHARE, HELD_BYTES = 0.1, 1 << 30
+"""Of a GPU's memory, that may be in use before anything is computed: drivers and our own contexts."""
+SKEW_S = 2.0
+_UNREADABLE = "nothing"
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A rank's GPU, and how many it could have chosen from."""
+
+    name: str
+    uuid: str
+    total_bytes: int
+    free_bytes: int
+    visible: int
+
+    @property
+    def kind(self) -> str:
+        """With its memory: the same name is sold with several sizes."""
+        return f"{self.name.removeprefix('NVIDIA ')} of {self.total_bytes / 2**30:.0f} GiB"
+
+
+@dataclass(frozen=True)
+class RankFacts:
+    """What a rank sees. `data` identifies the bytes of the manifest, None where it is not on a disk of the nodes."""
+
+    rank: int
+    node: str
+    version: str
+    torch: str
+    threads: int
+    clock_s: float
+    gpu: Gpu | None = None
+    data: str | None = None
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong, in words; `nodes` are to blame, none where the user is, who then gets an error of that `kind`."""
+
+    text: str
+    nodes: tuple[str, ...] = ()
+    kind: type[Gpt2hpcError] = NodeError
+
+
+def seen(ranks: Ranks, data: Path | None) -> RankFacts:
+    """By this rank, at this moment. `data` is the prepared directory, if that is on a disk."""
+    return RankFacts(
+        rank=ranks.rank,
+        node=ranks.env.node,
+        version=__version__,
+        torch=torch.__version__,
+        threads=torch.get_num_threads(),
+        clock_s=time.time(),
+        gpu=_gpu(ranks.device) if ranks.device.type == "cuda" else None,
+        data=None if data is None else _identity(data),
+    )
+
+
+def _gpu(device: torch.device) -> Gpu:
+    facts = torch.cuda.get_device_properties(device)
+    free, total = torch.cuda.mem_get_info(device)
+    uuid = str(getattr(facts, "uuid", device.index))
+    return Gpu(facts.name, uuid, total, free, torch.cuda.device_count())
+
+
+def _identity(data: Path) -> str:
+    """Of the manifest's bytes; of names and sizes, where others have made the data and there is none."""
+    try:
+        if (path := data / manifest.NAME).exists():
+            return hashlib.sha256(path.read_bytes()).hexdigest()
+        listed = sorted((entry.name, entry.stat().st_size) for entry in os.scandir(data) if entry.is_file())
+        return hashlib.sha256(repr(listed).encode()).hexdigest()
+    except OSError as error:
+        return f"{_UNREADABLE} ({error.strerror})"
+
+
+def faults(facts: Sequence[RankFacts], environ: Mapping[str, str]) -> Iterator[Fault]:
+    """All that cannot be right; those of the user's first, since they are not mended by other nodes."""
+    yield from _versions(facts, environ)
+    yield from _shared_gpus(facts)
+    yield from _kinds(facts)
+    yield from _held(facts)
+    yield from _data(facts)
+
+
+def remarks(facts: Sequence[RankFacts]) -> Iterator[str]:
+    """What is odd, but works."""
+    if len({each.threads for each in facts}) > 1:
+        yield f"OMP_NUM_THREADS differs: {_listed(facts, lambda each: str(each.threads))}; on a CPU the slowest rank sets the pace"
+    clocks = [each.clock_s for each in facts]
+    if max(clocks) - min(clocks) > SKEW_S:
+        behind = {each.node: each.clock_s - clocks[0] for each in facts if abs(each.clock_s - clocks[0]) > SKEW_S}
+        told = ", ".join(f"{node} by {skew:+.1f} s" for node, skew in behind.items())
+        yield f"clocks differ from that of {facts[0].node}: {told}; times in logs are not comparable"
+
+
+def blamed(bad: Sequence[str], facts: Sequence[RankFacts], text: str, user: Fault) -> Fault:
+    """A fault of the `bad` nodes; the user's, if it is so on every node but the first, and these are several."""
+    others = {each.node for each in facts} - {facts[0].node}
+    return user if len(others) > 1 and set(bad) >= others else Fault(text, tuple(bad))
+
+
+def _versions(facts: Sequence[RankFacts], environ: Mapping[str, str]) -> Iterator[Fault]:
+    for name, value in (("gpt2hpc", lambda each: each.version), ("torch", lambda each: each.torch)):
+        if len(set(map(value, facts))) > 1:
+            mend = f"install one version of {name} on every node, or run all ranks in one image"
+            yield Fault(
+                f"the ranks have different versions of {name}: {_listed(facts, value)}; {mend}", kind=MissingError
+            )
+    submitted = environ.get(SUBMITTED_VERSION)
+    if submitted and submitted != facts[0].version:
+        mend = (
+            f"build the image anew with {submitted}"
+            if any(name in environ for name in ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER"))
+            else f"install {submitted} for the job's Python"
+        )
+        yield Fault(
+            f"gpt2hpc {submitted} submitted the job, but its ranks run gpt2hpc {facts[0].version}; {mend}, or submit with "
+            f"{facts[0].version}",
+            kind=MissingError,
+        )
+
+
+def _shared_gpus(facts: Sequence[RankFacts]) -> Iterator[Fault]:
+    users: dict[tuple[str, str], list[int]] = {}
+    for each in facts:
+        if each.gpu:
+            users.setdefault((each.node, each.gpu.uuid), []).append(each.rank)
+    for (node, _), sharing in users.items():
+        if len(sharing) > 1:
+            told = " and ".join(map(str, sharing))
+            yield Fault(
+                f"ranks {told} have one GPU on {node}; ask for one GPU a rank, by --gpus-per-node", kind=MissingError
+            )
+
+
+def _kinds(facts: Sequence[RankFacts]) -> Iterator[Fault]:
+    """GPUs of every node: their number and kind."""
+    kinds: dict[str, str] = {}
+    for each in facts:
+        if each.gpu:
+            kinds.setdefault(each.node, f"{cli.plural(each.gpu.visible, 'GPU')}, {each.gpu.kind}")
+            if each.gpu.kind not in kinds[each.node]:
+                kinds[each.node] += f" and {each.gpu.kind}"
+    if len(set(kinds.values())) < 2:
+        return
+    usual, count = collections.Counter(kinds.values()).most_common(1)[0]
+    if 2 * count <= len(kinds):
+        told = "; ".join(f"{node} has {kind}" for node, kind in kinds.items())
+        mend = "ask for one kind (--constraint, or its type in --gpus-per-node), or set --train.preflight off"
+        yield Fault(f"the nodes have different GPUs: {told}; {mend}", kind=ConfigError)
+        return
+    for node, kind in kinds.items():
+        if kind != usual:
+            yield Fault(f"{node} has {kind}, the others have {usual}", (node,))
+
+
+def _held(facts: Sequence[RankFacts]) -> Iterator[Fault]:
+    """Memory of a GPU that somebody else's process holds."""
+    for each in facts:
+        if (
+            each.gpu
+            and (held := each.gpu.total_bytes - each.gpu.free_bytes) > HELD_BYTES + HELD_SHARE * each.gpu.total_bytes
+        ):
+            free = f"{each.gpu.free_bytes / 2**30:.1f} of {each.gpu.total_bytes / 2**30:.1f} GiB"
+            yield Fault(
+                f"the GPU of rank {each.rank} on {each.node} has {free} free: another process holds {held / 2**30:.1f}",
+                (each.node,),
+            )
+
+
+def _data(facts: Sequence[RankFacts]) -> Iterator[Fault]:
+    bad = {each.node: each.data or "" for each in facts if each.data != facts[0].data}
+    if bad:
+        why = {node: found if found.startswith(_UNREADABLE) else "other data" for node, found in bad.items()}
+        text = f"data.dir is not for all nodes what it is for {facts[0].node}: "
+        text += ", ".join(f"{node} sees {reason}" for node, reason in why.items())
+        mend = "put it on a file system that all nodes mount, at the same path"
+        yield blamed(list(bad), facts, text, Fault(f"{text}; {mend}", kind=DataError))
+
+
+def _listed(facts: Sequence[RankFacts], value: Callable[[RankFacts], str]) -> str:
+    """`0.1.0 on n1, 0.2.0 on n2 and n3`."""
+    where: dict[str, dict[str, None]] = {}
+    for each in facts:
+        where.setdefault(value(each), {})[each.node] = None
+    return ", ".join(f"{found} on {' and '.join(nodes)}" for found, nodes in where.items())

@@ -1,0 +1,149 @@
+"""Real ranks ask about their nodes before they train: what they find, whose fault it is, and that it leaves no trace in the bytes."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpt2hpc.cluster.ledger import Cause, Ledger
+from gpt2hpc.config import Config
+from gpt2hpc.data.manifest import Manifest
+from gpt2hpc.errors import MissingError, NodeError, RunDirError
+from gpt2hpc.run_dir import RunDir
+from tests import tiny
+from tests.tiny import gpt2hpc
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    return RunDir(tmp_path / "run")
+
+
+def settings(data: Manifest, **train: Any) -> Config:
+    return tiny.config(data.where, **train)
+
+
+def refused(run: RunDir, code: int) -> str:
+    """The line of an error of the user's, of which the decision must know; nothing of the training has begun."""
+    found = Ledger(run).outcome()
+    assert found is not None
+    assert (found.cause, found.exit_code) == (Cause.ERROR, code)
+    assert not run.log.exists()
+    return found.message
+
+
+def suspected(run: RunDir) -> tuple[str, ...]:
+    """The suspects of a crash: no outcome, so that the job starts again."""
+    assert Ledger(run).outcome() is None
+    assert not run.log.exists()
+    (attempt,) = Ledger(run).attempts()
+    return attempt.suspects
+
+
+def nothing_is_left(run: RunDir) -> None:
+    assert not list(run.path.glob(".preflight-*"))
+
+
+def test_it_changes_no_bit(shared_data: Manifest, run: RunDir, capfd: pytest.CaptureFixture[str]) -> None:
+    assert tiny.run_ranks(run, settings(shared_data), nproc=4, options=["--nodes", "2"]) == 0
+    shown = capfd.readouterr().out
+    line = (
+        r"preflight: 2 nodes × 2 ranks on cpu, all-reduce [\d.e-]+ GB/s, run directory writable from all, \d+\.\d s\n"
+    )
+    assert re.search(line, shown), shown
+    nothing_is_left(run)
+    without = RunDir(run.path.with_name("without"))
+    assert tiny.run_ranks(without, settings(shared_data, preflight="off"), nproc=4) == 0
+    assert "preflight" not in capfd.readouterr().out
+    assert tiny.content(tiny.newest(run)) == tiny.content(tiny.newest(without))
+
+
+def test_here_it_is_thin_and_quick(shared_data: Manifest, run: RunDir) -> None:
+    done = gpt2hpc("train", "--nproc", "2", "--run-dir", run.path, *tiny.flags(settings(shared_data)))
+    assert done.returncode == 0, done.stderr
+    found = re.search(r"preflight: 1 node × 2 ranks on cpu, run directory writable, (\d+\.\d) s", done.stdout)
+    assert found, done.stdout
+    assert float(found[1]) < 2, "0.0 s where nothing else runs"
+
+
+def test_another_version_on_one_node(shared_data: Manifest, run: RunDir) -> None:
+    options = ["--nodes", "2", "--version", "1", "9.9"]
+    assert tiny.run_ranks(run, settings(shared_data), nproc=2, options=options) == MissingError.exit_code
+    assert "different versions of gpt2hpc: 0.1.0 on n0, 9.9 on n1; install one" in refused(run, MissingError.exit_code)
+    nothing_is_left(run)
+
+
+def test_another_version_than_the_submitters(
+    shared_data: Manifest, run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPT2HPC_SUBMITTED_VERSION", "9.9")
+    assert tiny.run_ranks(run, settings(shared_data), nproc=2) == MissingError.exit_code
+    told = refused(run, MissingError.exit_code)
+    assert "gpt2hpc 9.9 submitted the job, but its ranks run gpt2hpc 0.1.0; install 9.9" in told
+
+
+@as_root
+def test_a_node_with_another_disk(shared_data: Manifest, run: RunDir, capfd: pytest.CaptureFixture[str]) -> None:
+    """It mounts something else where the others have the run directory."""
+    options = ["--nodes", "2", "--other-disk", "n1"]
+    assert tiny.run_ranks(run, settings(shared_data), nproc=4, options=options) == NodeError.exit_code
+    assert suspected(run) == ("n1",)
+    told = capfd.readouterr().err
+    assert f"preflight: --run-dir={run.path} is not shared by all nodes (n1: what it writes there is not seen" in told
+    nothing_is_left(run)
+
+
+@as_root
+def test_a_disk_that_is_too_small(shared_data: Manifest, small_disk: RunDir) -> None:
+    assert tiny.run_ranks(small_disk, settings(shared_data), nproc=2) == RunDirError.exit_code
+    assert "GB free, but checkpoints of" in refused(small_disk, RunDirError.exit_code)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[RunDir]:
+    """A run directory with 400 kB, of which a checkpoint of the tiny model needs as much."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "none", str(folder)], check=True)
+    try:
+        yield RunDir(folder)
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_floor_missed_on_one_node(shared_data: Manifest, run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPT2HPC_MIN_ALLREDUCE_GB_S", "1e6")
+    assert tiny.run_ranks(run, settings(shared_data), nproc=2, options=["--nodes", "1"]) == NodeError.exit_code
+    assert suspected(run) == ("n0",)
+
+
+def test_a_floor_missed_because_of_one_node(
+    shared_data: Manifest, run: RunDir, capfd: pytest.CaptureFixture[str]
+) -> None:
+    slow = settings(shared_data, min_allreduce_gb_s=1e6)
+    options = ["--nodes", "4", "--slow-link", "n2"]
+    assert tiny.run_ranks(run, slow, nproc=4, options=options) == NodeError.exit_code
+    assert "GB/s is below train.min_allreduce_gb_s=1e+06; slow: n2; the slowest in GB/s: " in capfd.readouterr().err
+    assert suspected(run) == ("n2",)
+
+
+def test_a_setting_is_above_the_sites_floor(
+    shared_data: Manifest, run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPT2HPC_MIN_ALLREDUCE_GB_S", "1e6")
+    low = settings(shared_data, min_allreduce_gb_s=1e-6, total_steps=4)
+    assert tiny.run_ranks(run, low, nproc=2) == 0
+
+
+def test_a_floor_that_is_no_number(shared_data: Manifest, run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPT2HPC_MIN_ALLREDUCE_GB_S", "fast")
+    assert tiny.run_ranks(run, settings(shared_data), nproc=2) == 3
+    assert "GPT2HPC_MIN_ALLREDUCE_GB_S=fast in the environment must be a number" in refused(run, 3)

@@ -1,0 +1,93 @@
+"""When a guard takes over, and when it stays away, by what is known of the job that it guards."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from gpt2hpc import durable
+from gpt2hpc.cluster.guard import take_over
+from gpt2hpc.cluster.ledger import Cause, Decision, Ledger, Outcome
+from gpt2hpc.cluster.requeue import Action
+from gpt2hpc.run_dir import RunDir
+from tests.unit.test_requeue import attempt
+
+
+def shown(state: str, *, job: str = "7", restarts: int = 0) -> str:
+    return f"JobId={job} JobName=a JobState={state} Restarts={restarts} NodeList=n1 Command=x"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    """Of job 7, which has begun and said nothing more."""
+    run = RunDir(tmp_path)
+    run.create()
+    claim(run, restart=0)
+    return run
+
+
+def claim(run: RunDir, *, restart: int, job: str = "7") -> None:
+    begun = dataclasses.replace(attempt(restart, job=job, cause=None), number=len(Ledger(run).attempts()) + 1)
+    durable.publish_json(run.attempts / f"{begun.number:04d}.json", dataclasses.asdict(begun))
+
+
+def asked(run: RunDir, state: str, *, restarts: int = 0) -> Action:
+    return take_over(run, shown(state, restarts=restarts), job="7", by="8")
+
+
+@pytest.mark.parametrize("state", ["FAILED", "NODE_FAIL", "TIMEOUT", "OUT_OF_MEMORY", "PREEMPTED", ""])
+def test_it_takes_over_from_a_job_that_ended_without_a_word(run: RunDir, state: str) -> None:
+    action = asked(run, state)
+    assert action.kind == "requeue"
+    assert "takes over, crash 1 of 3 allowed (ended without a word)" in action.reason
+    assert Ledger(run).attempts()[0].cause == Cause.CRASHED
+
+
+def test_it_takes_over_from_one_that_saved_and_could_not_go_on(run: RunDir) -> None:
+    ledger = Ledger(run)
+    ledger.close(ledger.attempts()[0], Outcome(1, "7", 0, Cause.PREEMPTED, 50))
+    ledger.remember(Decision("7", 0, "resubmit", "preempted at step 50"))
+    assert asked(run, "FAILED").reason == "takes over, preempted at step 50"
+
+
+@pytest.mark.parametrize("cause", [Cause.STOPPED, Cause.DIVERGED, Cause.ERROR])
+def test_it_stays_away_from_an_end_that_was_meant(run: RunDir, cause: Cause) -> None:
+    ledger = Ledger(run)
+    ledger.close(ledger.attempts()[0], Outcome(1, "7", 0, cause, 50, exit_code=4 if cause is Cause.ERROR else None))
+    action = asked(run, "FAILED")
+    assert (action.kind, action.exit_code) == ("exit", {Cause.STOPPED: 6, Cause.DIVERGED: 5, Cause.ERROR: 4}[cause])
+
+
+@pytest.mark.parametrize("state", ["CANCELLED", "RUNNING", "PENDING", "REQUEUED"])
+def test_it_brings_back_nothing_that_was_cancelled_or_goes_on(run: RunDir, state: str) -> None:
+    assert (asked(run, state).kind, asked(run, state).exit_code) == ("exit", 6)
+    assert Ledger(run).attempts()[0].cause is None
+
+
+def test_it_stays_away_where_nobody_knows_what_became_of_a_job_that_waited(run: RunDir) -> None:
+    """It had requeued itself, and may have been cancelled since."""
+    Ledger(run).remember(Decision("7", 0, "requeue", "preempted at step 50"))
+    assert asked(run, "").kind == "exit"
+
+
+def test_it_stays_away_where_another_job_has_taken_over(run: RunDir) -> None:
+    claim(run, restart=0, job="9")
+    assert "job 9 has taken over already" in asked(run, "FAILED").reason
+
+
+def test_it_goes_on_as_itself_after_a_restart_of_its_own(run: RunDir) -> None:
+    claim(run, restart=0, job="8")
+    assert asked(run, "FAILED").kind == "requeue"
+
+
+def test_guard_after_guard_ends_where_none_gets_further(run: RunDir) -> None:
+    reasons = []
+    for number in range(7, 13):
+        job, by = str(number), str(number + 1)
+        before = [str(each) for each in range(number - 1, 6, -1)]
+        action = take_over(run, shown("FAILED", job=job), job=job, by=by, succeeds=before)
+        reasons.append(action.kind)
+        claim(run, restart=0, job=by)
+    assert reasons == ["requeue"] * 3 + ["exit"] * 3

@@ -1,0 +1,371 @@
+"""`gpt2hpc plan`: arithmetic by hand, sizes of real files, a run's own numbers, and what it says."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpt2hpc import config_io, plan
+from gpt2hpc.cluster.ledger import Cause
+from gpt2hpc.config import Config, ModelConfig, TrainConfig
+from gpt2hpc.data.manifest import Manifest
+from gpt2hpc.errors import ConfigError, DataError, Gpt2hpcError, RunDirError, UsageError
+from gpt2hpc.planning import measured, storage
+from gpt2hpc.run_dir import RunDir
+from tests import tiny, written_runs
+from tests.written_runs import attempt
+
+PAGE = Path(__file__).parents[2] / "docs" / "plan.md"
+PRESETS = {  # weights and biases of each published size, counted by hand: rows of padding, then 12·width² + 13·width a block
+    "gpt2-124m": (50_304 + 1024) * 768 + 12 * (12 * 768**2 + 13 * 768) + 2 * 768,
+    "gpt2-350m": (50_304 + 1024) * 1024 + 24 * (12 * 1024**2 + 13 * 1024) + 2 * 1024,
+    "gpt2-774m": (50_304 + 1024) * 1280 + 36 * (12 * 1280**2 + 13 * 1280) + 2 * 1280,
+    "gpt2-1558m": (50_304 + 1024) * 1600 + 48 * (12 * 1600**2 + 13 * 1600) + 2 * 1600,
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No profile of whoever runs the tests."""
+    monkeypatch.delenv("GPT2HPC_SITE", raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+
+
+def told(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    assert plan.main([str(each) for each in arguments]) == 0
+    return capsys.readouterr().out
+
+
+def facts(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(told(capsys, *arguments, "--json"))
+    return found
+
+
+def origins(found: dict[str, Any]) -> dict[str, str]:
+    return {each["name"]: each["origin"] for each in found["inputs"]["assumptions"]}
+
+
+# Hours ------------------------------------------------------------------------------------------------------------
+
+
+def test_hours_by_hand(capsys: pytest.CaptureFixture[str]) -> None:
+    """One GPU, no network: 2,097,152 tokens in 4 steps at 1,000 tokens/s are 2,097.152 s; the rest is added one by one."""
+    found = facts(
+        capsys,
+        *("--train.total_tokens", "2097152", "--optimizer.warmup_tokens", "0", "--train.eval_tokens", "3000"),
+        *("--train.eval_every", "2", "--gpus-per-node", "1", "--tokens-per-s-per-gpu", "1000", "--stall-s", "2"),
+        *("--save-s", "10", "--start-s", "100", "--requeue-s", "20", "--mtbf-hours", "5", "--gpu", "a100"),
+    )
+    work_s = 2097.152 + 3 * 1.0  # validations before the first, after the second and after the last step, forward only
+    expected_s = 5 * 3600 * math.exp(128 / 18_000) * math.expm1(902 / 18_000) * work_s / 900
+    assert found["steps"] == 4
+    assert found["work_s"] == pytest.approx(work_s)
+    assert found["computing_s"] == pytest.approx(expected_s)
+    assert found["wall_s"] == pytest.approx(expected_s + 100 + 10)
+    assert found["gpu_hours"] == pytest.approx(found["wall_s"] / 3600)
+    assert found["failures"] == pytest.approx(expected_s / 18_000)
+    assert found["intervals"]["young_s"] == pytest.approx(math.sqrt(2 * 2 * 18_000))
+
+
+def test_the_mfu_gives_the_rate(capsys: pytest.CaptureFixture[str]) -> None:
+    """124M: 6 × 124,439,808 + 12 × 12 × 768 × 1024 = 859,885,056 FLOPs a token; half of an A100's peak by that."""
+    found = facts(capsys, "--preset", "gpt2-124m", "--gpu", "a100", "--gpus-per-node", "1", "--mfu", "0.5")
+    assert found["step"]["compute_s"] == pytest.approx(524_288 * 859_885_056 / 156e12)
+    assert found["mfu"] == pytest.approx(0.5)
+
+
+def test_jobs_are_chained_by_the_time_limit(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of an hour, 300 s to start; and to stop 3 steps, a validation, 1.5 saves and a minute."""
+    arguments = [
+        *("--preset", "gpt2-124m", "--gpu", "a100", "--gpus-per-node", "8", "--tokens-per-s-per-gpu", "100000"),
+        *("--start-s", "300", "--save-s", "20", "--stall-s", "0.1"),
+    ]
+    free, limited = facts(capsys, *arguments), facts(capsys, *arguments, "--time", "1:00:00")
+    stop_s = 3 * 524_288 / 800_000 + limited["validation_s"] + 30 + 60
+    assert limited["reserve_s"] == pytest.approx(stop_s)
+    assert limited["jobs"] == math.ceil(free["computing_s"] / (3600 - 300 - stop_s)) == 5
+    assert free["jobs"] == 1
+    assert limited["wall_s"] - free["wall_s"] == pytest.approx(4 * 320)
+    assert limited["gpu_hours"] == pytest.approx(8 * limited["wall_s"] / 3600)
+
+
+def test_the_site_gives_time_and_gpus_and_a_flag_wins(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = tmp_path / "site.yaml"
+    site.write_text("time: 2:00:00\ngpus_per_node: 4\n")
+    found = facts(capsys, "--gpu", "a100", "--site", site)
+    assert (found["inputs"]["time_limit_s"], found["step"]["gpus"]) == (7200, 4)
+    assert (origins(found)["--time"], origins(found)["--gpus-per-node"]) == ("site", "site")
+    monkeypatch.setenv("GPT2HPC_SITE", str(site))
+    found = facts(capsys, "--gpu", "a100", "--time", "30:00", "--nodes", "2")
+    assert (found["inputs"]["time_limit_s"], found["step"]["gpus"]) == (1800, 8)
+    assert (origins(found)["--time"], origins(found)["--network-gbit-s"]) == ("flag", "default")
+
+
+def test_failures_are_of_nodes_or_of_the_job(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--gpu", "a100", "--nodes", "4", "--mtbf-hours", "1000"]
+    assert facts(capsys, *arguments)["losses"]["mtbf_s"] == 250 * 3600
+    assert facts(capsys, *arguments, "--mtbf-of", "job")["losses"]["mtbf_s"] == 1000 * 3600
+
+
+def test_the_interval_that_loses_least_loses_less(capsys: pytest.CaptureFixture[str]) -> None:
+    found = facts(capsys, "--gpu", "a100", "--stall-s", "5", "--save-s", "30", "--mtbf-hours", "48")
+    assert found["best"]["interval_s"] == pytest.approx(found["intervals"]["daly_s"])
+    assert found["best"]["overhead"] < found["configured"]["overhead"]
+    assert found["configured"]["interval_s"] == 900
+    often = facts(capsys, "--gpu", "a100", "--checkpoint.every_steps", "10")
+    assert often["configured"]["interval_s"] == pytest.approx(
+        10 * (often["step"]["compute_s"] + often["step"]["exposed_s"])
+    )
+    slow = facts(capsys, "--gpu", "a100", "--stall-s", "0.01", "--save-s", "500", "--mtbf-hours", "48")
+    assert slow["best"]["interval_s"] == 500
+
+
+# Scaling ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_table_over_nodes(capsys: pytest.CaptureFixture[str]) -> None:
+    found = facts(capsys, "--preset", "gpt2-124m", "--gpu", "a100", "--nodes", "1,2,3,4,8,64")
+    rows = found["rows"]
+    assert [row["nodes"] for row in rows] == [1, 2, 3, 4, 8, 64]
+    efficiency = [row["efficiency"] for row in rows if row["step"]]
+    assert efficiency[0] == pytest.approx(1, abs=1e-6)
+    assert efficiency == sorted(efficiency, reverse=True)
+    assert rows[0]["remark"] == "as given"
+    assert rows[1]["remark"] == "modelled"
+    assert rows[2]["step"] is None
+    assert "not a multiple of 1024 × 24 GPUs; try 516096" in rows[2]["remark"]
+    assert 516_096 % (1024 * 24) == 0
+    assert "extrapolated: micro batch 8 instead of 16" in rows[4]["remark"]
+    assert "extrapolated: beyond 128 GPUs" in rows[5]["remark"]
+    shares = [row["step"]["share"] for row in rows if row["step"]]
+    assert all(
+        each["micro_batch"] * each["accumulation"] * 1024 * row["gpus"] == 524_288
+        for each, row in zip(shares, (row for row in rows if row["step"]), strict=True)
+    )
+
+
+def test_a_slow_network_costs_and_a_long_step_mends(capsys: pytest.CaptureFixture[str]) -> None:
+    def efficiency(*more: str) -> float:
+        found = facts(capsys, "--preset", "gpt2-350m", "--gpu", "a100", "--nodes", "4", *more)
+        return float(found["row"]["efficiency"])
+
+    assert efficiency("--network-gbit-s", "25") < 0.6 < efficiency() < 1
+    assert efficiency("--network-gbit-s", "25", "--train.tokens_per_step", "4194304") > 0.65
+    assert efficiency("--network-gbit-s", "25", "--efficiency", "0.4") < efficiency("--network-gbit-s", "25")
+
+
+# Disk -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_real_checkpoint_is_as_large_as_foretold(shared_data: Manifest, tmp_path: Path) -> None:
+    run, settings = RunDir(tmp_path / "run"), tiny.config(shared_data.where)
+    assert tiny.run_ranks(run, settings, nproc=2) == 0
+    found = {path.name: path.stat().st_size for path in tiny.newest(run).path.iterdir()}
+    metrics = found.pop("metrics.jsonl")
+    foretold = storage.checkpoint_bytes(settings.model, ranks=2)
+    assert sum(found.values()) == pytest.approx(foretold, rel=0.01)
+    state = sum(size for name, size in found.items() if name.startswith("state-"))
+    assert state - storage.STATE_BYTES * storage.stored_parameters(settings.model) < 0.03 * state
+    lines = run.metrics.read_text().splitlines()
+    assert metrics <= len(lines) * storage.METRICS_LINE_BYTES < 2 * metrics
+    assert storage.kept(settings.checkpoint, steps=12) == len(list(run.checkpoints.iterdir())) == 4
+    whole = storage.storage(settings, data_tokens=12_100, ranks=2)
+    shards = [path.stat().st_size for path in Path(shared_data.where).glob("*.npy")]
+    assert sum(shards) == pytest.approx(2 * (12_100 + 1000) + 128 * len(shards))
+    assert whole.data == 2 * (12_100 + 512) + 128 * 2
+
+
+@pytest.mark.parametrize(("name", "parameters"), PRESETS.items(), ids=PRESETS)
+def test_checkpoints_of_the_presets_by_arithmetic(name: str, parameters: int) -> None:
+    config = config_io.load(config_io.presets()[name])
+    assert storage.stored_parameters(config.model) == parameters
+    assert storage.checkpoint_bytes(config.model, ranks=8) == pytest.approx(12 * parameters, rel=1e-3)
+
+
+def test_what_was_measured_of_124m() -> None:
+    """bench/results/checkpoint.md has 1.49 GB."""
+    assert storage.checkpoint_bytes(ModelConfig(), ranks=1) == pytest.approx(1.49e9, rel=0.005)
+
+
+def test_what_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    found = facts(capsys, "--gpu", "a100", "--checkpoint.keep_last", "2", "--checkpoint.keep_every_steps", "1000")
+    stored = found["storage"]
+    assert stored["checkpoints"] == 2 + 18  # of 19,073 steps; the 19th thousand is among the last
+    assert (stored["data"], stored["shards"]) == (2 * (19_073 * 524_288 + 10_485_760) + 128 * 101, 101)
+    assert facts(capsys, "--gpu", "a100", "--data-tokens", "1e9")["storage"]["shards"] == 11
+
+
+# A run's own numbers ----------------------------------------------------------------------------------------------
+
+
+def written(tmp_path: Path, attempts: Sequence[Any], **values: Any) -> RunDir:
+    config = Config(train=TrainConfig(total_steps=19_000, micro_batch_size=16))
+    return written_runs.write(tmp_path / "seen", attempts, config=config, **values)
+
+
+def test_from_a_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Two nodes × 4: steps of 11 to 200 have 1,011 to 1,200 tokens/s, half of an hour twice and one crash."""
+    crashed = attempt(1, cause=Cause.CRASHED, last_step=120, saved_step=100)
+    run = written(tmp_path, [crashed, attempt(2, first_step=100, cause=Cause.FINISHED, last_step=200)], mfu=0.25)
+    with run.metrics.open("a") as file:
+        for step, stall_ms, save_s in ((100, 300.0, 9.0), (150, 500.0, 12.0), (200, 400.0, 10.0)):
+            file.write(json.dumps({"step": step, "save_s": save_s, "save_stall_ms": stall_ms}) + "\n")
+        began = 1_769_824_800  # 2026-01-31T02:00:00Z
+        file.write(json.dumps({"step": 103, "loss": 1.0, "ms": 2000.0, "unix_s": began + 95.0}) + "\n")
+    seen = measured.observe(run.path)
+    assert (seen.gpus, seen.nodes, seen.gpus_per_node, seen.failures) == (8, 2, 4, 1)
+    assert seen.tokens_per_s_per_gpu.value == pytest.approx((1000 + 110.5) / 8, rel=0.01)
+    assert seen.start_s is not None
+    assert seen.start_s.value == pytest.approx(95 - 3 * 2)
+    assert seen.node_hours == pytest.approx(2)
+    found = facts(capsys, "--from", run.path, "--gpu", "a100", "--nodes", "2,4")
+    assert found["steps"] == 19_000
+    assert found["inputs"]["stall_s"] == pytest.approx(0.4)
+    assert found["inputs"]["save_s"] == pytest.approx(10)
+    assert found["losses"]["mtbf_s"] == pytest.approx(2 * 3600 / 4)
+    told_of = origins(found)
+    for name in ("--tokens-per-s-per-gpu", "--stall-s", "--save-s", "--start-s", "--mtbf-hours", "--gpus-per-node"):
+        assert told_of[name] == "measured", name
+    assert told_of["--network-gbit-s"] == "default"
+    assert found["rows"][0]["efficiency"] == pytest.approx(1, abs=1e-6)
+    assert [row["remark"] for row in found["rows"]] == ["as given", "modelled"]
+    text = told(capsys, "--from", run.path, "--gpu", "a100", "--start-s", "7")
+    assert re.search(r"--tokens-per-s-per-gpu .* measured +median of \d+ steps of seen, 8 ranks, MFU 25.0%", text)
+    assert re.search(r"--mtbf-hours +2 h .* measured +1 failures in 2.0 node-hours of seen", text)
+    assert re.search(r"--start-s +7 s a start +flag", text)
+
+
+def test_from_a_run_of_another_size(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Its rate counts by FLOPs; its checkpoints say nothing."""
+    run = written(tmp_path, [attempt(1, cause=Cause.FINISHED)])
+    with run.metrics.open("a") as file:
+        file.write(json.dumps({"step": 100, "save_s": 9.0, "save_stall_ms": 300.0}) + "\n")
+    small, large = (
+        facts(capsys, "--from", run.path, "--gpu", "a100", "--nodes", "2", "--preset", name)
+        for name in ("gpt2-124m", "gpt2-350m")
+    )
+    flops = [config_io.load(config_io.presets()[name]).model.flops_per_token for name in ("gpt2-124m", "gpt2-350m")]
+    rates = [found["inputs"]["base"]["tokens_per_s_per_gpu"] for found in (small, large)]
+    assert rates[0] / rates[1] == pytest.approx(flops[1] / flops[0])
+    assert (origins(small)["--save-s"], origins(large)["--save-s"]) == ("measured", "default")
+
+
+def test_from_a_run_that_was_trained(capsys: pytest.CaptureFixture[str], shared_data: Manifest, tmp_path: Path) -> None:
+    run, settings = RunDir(tmp_path / "run"), tiny.config(shared_data.where)
+    assert tiny.run_ranks(run, settings, nproc=2) == 0
+    found = facts(capsys, "--from", run.path, "--gpu", "a100")
+    assert found["steps"] == 12
+    told_of = origins(found)
+    assert {told_of[name] for name in ("--tokens-per-s-per-gpu", "--stall-s", "--save-s", "--start-s")} == {"measured"}
+    assert told_of["--mtbf-hours"] == "default"
+    assert 0 < found["inputs"]["start_s"] < 300
+    seen = measured.observe(run.path)
+    assert found["step"]["gpus"] == seen.gpus == 2
+    assert seen.stall_s is not None
+    assert seen.save_s is not None
+    assert 0 < seen.stall_s.value < seen.save_s.value
+
+
+def test_preemptions_are_no_failures(tmp_path: Path) -> None:
+    ends = [Cause.PREEMPTED, Cause.TIME_LIMIT, Cause.STOPPED, None, Cause.FINISHED]
+    run = written(tmp_path, [attempt(number, cause=cause) for number, cause in enumerate(ends, start=1)])
+    seen = measured.observe(run.path)
+    assert seen.failures == 1
+    assert seen.mtbf_hours is not None
+    assert seen.mtbf_hours.value == pytest.approx(5 * 0.5 * 2)
+
+
+# What it says -----------------------------------------------------------------------------------------------------
+
+WRONG: dict[str, tuple[list[str], type[Gpt2hpcError], str]] = {
+    "an unknown GPU": (["--gpu", "a10o"], UsageError, "--gpu=a10o is unknown; did you mean a100? the known ones are v100, a100,"),
+    "no count": (["--nodes", "1,x"], UsageError, "--nodes=1,x is not a count"),
+    "no nodes": (["--nodes", "0"], UsageError, "--nodes=0 is not a count"),
+    "no GPUs": (["--gpus-per-node", "0"], UsageError, "--gpus-per-node=0 must be 1 or more"),
+    "a percentage": (["--mfu", "40"], UsageError, "--mfu=40 must be 1 or below"),
+    "nothing": (["--network-gbit-s", "0"], UsageError, "--network-gbit-s=0 must be above 0"),
+    "no time": (["--time", "soon"], UsageError, "--time=soon is not a time"),
+    "too short a job": (["--time", "2"], UsageError, "--time is 120 s, of which a start takes 180 s"),
+    "three nodes": (["--nodes", "3"], UsageError, "--nodes=3: train.tokens_per_step=524288 is not a multiple of 1024 × 24 GPUs"),
+    "constant failure": (["--mtbf-hours", "1e-4"], UsageError, "without progress; save more often"),
+    "half a word": (["--mtbf-of", "job"], UsageError, "give that too"),
+    "no run": (["--from", "/nowhere"], RunDirError, "--from=/nowhere is not a run directory"),
+    "a typo": (["--nodse", "3"], UsageError, "did you mean --nodes?"),
+    "a wrong setting": (["--train.micro_batch_size", "x"], ConfigError, "train.micro_batch_size=x is not valid"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "kind", "words"), WRONG.values(), ids=WRONG)
+def test_what_cannot_be_planned(arguments: list[str], kind: type[Gpt2hpcError], words: str) -> None:
+    with pytest.raises(kind) as caught:
+        plan.main(arguments)
+    assert words in caught.value.line
+    assert type(caught.value) is kind
+
+
+def test_a_run_that_has_logged_no_step(tmp_path: Path) -> None:
+    run = written_runs.write(tmp_path / "run", [attempt(1)], steps=0)
+    with pytest.raises(DataError, match="has logged no step yet"):
+        plan.main(["--from", str(run.path)])
+
+
+def test_every_number_has_an_origin(capsys: pytest.CaptureFixture[str]) -> None:
+    text = told(capsys, "--preset", "gpt2-774m", "--gpu", "h100", "--nodes", "2", "--mfu", "0.4")
+    listed = text.partition("Assumptions\n")[2].splitlines()
+    assert len(listed) >= 20
+    for line in listed:
+        assert re.search(r" (flag|site|settings|measured|default)( |$)", line), line
+    assert re.findall(r"^  \((\d+)\)", text, re.MULTILINE) == [str(number) for number in range(1, 14)]
+    for default in (line for line in listed if " default " in line):
+        assert len(default.split(" default ")[1].split()) > 2, f"no source: {default}"
+
+
+def test_gpus_that_are_too_small_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "DOES NOT FIT" in told(capsys, "--preset", "gpt2-1558m", "--gpu", "rtx4090")
+    assert "DOES NOT FIT" not in told(capsys, "--preset", "gpt2-1558m", "--gpu", "a100")
+
+
+def test_the_worked_example_of_the_page(capsys: pytest.CaptureFixture[str]) -> None:
+    """The page shows what the command prints, and the numbers that it works out by hand are those of the command."""
+    text = PAGE.read_text()
+    example = re.search(r"```sh\n(gpt2hpc plan [^\n]*)\n```\n\n```\n(.*?)\n```", text, re.DOTALL)
+    assert example
+    arguments = shlex.split(example[1].partition("#")[0])[2:]
+    assert told(capsys, *arguments).rstrip() == example[2]
+    found = facts(capsys, *arguments)
+    steps, batch, gpus = 19_073, 524_288, 16
+    flops = 6 * 354_823_168 + 12 * 24 * 1024 * 1024
+    computed = batch / gpus / (0.45 * 312e12 / flops)
+    bytes_ = 354_871_296 * 4
+    latency = 8.4e-6 + 2 * (12 * 3.4e-6 + 3 * 9.6e-6)
+    reduced = 2 * 15 / 16 * bytes_ / (0.8 * 400e9 / 8) + 55 * latency
+    assert found["step"]["communication_s"] == pytest.approx(reduced)
+    assert found["step"]["compute_s"] == pytest.approx(computed, rel=0.001)  # less what one node's communication costs
+    for worked_out in (
+        f"{reduced * 1e3:.1f} ms",
+        f"{computed:.3f} s",
+        f"{bytes_ / 1e9:.3f} GB",
+        f"{latency * 1e6:.0f} µs",
+    ):
+        assert worked_out in text, worked_out
+    assert found["tokens"] == steps * batch
+    assert found["work_s"] == pytest.approx(
+        steps * (found["step"]["compute_s"] + found["step"]["exposed_s"]) + 78 * found["validation_s"]
+    )
+    assert found["gpu_hours"] == pytest.approx(found["wall_s"] * gpus / 3600)
+
+
+def test_json_has_all_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+    found = facts(capsys, "--gpu", "a100")
+    assert {"gpu_hours", "wall_s", "jobs", "rows", "storage", "best", "losses", "intervals", "inputs"} <= found.keys()
+    assert found["inputs"]["config"] == json.loads(json.dumps(dataclasses.asdict(Config())))

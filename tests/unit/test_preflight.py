@@ -1,0 +1,153 @@
+"""What is made of what the ranks see: whose fault it is, and how the user is told."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from gpt2hpc.errors import ConfigError, DataError, MissingError
+from gpt2hpc.training.bandwidth import meetings, standing_out
+from gpt2hpc.training.preflight import too_slow
+from gpt2hpc.training.rank_facts import Fault, Gpu, RankFacts, faults, remarks
+
+GIB = 1 << 30
+H100 = Gpu("NVIDIA H100 80GB HBM3", "", 80 * GIB, 79 * GIB, 2)
+
+
+def ranks(nodes: int, **changed: dict[str, Any]) -> list[RankFacts]:
+    """Two on each of n0, n1, …, each with a GPU; with other facts on some nodes, as `n1={"torch": "2.5"}`."""
+    found = []
+    for rank in range(2 * nodes):
+        node = f"n{rank // 2}"
+        facts = RankFacts(rank, node, "0.1.0", "2.13.0", 8, 1e9, dataclasses.replace(H100, uuid=f"GPU-{rank}"), "abc")
+        found.append(dataclasses.replace(facts, **changed.get(node, {})))
+    return found
+
+
+def only(facts: list[RankFacts], **environ: str) -> Fault:
+    (fault,) = faults(facts, environ)
+    return fault
+
+
+def test_equal_nodes_are_fit() -> None:
+    assert list(faults(ranks(3), {})) == []
+    assert list(faults(ranks(3), {"GPT2HPC_SUBMITTED_VERSION": "0.1.0"})) == []
+    assert list(remarks(ranks(3))) == []
+
+
+@pytest.mark.parametrize("name", ["version", "torch"])
+def test_other_versions_are_the_users(name: str) -> None:
+    fault = only(ranks(2, n1={name: "9.9"}))
+    assert (fault.nodes, fault.kind) == ((), MissingError)
+    assert "9.9 on n1; install one version" in fault.text
+
+
+def test_another_version_than_the_submitters() -> None:
+    assert "install 0.2.0 for the job's Python" in only(ranks(1), GPT2HPC_SUBMITTED_VERSION="0.2.0").text
+    fault = only(ranks(1), GPT2HPC_SUBMITTED_VERSION="0.2.0", APPTAINER_CONTAINER="/x.sif")
+    assert (fault.nodes, fault.kind) == ((), MissingError)
+    assert (
+        "gpt2hpc 0.2.0 submitted the job, but its ranks run gpt2hpc 0.1.0; build the image anew with 0.2.0"
+        in fault.text
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"visible": 1}, "n1 has 1 GPU, H100 80GB HBM3 of 80 GiB, the others have 2 GPUs"),
+        ({"name": "NVIDIA A100"}, "n1 has 2 GPUs, A100 of 80 GiB"),
+        ({"total_bytes": 40 * GIB, "free_bytes": 40 * GIB}, "HBM3 of 40 GiB"),
+    ],
+)
+def test_the_odd_node_is_to_blame(changed: dict[str, Any], told: str) -> None:
+    facts = ranks(3)
+    for rank in (2, 3):
+        gpu = facts[rank].gpu
+        assert gpu
+        facts[rank] = dataclasses.replace(facts[rank], gpu=dataclasses.replace(gpu, **changed))
+    fault = only(facts)
+    assert fault.nodes == ("n1",)
+    assert told in fault.text
+
+
+def test_half_and_half_is_the_users() -> None:
+    facts = ranks(2)
+    for rank in (2, 3):
+        gpu = facts[rank].gpu
+        assert gpu
+        facts[rank] = dataclasses.replace(facts[rank], gpu=dataclasses.replace(gpu, name="NVIDIA A100"))
+    fault = only(facts)
+    assert (fault.nodes, fault.kind) == ((), ConfigError)
+
+
+def test_a_gpu_that_somebody_uses() -> None:
+    busy = dataclasses.replace(H100, uuid="GPU-9", free_bytes=12 * GIB)
+    fault = only([*ranks(2)[:3], dataclasses.replace(ranks(2)[3], gpu=busy)])
+    assert fault.nodes == ("n1",)
+    assert "the GPU of rank 3 on n1 has 12.0 of 80.0 GiB free: another process holds 68.0" in fault.text
+
+
+def test_two_ranks_on_one_gpu() -> None:
+    one = [dataclasses.replace(each, gpu=H100) for each in ranks(1)]
+    assert "ranks 0 and 1 have one GPU on n0" in only(one).text
+
+
+def test_a_node_without_the_data_is_to_blame_and_several_are_not() -> None:
+    fault = only(ranks(3, n2={"data": "nothing (No such file or directory)"}))
+    assert fault.nodes == ("n2",)
+    assert fault.text == "data.dir is not for all nodes what it is for n0: n2 sees nothing (No such file or directory)"
+    everywhere = only(ranks(3, n1={"data": "x"}, n2={"data": "x"}))
+    assert (everywhere.nodes, everywhere.kind) == ((), DataError)
+    assert only(ranks(2, n1={"data": "x"})).nodes == ("n1",), "of two nodes the other may be the bad one"
+
+
+def test_threads_and_clocks_are_remarked_on() -> None:
+    threads, clocks = remarks(ranks(2, n1={"threads": 4, "clock_s": 1e9 + 7}))
+    assert "8 on n0, 4 on n1" in threads
+    assert "n1 by +7.0 s" in clocks
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 3, 4, 5, 8])
+def test_every_node_meets_every_other_once(nodes: int) -> None:
+    names = [f"n{rank // 2}" for rank in range(2 * nodes)]
+    inside, *rounds = meetings(names)
+    assert inside == [(2 * node, 2 * node + 1) for node in range(nodes)]
+    met = [tuple(sorted((names[a], names[b]))) for pairs in rounds for a, b in pairs]
+    assert len(met) == len(set(met)) == nodes * (nodes - 1) // 2
+    for pairs in rounds:
+        busy = [rank for pair in pairs for rank in pair]
+        assert len(busy) == len(set(busy)), "a rank meets two at once"
+
+
+def rates(nodes: int, **slow: float) -> dict[tuple[str, str], float]:
+    """20 GB/s between any two, but `n1_n2=3` or, of a node, `n1=2`."""
+    names = [f"n{node}" for node in range(nodes)]
+    found = {(a, b): 20.0 for a in names for b in names if a < b}
+    for name, rate in slow.items():
+        for pair in found:
+            if set(name.split("_")) <= set(pair):
+                found[pair] = rate
+    return found
+
+
+def test_who_is_slow() -> None:
+    assert standing_out(rates(4, n2=3.0)).nodes == ("n2",)
+    assert standing_out(rates(4, n2=3.0)).pairs == ()
+    assert standing_out(rates(4, n1_n3=3.0)).pairs == (("n1", "n3"),)
+    assert standing_out(rates(4, n1_n3=3.0)).nodes == ()
+    inside = {("n0", "n0"): 200.0, ("n1", "n1"): 9.0, ("n2", "n2"): 200.0}
+    assert standing_out(rates(3) | inside).nodes == ("n1",)
+    assert standing_out(rates(4)) == standing_out(rates(2, n0=1.0))
+
+
+def test_who_is_suspected() -> None:
+    fault = too_slow("all-reduce of 3 GB/s is below the floor", rates(4, n2=3.0), ["n0", "n1", "n2", "n3"])
+    assert fault.nodes == ("n2",)
+    assert "slow: n2; the slowest in GB/s: n0–n2 3, " in fault.text
+    assert too_slow("", rates(4, n1_n3=3.0), ["n0", "n1", "n2", "n3"]).nodes == ("n1", "n3")
+    assert too_slow("", rates(2), ["n0", "n1"]).nodes == ("n0", "n1")
+    alike = too_slow("", rates(4), ["n0", "n1", "n2", "n3"])
+    assert (alike.nodes, alike.kind) == ((), ConfigError)
