@@ -12,7 +12,19 @@ from gpt2hpc.__main__ import VERBS
 
 ROOT = Path(__file__).parents[2]
 PAGES = (
-    *("exit-codes", "doctor", "plan", "slurm", "sites", "status", "data", "checkpoints", "hub", "weights", "evaluation"),
+    *(
+        "exit-codes",
+        "doctor",
+        "plan",
+        "slurm",
+        "sites",
+        "status",
+        "data",
+        "checkpoints",
+        "hub",
+        "weights",
+        "evaluation",
+    ),
     *("reports", "metrics"),
 )
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *(f"docs/{page}.md" for page in PAGES)]
