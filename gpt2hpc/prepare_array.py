@@ -14,8 +14,8 @@ from pathlib import Path
 from gpt2hpc import cli, prepare, prepare_options
 from gpt2hpc.cluster import choices, queries, slurm
 from gpt2hpc.cluster.array_job import ArrayJob
-from gpt2hpc.cluster.batch import submitted
 from gpt2hpc.cluster.choices import Choices
+from gpt2hpc.cluster.run_jobs import submitted
 from gpt2hpc.data import encode, manifest
 from gpt2hpc.errors import UsageError
 

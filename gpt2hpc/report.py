@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from gpt2hpc import cli, durable, status
+from gpt2hpc import cli, durable
 from gpt2hpc.errors import RunDirError
-from gpt2hpc.reporting import facts, page
+from gpt2hpc.reporting import facts, page, run_status
 from gpt2hpc.run_dir import RunDir
 
 
@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
             raise RunDirError(f"{path} is not a directory; give a run directory, or several")
     found = [facts.read(path) for path in arguments.runs]
     found = facts.told_apart(found)
-    states = [status.read_status(run.run).state for run in found]
+    states = [run_status.read_status(run.run).state for run in found]
     out: Path = arguments.out or RunDir(arguments.runs[0]).report
     out.parent.mkdir(parents=True, exist_ok=True)
     text = page.render(found, states, made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))

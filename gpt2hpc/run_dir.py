@@ -118,6 +118,11 @@ class RunDir:
         return self.slurm / "dependents"
 
     @property
+    def job_logs(self) -> Path:
+        """`JOB PATH`, a line each time that a batch script starts: where Slurm keeps what it prints."""
+        return self.slurm / "logs"
+
+    @property
     def finished(self) -> Path:
         """There once the last step is done."""
         return self.path / "FINISHED"

@@ -1,172 +1,50 @@
-"""`gpt2hpc status`: one line a run, or a directory that is prepared: how far, how well, and what became of it."""
+"""`gpt2hpc status`: how far runs are, how fast and how well they go, and why one waits or has ended.
+
+A run is read from its own files; Slurm, where there is one, is asked once for all of them.
+"""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
-import json
+import os
+import shutil
 import sys
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from gpt2hpc import cli, config_io, durable
-from gpt2hpc.cluster.dist_env import LOCAL
-from gpt2hpc.cluster.ledger import Attempt, Cause, Decision, Ledger, Outcome
-from gpt2hpc.config import Config
+from gpt2hpc import cli, durable
 from gpt2hpc.data import survey
 from gpt2hpc.data.survey import Survey
-from gpt2hpc.errors import ConfigError, DataError, RunDirError
+from gpt2hpc.errors import DataError, UsageError
+from gpt2hpc.reporting import run_status, runs, status_table
+from gpt2hpc.reporting.run_status import Answers, RunStatus
 from gpt2hpc.run_dir import RunDir
-from gpt2hpc.training import uploads
-from gpt2hpc.training.uploads import Lag
+
+WATCH_S = 5.0
+ASK_SLURM_S = 30.0
+"""Seconds between two questions to Slurm, whose controller serves a whole cluster."""
 
 
-@dataclass(frozen=True)
-class RunStatus:
-    """A run in a line; `loss` and `val_loss` are the last logged ones in nats, `pid` is rank 0's while it runs.
+class Reader:
+    """Rows of the table, again and again; Slurm is not asked as often as that."""
 
-    `uploads` is how far the Hub is behind, of a run that uploads its checkpoints.
-    """
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = paths
+        self._answers, self._asked = Answers(), -ASK_SLURM_S
+        self._known: set[Path] = set()
 
-    run: str
-    state: str
-    step: int
-    steps: int | None
-    loss: float | None
-    val_loss: float | None
-    attempts: int
-    pid: int | None
-    detail: str
-    uploads: Lag | None = None
-
-    def line(self, width: int) -> str:
-        """A row of the table, its first column `width` wide."""
-        share = f"{self.step / self.steps:4.0%}" if self.steps else "   ?"
-        progress = f"{self.step:>7}/{self.steps or '?':<7} {share}"
-        losses = f"{_number(self.loss)} {_number(self.val_loss)}"
-        detail = "; ".join(filter(None, (self.detail, self.uploads.line if self.uploads else "")))
-        return f"{self.run:{width}} {self.state:11} {progress} {losses} {self.attempts:>8}  {detail}".rstrip()
-
-
-HEADER = f"{'STATE':11} {'STEP':>7}/{'OF':<7} {'':4} {'LOSS':>7} {'VAL':>7} {'ATTEMPTS':>8}  DETAIL"
-
-
-def read_status(run: RunDir) -> RunStatus:
-    """What the files of a run directory say."""
-    ledger = Ledger(run)
-    attempts = ledger.attempts()
-    step, loss, val_loss = _last_metrics(run.metrics)
-    if attempts:
-        step = max(step, attempts[-1].saved_step)  # what is logged lags behind
-    config = _config(run)
-    steps, repo = (config.train.steps, config.checkpoint.repo) if config else (None, None)
-    state, detail = _state(ledger, attempts, steps)
-    running = attempts[-1].pid if attempts and state == "running" else None
-    lag = uploads.lag(run, repo) if repo else None
-    return RunStatus(run.name, state, step, steps, loss, val_loss, len(attempts), running, detail, lag)
-
-
-@dataclass(frozen=True)
-class DataStatus:
-    """A prepared or half-prepared directory in a line of the same table."""
-
-    found: Survey
-
-    @property
-    def run(self) -> str:
-        return self.found.data
-
-    def line(self, width: int) -> str:
-        found = self.found
-        progress = f"{found.units_done:>7}/{found.units:<7} {found.units_done / max(1, found.units):4.0%}"
-        told = [f"units; {found.tokens / 1e6:,.1f} Mtok"]
-        if found.tokens_per_s is not None:
-            told.append(f"{found.tokens_per_s / 1e6:,.2f} Mtok/s")
-        if found.eta_s is not None:
-            told.append(f"ETA {cli.duration(found.eta_s)}")
-        if found.state == "unfinished" and found.last_unit_s_ago is not None:
-            told.append(f"the last unit was done {cli.duration(found.last_unit_s_ago)} ago")
-        return f"{self.run:{width}} {found.state:11} {progress} {'-':>7} {'-':>7} {'-':>8}  {', '.join(told)}"
-
-
-def _state(ledger: Ledger, attempts: Sequence[Attempt], steps: int | None) -> tuple[str, str]:
-    if ledger.is_finished(steps or 0):
-        return "finished", ""
-    decision = ledger.decision()
-    gave_up = decision.reason if decision and decision.action in ("exit", "cancelled") else ""
-    if not attempts:
-        return "new", gave_up or "no attempt yet"
-    newest = attempts[-1]
-    if newest.cause == Cause.FINISHED:
-        return "extended", f"was finished at step {newest.last_step}; submit the same command to go on"
-    if decision and decision.action == "cancelled":
-        return "cancelled", gave_up
-    if newest.cause is not None:
-        return newest.cause, gave_up or _queued(decision) or _explained(newest, ledger.outcome())
-    if ledger.seems_alive(newest):
-        return "running", f"job {newest.job} on {newest.host}, pid {newest.pid}, {newest.world_size} ranks"
-    saved = max(max(attempt.first_step, attempt.saved_step) for attempt in attempts)
-    return (
-        "crashed",
-        f"job {newest.job} on {newest.host} ended without a word; it would resume at step {saved}",
-    )
-
-
-def _queued(decision: Decision | None) -> str:
-    """Of a batch job that has requeued itself; a local one is seen running, or has ended with its terminal."""
-    if decision is None or decision.job.startswith(LOCAL):
-        return ""
-    how = "requeued itself" if decision.action == "requeue" else "was submitted again as another job"
-    return f"{decision.reason}; job {decision.job} {how}"
-
-
-def _explained(attempt: Attempt, outcome: Outcome | None) -> str:
-    if outcome and outcome.message:
-        return outcome.message
-    step = max(attempt.first_step, attempt.saved_step) if attempt.last_step is None else attempt.last_step
-    how = "crashed" if attempt.cause == Cause.CRASHED else "ended"
-    return f"attempt {attempt.number} (job {attempt.job}) {how}; it would resume at step {step}; submit the same command to go on"
-
-
-def _config(run: RunDir) -> Config | None:
-    with contextlib.suppress(ConfigError):
-        return config_io.load(run.config)
-    return None
-
-
-def _last_metrics(path: Path) -> tuple[int, float | None, float | None]:
-    """Step, training loss and validation loss, each the last one logged."""
-    step, loss, val_loss = 0, None, None
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                facts = json.loads(line)
-            except ValueError:  # being written
-                continue
-            step = max(step, facts["step"])  # a save is logged once it is done, some steps later
-            loss, val_loss = facts.get("loss", loss), facts.get("val_loss", val_loss)
-    return step, loss, val_loss
-
-
-def _number(value: float | None) -> str:
-    return "      -" if value is None else f"{value:7.4f}"
-
-
-def _found(paths: Sequence[Path]) -> list[RunStatus | DataStatus]:
-    """The run directories and the prepared ones among `paths` and right below them."""
-    found: list[RunStatus | DataStatus] = []
-    for path in paths:
-        if not path.is_dir():
-            raise RunDirError(f"{path} is not a directory; give a run directory, or a directory of them")
-        inside = [path] if _is_run(RunDir(path)) or survey.is_prepared(path) else sorted(path.iterdir())
-        for each in inside:
-            if survey.is_prepared(each):
-                found.append(DataStatus(_surveyed(each)))
-            elif _is_run(RunDir(each)):
-                found.append(read_status(RunDir(each)))
-    return found
+    def rows(self) -> list[RunStatus | Survey]:
+        """The runs and the prepared directories among the paths and right below them."""
+        found = runs.within(self._paths, also=survey.is_prepared)
+        trained = [path for path in found if not survey.is_prepared(path)]
+        if time.monotonic() - self._asked >= ASK_SLURM_S:
+            self._answers, self._asked = run_status.ask(map(RunDir, trained)), time.monotonic()
+        return [
+            _surveyed(path) if survey.is_prepared(path) else run_status.read_status(RunDir(path), self._answers)
+            for path in found
+        ]
 
 
 def _surveyed(directory: Path) -> Survey:
@@ -178,31 +56,77 @@ def _surveyed(directory: Path) -> Survey:
         return Survey(directory.name, "damaged", 0, 0, 0, None, None, None)
 
 
-def _is_run(run: RunDir) -> bool:
-    return run.config.exists() or run.decision.exists() or run.attempts.is_dir()
+def text(rows: Sequence[RunStatus | Survey], paths: Sequence[Path], width: int | None) -> str:
+    """A block where one run is named, else a table."""
+    if len(rows) == 1 and len(paths) == 1 and isinstance(rows[0], RunStatus) and runs.is_run(paths[0]):
+        return status_table.block(rows[0], width)
+    return status_table.table(rows, width)
+
+
+def _watch(reader: Reader, paths: Sequence[Path], every_s: float) -> int:
+    """Draw again and again, until Ctrl-C."""
+    try:
+        if not cli.is_on_terminal(os.environ):
+            while True:
+                cli.say(f"{time.strftime('%Y-%m-%d %H:%M:%S')}\n{text(reader.rows(), paths, None)}\n")
+                time.sleep(every_s)
+        from rich.console import Console
+        from rich.live import Live
+        from rich.text import Text
+
+        with Live(
+            console=Console(highlight=False), auto_refresh=False, screen=False, vertical_overflow="ellipsis"
+        ) as live:
+            while True:
+                width, _ = shutil.get_terminal_size()
+                shown = f"{text(reader.rows(), paths, width)}\n\n{time.strftime('%H:%M:%S')}, again every {every_s:g} s; Ctrl-C ends"
+                live.update(Text(shown, no_wrap=True, overflow="crop"), refresh=True)
+                time.sleep(every_s)
+    except KeyboardInterrupt:
+        return 0
 
 
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="gpt2hpc status", description="One line a run, or a directory that is being prepared."
+        prog="gpt2hpc status",
+        description="How far runs are, why one waits or has ended, and what to do then; and directories that are being prepared.",
+        epilog="example: gpt2hpc status runs/mine --watch",
     )
     parser.add_argument(
         "paths",
         nargs="*",
         type=Path,
-        default=[Path("runs")],
+        default=[runs.DEFAULT],
         metavar="DIR",
-        help="runs, prepared directories, or directories of them (default: runs)",
+        help="runs, prepared directories, or directories of them (default: runs); a single run is told in more lines",
     )
     parser.add_argument("--json", action="store_true", help="print a JSON list instead of a table")
+    parser.add_argument(
+        "--watch", action="store_true", help="go on until Ctrl-C: drawn anew on a terminal, printed in a pipe"
+    )
+    parser.add_argument(
+        "--every",
+        type=float,
+        default=WATCH_S,
+        metavar="SECONDS",
+        help=f"of --watch (default: {WATCH_S:g}); files are read so often, Slurm is asked every {ASK_SLURM_S:g} s at most",
+    )
     arguments = parser.parse_args(argv)
-    rows = _found(arguments.paths)
+    reader = Reader(arguments.paths)
+    if arguments.watch and arguments.json:
+        raise UsageError(
+            "--watch is for people, --json for programs; ask for JSON again and again, or watch without it"
+        )
+    if not arguments.every > 0:
+        raise UsageError(f"--every={arguments.every:g} must be above 0")
+    if arguments.watch:
+        return _watch(reader, arguments.paths, arguments.every)
+    rows = reader.rows()
     if arguments.json:
-        facts = [dataclasses.asdict(row.found if isinstance(row, DataStatus) else row) for row in rows]
-        cli.say(durable.to_json(facts).rstrip())
+        cli.say(durable.to_json([dataclasses.asdict(row) for row in rows]).rstrip())
         return 0
-    width = max([3, *(len(row.run) for row in rows)])
-    cli.say("\n".join([f"{'RUN':{width}} {HEADER}", *(row.line(width) for row in rows)]) if rows else "no runs")
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    cli.say(text(rows, arguments.paths, width))
     return 0
 
 

@@ -17,8 +17,7 @@ from submitit import SlurmExecutor
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from gpt2hpc import durable
-from gpt2hpc.cluster import queries, script
-from gpt2hpc.cluster.ledger import Ledger
+from gpt2hpc.cluster import queries, run_jobs, script
 from gpt2hpc.cluster.site_profile import Site
 from gpt2hpc.errors import MissingError, UsageError
 from gpt2hpc.run_dir import RunDir
@@ -202,21 +201,8 @@ def as_before_if_refused(run: RunDir) -> Iterator[None]:
 
 
 def queued(run: RunDir) -> str | None:
-    """The number of a job of this run that waits or runs, where squeue knows of one that `submit` or an attempt has named."""
-    return queries.first_queued(known_jobs(run))
-
-
-def known_jobs(run: RunDir) -> set[str]:
-    """The numbers of this run's jobs, those that still wait included, as far as it was told."""
-    ledger = Ledger(run)
-    named = {each.job for each in (*ledger.attempts(), ledger.decision()) if each is not None}
-    resumed = run.jobs.read_text(encoding="utf-8").split() if run.jobs.exists() else []
-    return submitted(run.slurm) | named | set(resumed)
-
-
-def submitted(folder: Path) -> set[str]:
-    """The numbers of jobs that were submitted with their pickles in `folder`."""
-    return {path.name.split("_")[0] for path in folder.glob("*_submitted.pkl")}
+    """The number of a job of this run that waits or runs, where squeue knows of one that is known to be of this run."""
+    return queries.first_queued(run_jobs.numbers(run))
 
 
 def _words(text: str) -> str:

@@ -5,6 +5,7 @@ Nothing here raises for a Slurm that is not there, does not answer or keeps no a
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -17,13 +18,43 @@ PATIENCE_S = 30.0
 MAX_ARRAY_SIZE = 1001
 """Slurm's own default."""
 
-_QUEUE = {"number": "%i", "state": "%T", "reason": "%r", "start": "%S", "nodes": "%N", "left": "%L", "partition": "%P"}
-_ACCOUNTS = {"number": "JobID", "state": "State", "exit_code": "ExitCode", "ended": "End", "nodes": "NodeList"}
+_QUEUE = {
+    "number": "%i",
+    "state": "%T",
+    "reason": "%r",
+    "start": "%S",
+    "nodes": "%N",
+    "left": "%L",
+    "partition": "%P",
+    "limit": "%l",
+    "excluded": "%x",
+}
+_ACCOUNTS = {
+    "number": "JobID",
+    "state": "State",
+    "exit_code": "ExitCode",
+    "ended": "End",
+    "nodes": "NodeList",
+    "limit": "Timelimit",
+}
+OVER = (
+    "COMPLETED",
+    "CANCELLED",
+    "FAILED",
+    "TIMEOUT",
+    "PREEMPTED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "BOOT_FAIL",
+    "DEADLINE",
+    "REVOKED",
+)
+"""States of jobs that neither wait nor run."""
 
 
 @dataclass(frozen=True)
 class Queued:
-    """A job in squeue: `number` is `J`, `A_a`, or `A_[0-3]` for tasks that wait; `start` is Slurm's own guess."""
+    """A job in squeue: `number` is `J` or `A_a`; `start` is Slurm's own guess, or when it began; `limit` as sbatch reads it."""
 
     number: str
     state: str
@@ -32,17 +63,26 @@ class Queued:
     nodes: str
     left: str
     partition: str
+    limit: str = ""
+    excluded: str = ""
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it waits or runs; those that are over stay in Slurm's memory for a while."""
+        return self.state not in OVER
 
 
 @dataclass(frozen=True)
 class Accounted:
-    """A job in sacct; `state` is a single word, `exit_code` is `CODE:SIGNAL`."""
+    """A job in sacct; `state` is a single word, `exit_code` is `CODE:SIGNAL`, `by` the number of the user who cancelled it."""
 
     number: str
     state: str
     exit_code: str
     ended: str
     nodes: str
+    limit: str = ""
+    by: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,16 +102,26 @@ class Partition:
 
 def ask(program: str, *arguments: str) -> str | None:
     """Standard output of one of Slurm's programs; None where there is none, or it does not answer."""
+    done = _run(program, *arguments)
+    return done.stdout if done is not None and done.returncode == 0 else None
+
+
+def _run(program: str, *arguments: str) -> subprocess.CompletedProcess[str] | None:
     path = shutil.which(program)
     if path is None:
         return None
     try:
-        done = subprocess.run(
-            [path, *arguments], capture_output=True, text=True, timeout=PATIENCE_S, check=False, errors="replace"
+        return subprocess.run(
+            [path, *arguments],
+            env={**os.environ, "SLURM_TIME_FORMAT": "standard"},  # else a user's own, which nobody else reads
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+            errors="replace",
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout if done.returncode == 0 else None
 
 
 def settings() -> dict[str, str]:
@@ -84,16 +134,21 @@ def job(number: str) -> dict[str, str] | None:
     return show_job_facts(ask("scontrol", "show", "job", "-o", number) or "") or None
 
 
-def queue(numbers: Iterable[str]) -> dict[str, Queued] | None:
-    """Those of these jobs that wait or run, by number; array tasks that wait stand under their array's. None without a squeue."""
+def queue(numbers: Iterable[str], *, ended: bool = False) -> dict[str, Queued] | None:
+    """Those of these jobs that wait or run, by number, each task of an array for itself; None without a Slurm that answers.
+
+    With `ended` also those that Slurm remembers (MinJobAge after their end).
+    """
     wanted = sorted({number.partition("_")[0] for number in numbers if number[:1].isdigit()})
-    if shutil.which("squeue") is None:
-        return None
     if not wanted:
-        return {}
-    # Where none of them is in the queue, squeue says that their numbers are invalid.
-    said = ask("squeue", "-h", "-j", ",".join(wanted), "-o", "\t".join(_QUEUE.values())) or ""
-    rows = [Queued(**dict(zip(_QUEUE, line.split("\t"), strict=True))) for line in said.splitlines()]
+        return {} if shutil.which("squeue") else None
+    states = ["-t", "all"] if ended else []
+    done = _run("squeue", "-h", "-r", *states, "-j", ",".join(wanted), "-o", "\t".join(_QUEUE.values()))
+    if done is None:
+        return None
+    if done.returncode != 0:  # a single job that it knows no more is an error to squeue
+        return {} if "Invalid job id" in done.stderr else None
+    rows = [Queued(**dict(zip(_QUEUE, line.split("\t"), strict=True))) for line in done.stdout.splitlines()]
     return {row.number: row for row in rows}
 
 
@@ -105,7 +160,9 @@ def accounts(numbers: Iterable[str]) -> dict[str, Accounted]:
     said = ask("sacct", "-X", "-n", "-P", "-j", ",".join(wanted), "-o", ",".join(_ACCOUNTS.values())) or ""
     rows = [dict(zip(_ACCOUNTS, line.split("|"), strict=False)) for line in said.splitlines()]
     return {
-        row["number"]: Accounted(**{**row, "state": row["state"].split(" ")[0]})
+        row["number"]: Accounted(
+            **{**row, "state": row["state"].split(" ")[0], "by": row["state"].partition(" by ")[2].strip()}
+        )
         for row in rows
         if len(row) == len(_ACCOUNTS)
     }

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from gpt2hpc import status
+from gpt2hpc.reporting import run_status
 from gpt2hpc.run_dir import RunDir
 from tests import tiny
 from tests.cluster.kit import (
@@ -156,7 +156,7 @@ def test_cancelled_during_the_grace_stays_away(driven: Ended) -> None:
     assert driven.slurm["Restarts"] == "0"
     assert driven.job.causes == ["preempted"]  # it saved, and would have been requeued
     assert json.loads(driven.job.run.decision.read_text())["action"] == "cancelled"
-    assert status.read_status(driven.job.run).state == "cancelled"
+    assert run_status.read_status(driven.job.run).state == "cancelled"
 
 
 def drive_signals(kit: Kit) -> Ended:
@@ -403,7 +403,7 @@ def test_a_crash_at_the_same_step_uses_up_the_budget(driven: Ended) -> None:
     assert driven.slurm["ExitCode"] == "7:0"
     assert driven.slurm["Restarts"] == "1"
     assert driven.job.causes == ["crashed", "crashed"]
-    shown = status.read_status(driven.job.run)
+    shown = run_status.read_status(driven.job.run)
     assert shown.state == "crashed"
     assert f"crashed 2 times without progress, last after step {SAVE_EVERY}" in shown.detail
 
@@ -431,7 +431,7 @@ def assert_no_cuda(driven: Ended) -> None:
     assert "CUDA is not available" in driven.job.told()
     assert "--device cpu" in driven.job.told()
     assert not driven.job.attempts
-    assert "CUDA is not available" in status.read_status(driven.job.run).detail
+    assert "CUDA is not available" in run_status.read_status(driven.job.run).detail
 
 
 def drive_wrong_setting(kit: Kit) -> Ended:

@@ -1,0 +1,43 @@
+"""Which of Slurm's jobs are a run's, and where they write.
+
+Known are the jobs that `submit` submitted, those that the run's own `resume.sh` did (guards too), those that an attempt or a decision
+names, and those whose script has started: it appends a line `JOB PATH`, its log, to `RUN/slurm/logs`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from gpt2hpc.cluster.dist_env import LOCAL
+from gpt2hpc.cluster.ledger import Ledger
+from gpt2hpc.run_dir import RunDir
+
+
+def numbers(run: RunDir) -> set[str]:
+    """Their numbers, `J` or `A_a`, those that are over included."""
+    ledger = Ledger(run)
+    named = {each.job for each in (*ledger.attempts(), ledger.decision()) if each is not None}
+    known = named | set(logs(run)) | submitted(run.slurm) | set(_lines(run.jobs))
+    return {number for number in known if not number.startswith(LOCAL)}
+
+
+def submitted(folder: Path) -> set[str]:
+    """The numbers of jobs that were submitted with their pickles in `folder`."""
+    return {path.name.split("_")[0] for path in folder.glob("*_submitted.pkl")}
+
+
+def logs(run: RunDir) -> dict[str, Path]:
+    """The log of each job whose script has started and has said where that is, the first job first."""
+    found = {}
+    for line in _lines(run.job_logs):
+        number, _, path = line.partition(" ")
+        if path.strip():
+            found[number] = Path(path.strip())
+    return found
+
+
+def _lines(path: Path) -> list[str]:
+    with contextlib.suppress(OSError):
+        return [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return []

@@ -1,0 +1,156 @@
+"""In what state a run is, why, and what to do about it: a judgement on its ledger and on Slurm's word of its job."""
+
+from __future__ import annotations
+
+import pwd
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from gpt2hpc import cli
+from gpt2hpc.cluster import queries, reasons
+from gpt2hpc.cluster.dist_env import LOCAL
+from gpt2hpc.cluster.ledger import Attempt, Cause, Decision, Ledger, Outcome
+from gpt2hpc.cluster.queries import Accounted, Queued
+from gpt2hpc.run_dir import RunDir
+
+RESUME = "gpt2hpc resume RUN"
+AGAIN = "the command that submitted it, again"
+
+
+@dataclass(frozen=True)
+class State:
+    """`word` for a table, `detail` in a sentence, `next` the command that helps, where RUN stands for the run directory."""
+
+    word: str
+    detail: str = ""
+    next: str | None = None
+
+
+def judge(
+    run: RunDir,
+    ledger: Ledger,
+    attempts: Sequence[Attempt],
+    steps: int | None,
+    job: Queued | None,
+    accounts: Mapping[str, Accounted],
+) -> State:
+    """The state of a run; `job` is the one that works on it, waits to, or was the last to."""
+    if ledger.is_finished(steps or 0):
+        return State("finished")
+    if job is not None and job.is_live:
+        return _waiting(job, ledger.decision()) if job.state == "PENDING" else _working(job, ledger, attempts)
+    newest = attempts[-1] if attempts else None
+    if newest is not None and ledger.seems_alive(newest):
+        return _running(newest)
+    over = _over(job, newest, accounts)
+    again = RESUME if run.resume_script.exists() or (newest and newest.job.startswith(LOCAL)) else AGAIN
+    return _ended(ledger, newest, attempts, over, again)
+
+
+def _waiting(job: Queued, decision: Decision | None) -> State:
+    told = f"job {job.number} waits: {reasons.waits(job.reason)}"
+    if decision and decision.action in ("requeue", "resubmit"):
+        told = f"{decision.reason}; {told}"
+    if reasons.is_held(job.reason):
+        return State("held", told, reasons.mend(job.reason, job.number) or None)
+    return State("pending", told, reasons.mend(job.reason, job.number) or None)
+
+
+def _working(job: Queued, ledger: Ledger, attempts: Sequence[Attempt]) -> State:
+    newest = attempts[-1] if attempts else None
+    on = f"job {job.number} on {job.nodes}" if job.nodes else f"job {job.number}"
+    if job.state not in ("RUNNING", "COMPLETING", "CONFIGURING"):
+        return State(job.state.lower(), on)
+    if newest is None or newest.job != job.number or _began_before(newest, job):
+        return State("ending" if job.state == "COMPLETING" else "starting", on)
+    if newest.cause is not None or job.state == "COMPLETING":
+        decision = ledger.decision()
+        return State("ending", f"{on}: {decision.reason if decision else newest.cause or job.state.lower()}")
+    if ledger.seems_alive(newest):
+        return _running(newest)
+    return State("running", f"{on}, but its rank 0 on {newest.host} gives no sign of life")
+
+
+def _began_before(attempt: Attempt, job: Queued) -> bool:
+    """Whether the attempt is of an earlier start of the job than the one that runs now."""
+    try:
+        return datetime.fromisoformat(attempt.started).timestamp() < datetime.fromisoformat(job.start).timestamp() - 2
+    except ValueError:
+        return False
+
+
+def _running(attempt: Attempt) -> State:
+    ranks = cli.plural(attempt.world_size, "rank")
+    return State(
+        "running", f"job {attempt.job} on {attempt.nodes or attempt.host}, pid {attempt.pid} on {attempt.host}, {ranks}"
+    )
+
+
+def _ended(
+    ledger: Ledger, newest: Attempt | None, attempts: Sequence[Attempt], over: State | None, again: str
+) -> State:
+    decision = ledger.decision()
+    gave_up = decision.reason if decision and decision.action in ("exit", "cancelled", "stopped") else ""
+    if newest is None:
+        detail = gave_up or (over.detail if over else "no attempt yet")
+        return State("new", detail, again if gave_up or over else None)
+    if newest.cause == Cause.FINISHED:
+        return State("extended", f"was finished at step {newest.last_step}, and is to go further", again)
+    if decision and decision.action in ("cancelled", "stopped"):
+        return State(decision.action, gave_up, again)
+    saved = max(max(attempt.first_step, attempt.saved_step) for attempt in attempts)
+    if newest.cause is None:
+        how = over.detail if over else f"job {newest.job} on {newest.host} ended without a word"
+        return State(over.word if over else "crashed", f"{how}; it would resume at step {saved}", again)
+    if gave_up or decision is None:
+        return State(newest.cause, gave_up or _explained(newest, ledger.outcome()), again)
+    if over is not None:  # it was to go on, and something outside has ended that
+        return State(over.word, f"{decision.reason}; then {over.detail}", again)
+    return State(newest.cause, _queued(decision) or _explained(newest, ledger.outcome()), again)
+
+
+def _over(job: Queued | None, newest: Attempt | None, accounts: Mapping[str, Accounted]) -> State | None:
+    """How Slurm says that the run's last job ended; None where it tells nothing, or where the script itself ended it."""
+    number = job.number if job else newest.job if newest else None
+    if number is None or number.startswith(LOCAL):
+        return None
+    account = accounts.get(number)
+    facts = (queries.job(number) or {}) if job is not None and account is None else {}
+    state = account.state if account else facts.get("JobState") or (job.state if job else "")
+    if state not in queries.OVER:
+        return None
+    told = reasons.ended(
+        state,
+        reason=(job.reason if job else "") or facts.get("Reason", ""),
+        exit_code=account.exit_code if account else facts.get("ExitCode", ""),
+        by=_user(account.by) if account else "",
+    )
+    words = {"CANCELLED": "cancelled", "TIMEOUT": str(Cause.TIME_LIMIT), "PREEMPTED": str(Cause.PREEMPTED)}
+    nodes = (account.nodes if account else job.nodes if job else "") or ""
+    where = f" on {nodes}" if nodes and not nodes.startswith("None") else ""
+    return State(words.get(state, "crashed"), f"job {number}{where} ended: {told}")
+
+
+def _user(number: str) -> str:
+    """The name of a user."""
+    try:
+        return pwd.getpwuid(int(number)).pw_name
+    except (ValueError, KeyError):
+        return number
+
+
+def _queued(decision: Decision) -> str:
+    """Of a batch job that has requeued itself, where Slurm is not seen; a local one is seen running, or ended with its terminal."""
+    if decision.job.startswith(LOCAL):
+        return ""
+    how = "requeued itself" if decision.action == "requeue" else "was submitted again as another job"
+    return f"{decision.reason}; job {decision.job} {how}"
+
+
+def _explained(attempt: Attempt, outcome: Outcome | None) -> str:
+    if outcome and outcome.message:
+        return outcome.message
+    step = max(attempt.first_step, attempt.saved_step) if attempt.last_step is None else attempt.last_step
+    how = "crashed" if attempt.cause == Cause.CRASHED else "ended"
+    return f"attempt {attempt.number} (job {attempt.job}) {how}; it would resume at step {step}"

@@ -1,0 +1,209 @@
+"""A run as it stands: what its files say, and what Slurm says of its jobs, of which it is asked once for all runs."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import shlex
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from gpt2hpc import config_io
+from gpt2hpc.cluster import queries, reasons, run_jobs, slurm
+from gpt2hpc.cluster.ledger import Attempt, Ledger
+from gpt2hpc.cluster.queries import Accounted, Queued
+from gpt2hpc.config import Config
+from gpt2hpc.errors import ConfigError, UsageError
+from gpt2hpc.reporting import outlook, run_state
+from gpt2hpc.reporting.outlook import Logged
+from gpt2hpc.run_dir import RunDir
+from gpt2hpc.training import checkpoint, uploads
+from gpt2hpc.training.uploads import Lag
+
+WITHOUT_A_WORD = "ended without a word"
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Slurm's, of the jobs of all runs: `queue` is None where there is no Slurm, or it does not answer."""
+
+    queue: Mapping[str, Queued] | None = None
+    accounts: Mapping[str, Accounted] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """A run; `loss` and `val_loss` are the last logged ones in nats, `pid` is rank 0's while it runs.
+
+    `waits` is why its job waits, in words; `expected_start` Slurm's own guess; `next` the command to give now.
+    `eta_s` counts running only, `jobs_needed` further jobs. `restarts` counts the causes of the starts after the first.
+    `uploads` is how far the Hub is behind, of a run that uploads its checkpoints.
+    """
+
+    run: str
+    state: str
+    step: int
+    steps: int | None
+    loss: float | None
+    val_loss: float | None
+    attempts: int
+    pid: int | None
+    detail: str
+    uploads: Lag | None = None
+    path: str = ""
+    job: str | None = None
+    nodes: str | None = None
+    slurm_state: str | None = None
+    slurm_reason: str | None = None
+    waits: str | None = None
+    expected_start: str | None = None
+    left_s: float | None = None
+    limit_s: float | None = None
+    tokens_per_s: float | None = None
+    mfu: float | None = None
+    eta_s: float | None = None
+    jobs_needed: int | None = None
+    restarts: Mapping[str, int] = field(default_factory=dict)
+    excluded: Sequence[str] = ()
+    suspects: Sequence[str] = ()
+    checkpoint_step: int | None = None
+    checkpoint_age_s: float | None = None
+    next: str | None = None
+
+
+def ask(runs: Iterable[RunDir]) -> Answers:
+    """One squeue for all of them, and one sacct for those of their jobs that neither wait nor run."""
+    numbers = set().union(*(run_jobs.numbers(run) for run in runs))
+    queue = queries.queue(numbers, ended=True)
+    if queue is None:
+        return Answers()
+    gone = [number for number in numbers if number not in queue or not queue[number].is_live]
+    return Answers(queue, queries.accounts(gone))
+
+
+def read_status(run: RunDir, answers: Answers | None = None) -> RunStatus:
+    """A run as its files and, if they are given, Slurm's answers say."""
+    answers, ledger, config = answers or Answers(), Ledger(run), _config(run)
+    attempts, logged = ledger.attempts(), outlook.read(run.metrics)
+    steps = config.train.steps if config else None
+    step = max(logged.step, attempts[-1].saved_step if attempts else 0)  # what is logged lags behind
+    job = _current(run, attempts, answers)
+    state = run_state.judge(run, ledger, attempts, steps, job, answers.accounts)
+    live = job if job is not None and job.is_live else None
+    running = state.word == "running"
+    saved_step, age_s = _last_save(run)
+    status = RunStatus(
+        run=run.name,
+        path=str(run.path),
+        state=state.word,
+        detail=state.detail,
+        next=state.next and state.next.replace("RUN", shlex.quote(str(run.path))),
+        step=step,
+        steps=steps,
+        loss=logged.loss,
+        val_loss=logged.val_loss,
+        attempts=len(attempts),
+        pid=attempts[-1].pid if attempts and running else None,
+        uploads=uploads.lag(run, config.checkpoint.repo) if config and config.checkpoint.repo else None,
+        job=job.number if job else attempts[-1].job if attempts else None,
+        nodes=(live.nodes if live else attempts[-1].nodes if attempts and running else "") or None,
+        slurm_state=job.state if job else None,
+        slurm_reason=job.reason if job and job.reason not in ("", "None") else None,
+        waits=reasons.waits(job.reason) if job and job.state == "PENDING" else None,
+        expected_start=live.start.replace("T", " ")
+        if live and live.state == "PENDING" and live.start[:1].isdigit()
+        else None,
+        left_s=_seconds(live.left) if live and live.state == "RUNNING" else None,
+        limit_s=_seconds(job.limit) if job else None,
+        tokens_per_s=logged.tokens_per_s,
+        mfu=logged.mfu,
+        restarts=Counter((each.cause or WITHOUT_A_WORD).replace("_", " ") for each in attempts[:-1]),
+        excluded=slurm.expand_nodes(live.excluded) if live else (),
+        suspects=sorted({node for each in attempts for node in each.suspects}),
+        checkpoint_step=saved_step,
+        checkpoint_age_s=age_s,
+    )
+    return status if config is None else _with_outlook(status, config, logged, attempts, live)
+
+
+def _current(run: RunDir, attempts: Sequence[Attempt], answers: Answers) -> Queued | None:
+    """The job that works on the run, or waits to; else the last one that did, as long as Slurm remembers it."""
+    known = run_jobs.numbers(run)
+    rows = [row for number, row in (answers.queue or {}).items() if number in known]
+    live = [row for row in rows if row.is_live]
+    if live:
+        return max(live, key=lambda row: (row.state != "PENDING", _order(row.number)))
+    last = attempts[-1].job if attempts else None
+    return next(
+        (row for row in rows if row.number == last), max(rows, key=lambda row: _order(row.number), default=None)
+    )
+
+
+def _order(number: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in number.split("_") if part.isdigit())
+
+
+def _with_outlook(
+    status: RunStatus, config: Config, logged: Logged, attempts: Sequence[Attempt], live: Queued | None
+) -> RunStatus:
+    if logged.step_s is None or not attempts or status.state in ("finished", "diverged"):
+        return status
+    running = status.state in ("running", "starting", "ending")
+    left_s = None
+    if running:  # a job without a limit, or one of this machine, goes on to the end
+        left_s = math.inf if status.left_s is None else status.left_s
+    told = outlook.outlook(
+        config.train.steps - status.step,
+        logged.step_s,
+        left_s=left_s,
+        limit_s=status.limit_s,
+        start_up_s=_start_up_s(logged, attempts, live) or 0.0,
+        margin_s=config.checkpoint.stop_margin_s,
+    )
+    return status if told is None else dataclasses.replace(status, eta_s=told.eta_s, jobs_needed=told.jobs)
+
+
+def _start_up_s(logged: Logged, attempts: Sequence[Attempt], live: Queued | None) -> float | None:
+    """Of the last attempt that took a step: from its job's start where Slurm tells that, else from when it was claimed."""
+    for attempt in reversed(attempts):
+        since = _unix(attempt.started)
+        if live is not None and attempt is attempts[-1] and live.state == "RUNNING" and live.number == attempt.job:
+            since = min(_unix(live.start) or since or 0.0, since or 0.0) or None
+        if since and (seconds := logged.started_up_s(since, attempt.first_step)) is not None:
+            return seconds
+    return None
+
+
+def _last_save(run: RunDir) -> tuple[int | None, float | None]:
+    """Step and age in seconds of the furthest checkpoint."""
+    for found in checkpoint.found(run.checkpoints)[:1]:
+        with contextlib.suppress(OSError):
+            return found.step, max(0.0, time.time() - (found.path / checkpoint.MANIFEST).stat().st_mtime)
+    return None, None
+
+
+def _seconds(limit: str) -> float | None:
+    """A limit, or what is left of one; None for UNLIMITED and the like."""
+    with contextlib.suppress(UsageError):
+        parts = limit.replace("-", ":").split(":")
+        if "-" not in limit and len(parts) <= 3 and all(part.isdigit() for part in parts):
+            return float(sum(int(part) * 60**power for power, part in enumerate(reversed(parts))))
+        return slurm.minutes(limit) * 60.0
+    return None
+
+
+def _unix(text: str) -> float | None:
+    """Seconds since 1970 of a time in ISO form, which is local without a zone."""
+    with contextlib.suppress(ValueError):
+        return datetime.fromisoformat(text).timestamp()
+    return None
+
+
+def _config(run: RunDir) -> Config | None:
+    with contextlib.suppress(ConfigError):
+        return config_io.load(run.config)
+    return None
