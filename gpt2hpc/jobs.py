@@ -173,6 +173,8 @@ def _run_attempt(opened: Opened, run: RunDir, ranks: Ranks, signals: SignalFlag)
 
     assert opened.attempt is not None
     ledger, attempt = Ledger(run), opened.attempt
+    if ranks.is_first:  # how `gpt2hpc logs` finds it in a log of several
+        cli.note(f"attempt {attempt.number}: job {attempt.job}, restart {attempt.restart}, on {attempt.nodes}")
     shown = screen.chosen(os.environ, is_first=ranks.is_first)
     trainer = None
     try:

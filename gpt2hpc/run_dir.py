@@ -140,9 +140,14 @@ class RunDir:
         """Whether something was saved, so that the run has settings and data to be true to."""
         return any(path.suffix != ".tmp" for path in self.checkpoints.glob("*_step*"))
 
+    @property
+    def rank_logs(self) -> Path:
+        """What the ranks of local jobs printed, but for rank 0, which has the terminal."""
+        return self.path / "logs"
+
     def rank_log(self, job: str, restart: int, rank: int) -> Path:
         """What a rank of a local job printed."""
-        return self.path / "logs" / f"{job}_{restart}_rank{rank}.log"
+        return self.rank_logs / f"{job}_{restart}_rank{rank}.log"
 
     def trace(self, rank: int) -> Path:
         """The sample numbers that a rank consumed, with `--train.trace_data true`."""

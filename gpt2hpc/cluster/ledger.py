@@ -90,7 +90,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Decision:
-    """`decision.json`: what was decided when that restart of that job had ended, and why."""
+    """`decision.json`: what was decided when that restart of that job had ended, and why.
+
+    `action` is an `Action`'s kind, or `cancelled` or `stopped` where somebody outside has ended the job.
+    """
 
     job: str
     restart: int

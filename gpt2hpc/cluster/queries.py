@@ -11,6 +11,7 @@ import shutil
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from gpt2hpc.cluster.slurm import show_job_facts
 
@@ -132,6 +133,12 @@ def settings() -> dict[str, str]:
 def job(number: str) -> dict[str, str] | None:
     """`scontrol show job` of one that Slurm still remembers (MinJobAge after its end), by key."""
     return show_job_facts(ask("scontrol", "show", "job", "-o", number) or "") or None
+
+
+def job_log(number: str) -> Path | None:
+    """Where Slurm keeps what a job prints, as long as it remembers the job."""
+    found = re.search(r"(?m)^\s*StdOut=(.+)$", ask("scontrol", "show", "job", number) or "")
+    return Path(found[1]) if found else None
 
 
 def queue(numbers: Iterable[str], *, ended: bool = False) -> dict[str, Queued] | None:

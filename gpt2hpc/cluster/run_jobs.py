@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
+from gpt2hpc.cluster import queries
 from gpt2hpc.cluster.dist_env import LOCAL
-from gpt2hpc.cluster.ledger import Ledger
+from gpt2hpc.cluster.ledger import Decision, Ledger
+from gpt2hpc.cluster.queries import Queued
 from gpt2hpc.run_dir import RunDir
 
 
@@ -35,6 +37,19 @@ def logs(run: RunDir) -> dict[str, Path]:
         if path.strip():
             found[number] = Path(path.strip())
     return found
+
+
+def live(run: RunDir) -> list[Queued]:
+    """Those that wait or run, asked of Slurm now; none where there is no Slurm."""
+    known = numbers(run)
+    return [row for number, row in (queries.queue(known) or {}).items() if number in known and row.is_live]
+
+
+def note_end(run: RunDir, number: str, *, action: str, reason: str) -> None:
+    """Keep for `gpt2hpc status` that somebody has ended the run's job from outside, where the job itself may get no time to."""
+    newest = Ledger(run).newest()
+    job, restart = (newest.job, newest.restart) if newest else (number, 0)
+    Ledger(run).remember(Decision(job, restart, action, reason))
 
 
 def _lines(path: Path) -> list[str]:

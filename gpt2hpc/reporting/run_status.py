@@ -29,10 +29,11 @@ WITHOUT_A_WORD = "ended without a word"
 
 @dataclass(frozen=True)
 class Answers:
-    """Slurm's, of the jobs of all runs: `queue` is None where there is no Slurm, or it does not answer."""
+    """Slurm's, of the jobs of all runs, at the Unix time `asked`: `queue` is None where there is no Slurm, or it does not answer."""
 
     queue: Mapping[str, Queued] | None = None
     accounts: Mapping[str, Accounted] = field(default_factory=dict)
+    asked: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,11 @@ class RunStatus:
 def ask(runs: Iterable[RunDir]) -> Answers:
     """One squeue for all of them, and one sacct for those of their jobs that neither wait nor run."""
     numbers = set().union(*(run_jobs.numbers(run) for run in runs))
-    queue = queries.queue(numbers, ended=True)
+    asked, queue = time.time(), queries.queue(numbers, ended=True)
     if queue is None:
         return Answers()
     gone = [number for number in numbers if number not in queue or not queue[number].is_live]
-    return Answers(queue, queries.accounts(gone))
+    return Answers(queue, queries.accounts(gone), asked)
 
 
 def read_status(run: RunDir, answers: Answers | None = None) -> RunStatus:
@@ -92,6 +93,8 @@ def read_status(run: RunDir, answers: Answers | None = None) -> RunStatus:
     steps = config.train.steps if config else None
     step = max(logged.step, attempts[-1].saved_step if attempts else 0)  # what is logged lags behind
     job = _current(run, attempts, answers)
+    if attempts and (_unix(attempts[-1].started) or 0.0) > answers.asked:  # Slurm's word is older than that
+        job = None
     state = run_state.judge(run, ledger, attempts, steps, job, answers.accounts)
     live = job if job is not None and job.is_live else None
     running = state.word == "running"
@@ -136,7 +139,7 @@ def _current(run: RunDir, attempts: Sequence[Attempt], answers: Answers) -> Queu
     rows = [row for number, row in (answers.queue or {}).items() if number in known]
     live = [row for row in rows if row.is_live]
     if live:
-        return max(live, key=lambda row: (row.state != "PENDING", _order(row.number)))
+        return max(live, key=lambda row: (row.state != "PENDING", row.reason != "Dependency", _order(row.number)))
     last = attempts[-1].job if attempts else None
     return next(
         (row for row in rows if row.number == last), max(rows, key=lambda row: _order(row.number), default=None)

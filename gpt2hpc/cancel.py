@@ -1,0 +1,90 @@
+"""`gpt2hpc cancel`: a run ends at once, its jobs and those that wait to take over with it; what was saved stays."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from gpt2hpc import cli
+from gpt2hpc.cluster import liveness, orders, queries, run_jobs
+from gpt2hpc.cluster.dist_env import LAUNCHER_PID, LOCAL
+from gpt2hpc.cluster.ledger import Attempt, Ledger
+from gpt2hpc.errors import RunDirError
+from gpt2hpc.reporting import run_status, runs
+from gpt2hpc.run_dir import RunDir
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="gpt2hpc cancel",
+        description="End a run: scancel its jobs, also those that wait, or TERM to a local job, which saves first. "
+        "`gpt2hpc stop` lets any job save first.",
+        epilog="example: gpt2hpc cancel runs/mine",
+    )
+    parser.add_argument(
+        "run", nargs="?", type=Path, metavar="RUN", help="run directory (default: the only one in runs/)"
+    )
+    arguments = parser.parse_args(argv)
+    found = runs.named(arguments.run)
+    for run in found:
+        _cancel(run)
+    if arguments.run is not None and not runs.is_run(arguments.run):
+        _cancel_unstarted(found)
+    return 0
+
+
+def _cancel_unstarted(tasks: Sequence[RunDir]) -> None:
+    """Tasks of the same array that have no run directory yet."""
+    known = {number for run in tasks for number in run_jobs.numbers(run)}
+    rest = [number for number in queries.queue(known) or {} if "_" in number and number not in known]
+    if rest:
+        orders.cancel(rest)
+        cli.say(f"and {cli.plural(len(rest), 'task')} that had not begun: {', '.join(rest)}")
+
+
+def _cancel(run: RunDir) -> None:
+    newest = Ledger(run).newest()
+    if newest is not None and newest.job.startswith(LOCAL) and Ledger(run).seems_alive(newest):
+        _cancel_local(run, newest)
+        return
+    jobs = [row.number for row in run_jobs.live(run)]
+    if not jobs:
+        status = run_status.read_status(run)
+        cli.say(f"{run.path} has no job in the queue: {status.state}" + (f", {status.detail}" if status.detail else ""))
+        return
+    orders.cancel(jobs)
+    status = run_status.read_status(run)
+    if status.state != "finished":
+        run_jobs.note_end(run, jobs[-1], action="cancelled", reason="cancelled with `gpt2hpc cancel`")
+    saved = f"step {status.checkpoint_step} is saved" if status.checkpoint_step else "nothing was saved"
+    cli.say(f"{run.path}: job {', '.join(jobs)} cancelled; {saved}, `gpt2hpc resume {run.path}` goes on")
+
+
+def _cancel_local(run: RunDir, attempt: Attempt) -> None:
+    """TERM to what started the ranks, which tells them to save and starts them no more."""
+    if not liveness.is_here(attempt.process):
+        raise RunDirError(
+            f"{run.path} runs on {attempt.host} as pid {attempt.pid}, which cannot be signalled from here; call this there, or "
+            f"`gpt2hpc stop {run.path}` from anywhere"
+        )
+    supervisor = _launcher(attempt.pid)
+    os.kill(supervisor, signal.SIGTERM)
+    cli.say(f"{run.path}: TERM was sent to pid {supervisor}; its {cli.plural(attempt.world_size, 'rank')} save and end")
+
+
+def _launcher(pid: int) -> int:
+    """The process that started this rank, and would start it again; itself where nothing of ours did."""
+    try:
+        variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return pid
+    named = [each.partition(b"=")[2] for each in variables if each.startswith(f"{LAUNCHER_PID}=".encode())]
+    return int(named[0]) if named and named[0].isdigit() else pid
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
