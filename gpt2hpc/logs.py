@@ -91,7 +91,7 @@ class Printer:
             new = file.read()
         end = new.rfind(b"\n") + 1
         self._read[log.path] = before + end
-        lines = new[:end].decode(errors="replace").splitlines()
+        lines = job_logs.own(log, new[:end].decode(errors="replace").splitlines())
         return lines if self._rank is None else job_logs.of_rank(log, lines, self._rank)
 
 

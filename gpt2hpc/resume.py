@@ -6,6 +6,7 @@ import argparse
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from gpt2hpc.reporting import run_status, runs
 from gpt2hpc.run_dir import RunDir
 from gpt2hpc.train import local_job
 
-SUBMIT_S = 120.0
+SUBMIT_S, ENDING_S, POLL_S = 120.0, 120.0, 5.0
 
 
 def main(argv: Sequence[str]) -> int:
@@ -51,7 +52,7 @@ def _resume(run: RunDir, more: Sequence[str]) -> int:
     if status.state == "finished":
         cli.say(f"{run.path} is finished, at step {status.step}; to go further, submit it with a larger --steps")
         return 0
-    if live := run_jobs.live(run):
+    if live := _after_the_end(run):
         _release_or_tell(run, live)
         return 0
     if newest is not None and Ledger(run).seems_alive(newest):
@@ -61,6 +62,20 @@ def _resume(run: RunDir, more: Sequence[str]) -> int:
         return _here(run, newest.world_size, more)
     _submit(run, more)
     return 0
+
+
+def _after_the_end(run: RunDir) -> list[Queued]:
+    """Its jobs that wait or run; one that has come to its end, and writes that down, is waited for."""
+    deadline, told = time.monotonic() + ENDING_S, False
+    while live := run_jobs.live(run):
+        status = run_status.read_status(run, run_status.ask([run]))
+        if status.state != "ending" or time.monotonic() > deadline:
+            break
+        if not told:
+            cli.say(f"{run.path}: waiting for the end of job {status.job}")
+            told = True
+        time.sleep(POLL_S)
+    return live
 
 
 def _release_or_tell(run: RunDir, live: Sequence[Queued]) -> None:

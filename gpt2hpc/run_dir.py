@@ -118,6 +118,11 @@ class RunDir:
         return self.slurm / "dependents"
 
     @property
+    def guard(self) -> Path:
+        """The number of the job that waits to take over, if there is one."""
+        return self.slurm / "guard"
+
+    @property
     def job_logs(self) -> Path:
         """`JOB PATH`, a line each time that a batch script starts: where Slurm keeps what it prints."""
         return self.slurm / "logs"

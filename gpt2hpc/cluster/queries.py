@@ -175,6 +175,19 @@ def accounts(numbers: Iterable[str]) -> dict[str, Accounted]:
     }
 
 
+def as_accounted(number: str) -> dict[str, Accounted]:
+    """The same of one job that Slurm remembers still, where it keeps no accounts."""
+    facts = job(number) or {}
+    names = {
+        "state": "JobState",
+        "exit_code": "ExitCode",
+        "ended": "EndTime",
+        "nodes": "NodeList",
+        "limit": "TimeLimit",
+    }
+    return {number: Accounted(number, **{key: facts.get(name, "") for key, name in names.items()})} if facts else {}
+
+
 def partitions() -> list[Partition] | None:
     """What sinfo tells, a row for each partition and kind of node; None without a Slurm."""
     said = ask("sinfo", "-h", "-e", "-o", "%P\t%l\t%D\t%c\t%m\t%G\t%f")

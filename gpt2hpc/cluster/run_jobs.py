@@ -39,6 +39,16 @@ def logs(run: RunDir) -> dict[str, Path]:
     return found
 
 
+def guards(run: RunDir) -> set[str]:
+    """Those of them that wait only for another one to fail."""
+    return set(_lines(run.guard))
+
+
+def order(number: str) -> tuple[int, ...]:
+    """For sorting: the later job is the greater."""
+    return tuple(int(part) for part in number.split("_") if part.isdecimal())
+
+
 def live(run: RunDir) -> list[Queued]:
     """Those that wait or run, asked of Slurm now; none where there is no Slurm."""
     known = numbers(run)

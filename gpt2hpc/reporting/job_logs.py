@@ -19,7 +19,6 @@ from gpt2hpc.cluster.ledger import Attempt
 from gpt2hpc.run_dir import RunDir
 
 _BEGINS = re.compile(r"(?:\d+: )?attempt (\d+): job ")
-_RANK_BEGINS = re.compile(r"submitit INFO \(.*\) - Starting with JobEnvironment")
 _ENDS = re.compile(r"gpt2hpc: job \S+: (?:requeue|resubmit|exit|cannot decide)\b")
 _RANK_FILE = re.compile(r"(?P<job>\d+(?:_\d+)?)_(?P<rank>\d+)_log\.out")
 _LABEL = re.compile(r"\s*(\d+): ")
@@ -40,7 +39,10 @@ def found(run: RunDir, *, ask_slurm: bool = True) -> list[JobLog]:
     """All that are there, the oldest job first."""
     logs = {log.path: log for log in (*_of_batch_jobs(run, ask_slurm=ask_slurm), *_of_ranks(run), *_of_local_jobs(run))}
     there = [log for log in logs.values() if log.path.is_file() and (log.rank in (0, None) or log.path.stat().st_size)]
-    return sorted(there, key=lambda log: (_order(log.job), log.restart or 0, -1 if log.rank is None else log.rank))
+    return sorted(
+        there,
+        key=lambda log: (run_jobs.order(log.job), log.job, log.restart or 0, -1 if log.rank is None else log.rank),
+    )
 
 
 def _of_batch_jobs(run: RunDir, *, ask_slurm: bool) -> Iterator[JobLog]:
@@ -65,14 +67,14 @@ def _of_local_jobs(run: RunDir) -> Iterator[JobLog]:
             yield JobLog(path, named["job"], rank=int(named["rank"]), restart=int(named["restart"]))
 
 
-def _order(job: str) -> tuple[int, list[int], str]:
-    numbers = [int(part) for part in job.split("_") if part.isdecimal()]
-    return (0 if numbers else 1, numbers, job)
-
-
 def lines(log: JobLog) -> list[str]:
     """All that are whole, or not yet."""
-    return log.path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return own(log, log.path.read_text(encoding="utf-8", errors="replace").splitlines())
+
+
+def own(log: JobLog, lines: list[str]) -> list[str]:
+    """Without the word of submitit that each rank of a job has started, and so on, but for rank 0's."""
+    return lines if log.rank in (0, None) else [line for line in lines if not line.startswith("submitit INFO")]
 
 
 def of_attempt(log: JobLog, attempt: Attempt, attempts: Sequence[Attempt]) -> list[str]:
@@ -94,18 +96,15 @@ def of_attempt(log: JobLog, attempt: Attempt, attempts: Sequence[Attempt]) -> li
 def _parts(lines: Sequence[str]) -> list[tuple[int | None, list[str]]]:
     """The lines of each start, with the number of its attempt where it says that."""
     parts: list[tuple[int | None, list[str]]] = [(None, [])]
-    rank_began = ended = False
+    ended = False
     for line in lines:
-        begins, rank_begins = _BEGINS.match(line), bool(_RANK_BEGINS.match(line))
-        number, part = parts[-1]
-        if ended or (begins and number is not None) or (rank_begins and rank_began):
+        begins = _BEGINS.match(line)
+        if ended or (begins and parts[-1][0] is not None):
             parts.append((None, []))
-            rank_began = False
-            number, part = parts[-1]
-        ended, rank_began = bool(_ENDS.match(line)), rank_began or rank_begins
+        number, part = parts[-1]
         part.append(line)
-        if begins:
-            parts[-1] = (int(begins[1]), part)
+        parts[-1] = (int(begins[1]) if begins else number, part)
+        ended = bool(_ENDS.match(line))
     return [each for each in parts if each[1]]
 
 

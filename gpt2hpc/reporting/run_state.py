@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from gpt2hpc import cli
-from gpt2hpc.cluster import queries, reasons
+from gpt2hpc.cluster import queries, reasons, run_jobs
 from gpt2hpc.cluster.dist_env import LOCAL
 from gpt2hpc.cluster.ledger import Attempt, Cause, Decision, Ledger, Outcome
 from gpt2hpc.cluster.queries import Accounted, Queued
@@ -45,7 +45,16 @@ def judge(
         return _running(newest)
     over = _over(job, newest, accounts)
     again = RESUME if run.resume_script.exists() or (newest and newest.job.startswith(LOCAL)) else AGAIN
+    if newest is not None and over is not None and job is not None and _is_later(job, newest):
+        saved = max(max(attempt.first_step, attempt.saved_step) for attempt in attempts)
+        return State("crashed", f"{over.detail}, before an attempt began; it would resume at step {saved}", again)
     return _ended(ledger, newest, attempts, over, again)
+
+
+def _is_later(job: Queued, newest: Attempt) -> bool:
+    """Whether it came after the last attempt, and failed without making one of its own."""
+    after = newest.job.startswith(LOCAL) or run_jobs.order(job.number) > run_jobs.order(newest.job)
+    return after and job.state not in ("COMPLETED", "CANCELLED")
 
 
 def _waiting(job: Queued, decision: Decision | None) -> State:
@@ -113,17 +122,14 @@ def _ended(
 def _over(job: Queued | None, newest: Attempt | None, accounts: Mapping[str, Accounted]) -> State | None:
     """How Slurm says that the run's last job ended; None where it tells nothing, or where the script itself ended it."""
     number = job.number if job else newest.job if newest else None
-    if number is None or number.startswith(LOCAL):
-        return None
-    account = accounts.get(number)
-    facts = (queries.job(number) or {}) if job is not None and account is None else {}
-    state = account.state if account else facts.get("JobState") or (job.state if job else "")
+    account = accounts.get(number or "")
+    state = account.state if account else job.state if job else ""
     if state not in queries.OVER:
         return None
     told = reasons.ended(
         state,
-        reason=(job.reason if job else "") or facts.get("Reason", ""),
-        exit_code=account.exit_code if account else facts.get("ExitCode", ""),
+        reason=job.reason if job else "",
+        exit_code=account.exit_code if account else "",
         by=_user(account.by) if account else "",
     )
     words = {"CANCELLED": "cancelled", "TIMEOUT": str(Cause.TIME_LIMIT), "PREEMPTED": str(Cause.PREEMPTED)}

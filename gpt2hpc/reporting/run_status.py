@@ -77,13 +77,22 @@ class RunStatus:
 
 
 def ask(runs: Iterable[RunDir]) -> Answers:
-    """One squeue for all of them, and one sacct for those of their jobs that neither wait nor run."""
+    """One squeue for all of them, and one sacct for those of their jobs that neither wait nor run.
+
+    Where that keeps no accounts, scontrol is asked about a job that failed and did not say why.
+    """
+    runs = list(runs)
     numbers = set().union(*(run_jobs.numbers(run) for run in runs))
     asked, queue = time.time(), queries.queue(numbers, ended=True)
     if queue is None:
         return Answers()
-    gone = [number for number in numbers if number not in queue or not queue[number].is_live]
-    return Answers(queue, queries.accounts(gone), asked)
+    accounts = queries.accounts(number for number in numbers if number not in queue or not queue[number].is_live)
+    for run in runs:
+        job, decision = _current(run, queue), Ledger(run).decision()
+        said = decision is not None and job is not None and decision.job == job.number
+        if job is not None and job.state == "FAILED" and job.number not in accounts and not said:
+            accounts |= queries.as_accounted(job.number)
+    return Answers(queue, accounts, asked)
 
 
 def read_status(run: RunDir, answers: Answers | None = None) -> RunStatus:
@@ -92,7 +101,7 @@ def read_status(run: RunDir, answers: Answers | None = None) -> RunStatus:
     attempts, logged = ledger.attempts(), outlook.read(run.metrics)
     steps = config.train.steps if config else None
     step = max(logged.step, attempts[-1].saved_step if attempts else 0)  # what is logged lags behind
-    job = _current(run, attempts, answers)
+    job = _current(run, answers.queue or {})
     if attempts and (_unix(attempts[-1].started) or 0.0) > answers.asked:  # Slurm's word is older than that
         job = None
     state = run_state.judge(run, ledger, attempts, steps, job, answers.accounts)
@@ -133,21 +142,15 @@ def read_status(run: RunDir, answers: Answers | None = None) -> RunStatus:
     return status if config is None else _with_outlook(status, config, logged, attempts, live)
 
 
-def _current(run: RunDir, attempts: Sequence[Attempt], answers: Answers) -> Queued | None:
-    """The job that works on the run, or waits to; else the last one that did, as long as Slurm remembers it."""
-    known = run_jobs.numbers(run)
-    rows = [row for number, row in (answers.queue or {}).items() if number in known]
+def _current(run: RunDir, queue: Mapping[str, Queued]) -> Queued | None:
+    """The job that works on the run, or waits to; else the last one that did, as long as Slurm remembers it. No guard's before that."""
+    known, guards = run_jobs.numbers(run), run_jobs.guards(run)
+    rows = [row for number, row in queue.items() if number in known]
     live = [row for row in rows if row.is_live]
     if live:
-        return max(live, key=lambda row: (row.state != "PENDING", row.reason != "Dependency", _order(row.number)))
-    last = attempts[-1].job if attempts else None
-    return next(
-        (row for row in rows if row.number == last), max(rows, key=lambda row: _order(row.number), default=None)
-    )
-
-
-def _order(number: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in number.split("_") if part.isdigit())
+        return max(live, key=lambda row: (row.state != "PENDING", row.number not in guards, run_jobs.order(row.number)))
+    over = [row for row in rows if row.number not in guards]
+    return max(over, key=lambda row: run_jobs.order(row.number), default=None)
 
 
 def _with_outlook(

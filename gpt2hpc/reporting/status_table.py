@@ -99,7 +99,7 @@ def _finish(run: RunStatus) -> str:
     if not run.jobs_needed:
         return told
     more = "more " if run.state == "running" else ""
-    each = f" of {span(run.limit_s)} each" if run.limit_s else ""
+    each = f" of {span(run.limit_s)}" if run.limit_s else ""
     return f"{told}, with {run.jobs_needed} {more}{'job' if run.jobs_needed == 1 else 'jobs'}{each}"
 
 
