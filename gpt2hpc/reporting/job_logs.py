@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2hpc.cluster import queries, run_jobs
-from gpt2hpc.cluster.ledger import Attempt
+from gpt2hpc.cluster.ledger import Attempt, Ledger
 from gpt2hpc.run_dir import RunDir
 
 _BEGINS = re.compile(r"(?:\d+: )?attempt (\d+): job ")
@@ -39,10 +39,18 @@ def found(run: RunDir, *, ask_slurm: bool = True) -> list[JobLog]:
     """All that are there, the oldest job first."""
     logs = {log.path: log for log in (*_of_batch_jobs(run, ask_slurm=ask_slurm), *_of_ranks(run), *_of_local_jobs(run))}
     there = [log for log in logs.values() if log.path.is_file() and (log.rank in (0, None) or log.path.stat().st_size)]
+    began = list(dict.fromkeys(attempt.job for attempt in Ledger(run).attempts()))
     return sorted(
-        there,
-        key=lambda log: (run_jobs.order(log.job), log.job, log.restart or 0, -1 if log.rank is None else log.rank),
+        there, key=lambda log: (_place(log.job, began), log.restart or 0, -1 if log.rank is None else log.rank)
     )
+
+
+def _place(job: str, began: Sequence[str]) -> tuple[float, tuple[int, ...]]:
+    """Of a job among those that made attempts; one that made none is before the next higher number, or the last."""
+    if job in began:
+        return began.index(job), ()
+    later = (index for index, other in enumerate(began) if run_jobs.order(other) > run_jobs.order(job))
+    return next(later, len(began)) - 0.5, run_jobs.order(job)
 
 
 def _of_batch_jobs(run: RunDir, *, ask_slurm: bool) -> Iterator[JobLog]:

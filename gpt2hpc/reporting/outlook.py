@@ -26,15 +26,23 @@ class Logged:
     val_loss: float | None = None
     tokens_per_s: float | None = None
     mfu: float | None = None
-    step_s: float | None = None
+    step_ms: float | None = None
     times: Sequence[tuple[int, float]] = ()
 
-    def started_up_s(self, since: float, first_step: int) -> float | None:
+    def step_s(self, starts: Sequence[float]) -> float | None:
+        """Of recent steps by the clock, with what saves and validations take, but without the `starts` (Unix times) between them."""
+        took = steps = 0.0
+        for (step, at), (next_step, next_at) in itertools.pairwise(self.times[-RECENT_STEPS:]):
+            if next_step > step and next_at >= at and not any(at < start <= next_at for start in starts):
+                took, steps = took + next_at - at, steps + next_step - step
+        if not steps:
+            return None if self.step_ms is None else self.step_ms / 1e3
+        return took / steps
+
+    def started_up_s(self, since: float, first_step: int, step_s: float) -> float | None:
         """Seconds from `since` until the step after `first_step` was begun; None where it is not logged."""
         after = next(((step, at) for step, at in self.times if step > first_step and at >= since), None)
-        if after is None:
-            return None
-        return max(0.0, after[1] - since - (after[0] - first_step) * (self.step_s or 0.0))
+        return None if after is None else max(0.0, after[1] - since - (after[0] - first_step) * step_s)
 
 
 @dataclass(frozen=True)
@@ -105,21 +113,9 @@ def _read(path: Path, size: int, changed_ns: int) -> Logged:
         val_loss=val_loss,
         tokens_per_s=_mean(recent, "tokens_per_s"),
         mfu=_mean(recent, "mfu"),
-        step_s=_step_s(times[-RECENT_STEPS:], _mean(recent, "ms")),
+        step_ms=_mean(recent, "ms"),
         times=times,
     )
-
-
-def _step_s(times: Sequence[tuple[int, float]], ms: float | None) -> float | None:
-    """By the clock, with what saves and validations take; a gap as long as a restart is none of a step's."""
-    gaps = [
-        (after_step - step, after_at - at)
-        for (step, at), (after_step, after_at) in itertools.pairwise(times)
-        if after_step > step and at <= after_at < at + max(60.0, 50 * (ms or 0.0) / 1e3)
-    ]
-    if not gaps:
-        return None if ms is None else ms / 1e3
-    return sum(seconds for _, seconds in gaps) / sum(steps for steps, _ in gaps)
 
 
 def _mean(records: Sequence[dict[str, Any]], key: str) -> float | None:

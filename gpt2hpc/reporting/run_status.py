@@ -156,7 +156,8 @@ def _current(run: RunDir, queue: Mapping[str, Queued]) -> Queued | None:
 def _with_outlook(
     status: RunStatus, config: Config, logged: Logged, attempts: Sequence[Attempt], live: Queued | None
 ) -> RunStatus:
-    if logged.step_s is None or not attempts or status.state in ("finished", "diverged"):
+    step_s = logged.step_s([_unix(each.started) or 0.0 for each in attempts])
+    if step_s is None or not attempts or status.state in ("finished", "diverged"):
         return status
     running = status.state in ("running", "starting", "ending")
     left_s = None
@@ -164,22 +165,22 @@ def _with_outlook(
         left_s = math.inf if status.left_s is None else status.left_s
     told = outlook.outlook(
         config.train.steps - status.step,
-        logged.step_s,
+        step_s,
         left_s=left_s,
         limit_s=status.limit_s,
-        start_up_s=_start_up_s(logged, attempts, live) or 0.0,
+        start_up_s=_start_up_s(logged, attempts, live, step_s) or 0.0,
         margin_s=config.checkpoint.stop_margin_s,
     )
     return status if told is None else dataclasses.replace(status, eta_s=told.eta_s, jobs_needed=told.jobs)
 
 
-def _start_up_s(logged: Logged, attempts: Sequence[Attempt], live: Queued | None) -> float | None:
+def _start_up_s(logged: Logged, attempts: Sequence[Attempt], live: Queued | None, step_s: float) -> float | None:
     """Of the last attempt that took a step: from its job's start where Slurm tells that, else from when it was claimed."""
     for attempt in reversed(attempts):
         since = _unix(attempt.started)
         if live is not None and attempt is attempts[-1] and live.state == "RUNNING" and live.number == attempt.job:
             since = min(_unix(live.start) or since or 0.0, since or 0.0) or None
-        if since and (seconds := logged.started_up_s(since, attempt.first_step)) is not None:
+        if since and (seconds := logged.started_up_s(since, attempt.first_step, step_s)) is not None:
             return seconds
     return None
 
