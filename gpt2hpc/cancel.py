@@ -13,7 +13,7 @@ from gpt2hpc import cli
 from gpt2hpc.cluster import liveness, orders, queries, run_jobs
 from gpt2hpc.cluster.dist_env import LAUNCHER_PID, LOCAL
 from gpt2hpc.cluster.ledger import Attempt, Ledger
-from gpt2hpc.errors import RunDirError
+from gpt2hpc.errors import MissingError, RunDirError
 from gpt2hpc.reporting import run_status, runs
 from gpt2hpc.run_dir import RunDir
 
@@ -54,6 +54,10 @@ def _cancel(run: RunDir) -> None:
     jobs = [row.number for row in run_jobs.live(run)]
     if not jobs:
         status = run_status.read_status(run)
+        if status.state == "running":
+            raise MissingError(
+                f"{run.path} runs ({status.detail}), but Slurm is not seen from here; use a login node of that cluster"
+            )
         cli.say(f"{run.path} has no job in the queue: {status.state}" + (f", {status.detail}" if status.detail else ""))
         return
     orders.cancel(jobs)

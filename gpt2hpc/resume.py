@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from gpt2hpc import cli, jobs
+from gpt2hpc import cli, starting
 from gpt2hpc.cluster import orders, reasons, run_jobs
 from gpt2hpc.cluster.dist_env import LOCAL
 from gpt2hpc.cluster.ledger import Ledger
@@ -92,7 +92,7 @@ def _here(run: RunDir, world_size: int, more: Sequence[str]) -> int:
     """In the foreground, with the settings and the number of processes that it had."""
     if more:
         raise UsageError(f"{' '.join(more)}: options of sbatch, but {run.path} is a local run; leave them out")
-    local = local_job(run, jobs.stored_config(run), nproc=world_size)
+    local = local_job(run, starting.stored_config(run), nproc=world_size)
     return 0 if local is None else supervise(local)
 
 

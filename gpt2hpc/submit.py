@@ -213,7 +213,9 @@ def _on_slurm(run: RunDir, config: Config, options: jsonargparse.Namespace) -> i
     if number := submit(job, config, quiet=options.quiet):
         cli.say(f"log: {job.log.replace('%j', number)}")
         where = shlex.quote(options.run_dir)
-        cli.say(f"watch it with `gpt2hpc status {where}`, cancel it with `scancel {number}`")
+        cli.say(
+            f"watch it with `gpt2hpc status {where}` and `gpt2hpc logs -f {where}`, cancel it with `gpt2hpc cancel {where}`"
+        )
     return 0
 
 

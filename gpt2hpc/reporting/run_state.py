@@ -112,6 +112,12 @@ def _ended(
     if newest.cause is None:
         how = over.detail if over else f"job {newest.job} on {newest.host} ended without a word"
         return State(over.word if over else "crashed", f"{how}; it would resume at step {saved}", again)
+    if (
+        over is not None and decision is None and newest.cause in (Cause.PREEMPTED, Cause.TIME_LIMIT)
+    ):  # nobody requeued it
+        return State(
+            over.word, f"{newest.cause} at step {newest.last_step}; then {over.detail}; it would resume there", again
+        )
     if gave_up or decision is None:
         return State(newest.cause, gave_up or _explained(newest, ledger.outcome()), again)
     if over is not None:  # it was to go on, and something outside has ended that

@@ -79,7 +79,6 @@ def drive_steered(kit: Kit) -> Steered:
             kit.until(run.job, lambda: run.job.step() >= 10, "step 10")
             kit.preempt(nodes.split(",")[0])
             run.until_state("pending", "pending")
-            run.call("pending table", "status")
             kit.until(run.job, lambda: len(run.job.attempts) > 1, "the restart")
             with terminal("status", "--watch", "--every", "1", env=run.env, cwd=kit.folder) as watching:
                 watching.until("running")
@@ -143,7 +142,7 @@ def test_status_tells_what_a_run_does(driven: Steered) -> None:
     pending = shown["pending"]
     assert pending["slurm_reason"] == "BeginTime"
     assert pending["waits"].startswith("BeginTime: it may not start before its begin time")
-    assert "waits: BeginTime" in driven.said["pending table"]
+    assert f"job {running['job']} waits: BeginTime" in pending["detail"]
     assert shown["held"]["next"] == f"scontrol release {shown['held']['job']}"
     assert shown["killed"]["state"] == "crashed"
     assert "JobLaunchFailure" in shown["killed"]["detail"]

@@ -11,7 +11,7 @@ from gpt2hpc import config_io
 from gpt2hpc.__main__ import VERBS
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("exit-codes", "slurm", "data", "checkpoints", "hub", "weights", "evaluation", "reports", "metrics")
+PAGES = ("exit-codes", "slurm", "status", "data", "checkpoints", "hub", "weights", "evaluation", "reports", "metrics")
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *(f"docs/{page}.md" for page in PAGES)]
 
 

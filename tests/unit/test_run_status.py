@@ -110,6 +110,15 @@ def test_a_requeue_that_somebody_cancelled(run: RunDir) -> None:
     )
 
 
+def test_a_batch_script_that_was_killed_after_its_ranks_had_saved(run: RunDir) -> None:
+    attempt(run, 2, restart=1, first_step=6, cause="preempted", last_step=8, saved_step=8)
+    told = run_status.read_status(run, answers(queued(state="FAILED", reason="JobLaunchFailure")))
+    assert told.state == "crashed"
+    assert told.detail.startswith(
+        "preempted at step 8; then job 12 on n[1-2] ended: FAILED (JobLaunchFailure): its batch script was killed"
+    )
+
+
 def test_a_guard_waits_behind_the_job_that_it_guards(run: RunDir) -> None:
     run.slurm.mkdir()
     run.jobs.write_text("15\n")
