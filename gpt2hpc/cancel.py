@@ -23,8 +23,8 @@ def main(argv: Sequence[str]) -> int:
         prog="gpt2hpc cancel",
         description="End a run: scancel its jobs, also those that wait, or TERM to a local job, which saves first. "
         "`gpt2hpc stop` lets any job save first.",
-        epilog="example: gpt2hpc cancel runs/mine",
     )
+    cli.add_examples(parser, "gpt2hpc cancel runs/mine")
     parser.add_argument(
         "run", nargs="?", type=Path, metavar="RUN", help="run directory (default: the only one in runs/)"
     )

@@ -24,17 +24,10 @@ from gpt2hpc.errors import ConfigError, MissingError, UsageError
 from gpt2hpc.finding import Finding, missing, ok
 from gpt2hpc.run_dir import RunDir
 
-EPILOG = """\
-examples:
-  gpt2hpc doctor                                   this machine and its cluster
-  gpt2hpc doctor --run-dir $SCRATCH/runs/mine --data $SCRATCH/mine --preset gpt2-350m
-  gpt2hpc doctor --site site.yaml --container gpt2hpc.sif
-  srun -N1 --gpus-per-node=4 gpt2hpc doctor --gpu  a node that computes
-  gpt2hpc doctor --hub USER/NAME                   only whether checkpoints may go there
-
-Each line is OK, WARN (it works, or cannot be known from here) or MISSING (a training would fail), with what to do.
-Exit code: 0, or 8 if something is MISSING.
-"""
+EPILOG = (
+    "Each line is OK, WARN (it works, or cannot be known from here) or MISSING (a training would fail), with what to do. "
+    "Exit code: 0, or 8 if something is MISSING."
+)
 
 
 def new_parser() -> argparse.ArgumentParser:
@@ -42,7 +35,6 @@ def new_parser() -> argparse.ArgumentParser:
         prog="gpt2hpc doctor",
         description="Look at what a training will need: Slurm, container, GPUs, network, disks, limits, Python. Changes nothing.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -66,9 +58,11 @@ def new_parser() -> argparse.ArgumentParser:
     choices.add_options(asked)
     cli.add_examples(
         parser,
-        "gpt2hpc doctor                          # everything that a training here will need",
-        "gpt2hpc doctor --preset gpt2-350m --nodes 4 --gpus-per-node 4 --time 12:00:00",
-        "gpt2hpc doctor --hub USER/NAME          # may checkpoints go there?",
+        "gpt2hpc doctor                                   # this machine and its cluster",
+        "gpt2hpc doctor --run-dir runs/mine --data data/mine --preset gpt2-350m --nodes 4 --gpus-per-node 4",
+        "gpt2hpc doctor --site site.yaml --container gpt2hpc.sif",
+        "gpt2hpc doctor --gpu                             # on a node that computes, as after srun -N1",
+        "gpt2hpc doctor --hub USER/NAME                   # only whether checkpoints may go there",
     )
     return parser
 

@@ -30,8 +30,8 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="gpt2hpc logs",
         description="What the jobs of a run have printed: all attempts, all ranks, in the order of their jobs.",
-        epilog="example: gpt2hpc logs -f runs/mine",
     )
+    cli.add_examples(parser, "gpt2hpc logs -f runs/mine", "gpt2hpc logs runs/mine --attempt 2 --rank 3 -n 50")
     parser.add_argument(
         "run", nargs="?", type=Path, metavar="RUN", help="run directory (default: the only one in runs/)"
     )

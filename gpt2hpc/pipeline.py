@@ -47,13 +47,15 @@ class Verb:
 
 
 def new_parser() -> jsonargparse.ArgumentParser:
-    parser = submit.new_parser()
-    parser.prog = "gpt2hpc submit pipeline"
-    parser.usage = (
-        "gpt2hpc submit pipeline --source S [--preset NAME] [--run-dir DIR] [--OPTION …] [--SECTION.SETTING VALUE …]"
+    parser = config_io.new_parser(
+        "submit pipeline",
+        "Prepare, train, evaluate and export as Slurm jobs that wait for each other. The same again does what is missing.",
     )
-    parser.description = (
-        "Prepare, train, evaluate and export as Slurm jobs that wait for each other; again: what is missing."
+    submit.add_options(parser)
+    cli.add_examples(
+        parser,
+        "gpt2hpc submit pipeline --source texts/ --data.dir data/mine --run-dir runs/mine --nodes 4 --dry-run",
+        "gpt2hpc submit pipeline --data.dir data/mine --prepare '--array 64 --partition cpu' --export '--push USER/NAME'",
     )
     parser.add_argument(
         "--source",

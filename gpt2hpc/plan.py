@@ -35,6 +35,12 @@ NUMBERS = {
 
 def new_parser() -> jsonargparse.ArgumentParser:
     parser = config_io.new_parser("plan", "Reckon what a run will take: hours, GPU-hours, jobs, disk.")
+    parser.usage = "gpt2hpc plan [--preset NAME] [--gpu KIND] [--nodes N[,N…]] [--from RUN] [--OPTION …] [--SECTION.SETTING VALUE …]"
+    cli.add_examples(
+        parser,
+        "gpt2hpc plan --preset gpt2-350m --gpu a100 --gpus-per-node 4 --nodes 1,2,4,8 --time 24:00:00",
+        "gpt2hpc plan --from runs/mine --nodes 16 --mtbf-hours 200",
+    )
     parser.add_argument("--gpu", type=str, metavar="KIND", help=f"One of {', '.join(hardware.GPUS)} (default: h100).")
     parser.add_argument(
         "--nodes",

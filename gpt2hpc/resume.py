@@ -29,8 +29,8 @@ def main(argv: Sequence[str]) -> int:
         prog="gpt2hpc resume",
         usage="gpt2hpc resume [-h] [RUN] [-- OPTION …]",
         description="Go on with a run: a held job is released, one that has ended is submitted again, a local one goes on here.",
-        epilog="example: gpt2hpc resume runs/mine -- --time=2:00:00 --exclude=n7",
     )
+    cli.add_examples(parser, "gpt2hpc resume runs/mine", "gpt2hpc resume runs/mine -- --time=2:00:00 --exclude=n7")
     parser.add_argument(
         "run", nargs="?", type=Path, metavar="RUN", help="run directory (default: the only one in runs/)"
     )

@@ -23,8 +23,8 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="gpt2hpc stop",
         description="Let a run save and end, without a requeue; a job of it that waits leaves the queue. `gpt2hpc resume` goes on.",
-        epilog="example: gpt2hpc stop runs/mine",
     )
+    cli.add_examples(parser, "gpt2hpc stop runs/mine")
     parser.add_argument(
         "run", nargs="?", type=Path, metavar="RUN", help="run directory (default: the only one in runs/)"
     )

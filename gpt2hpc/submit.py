@@ -39,6 +39,18 @@ SLURM_OPTIONS = (*ForSlurm, "nodes", "gpus_per_node", "nproc", "time", "job_name
 
 def new_parser() -> jsonargparse.ArgumentParser:
     parser = config_io.new_parser("submit", "Train as a job that is restarted and resumed until it is finished.")
+    add_options(parser)
+    cli.add_examples(
+        parser,
+        "gpt2hpc submit --nodes 4 --preset gpt2-350m --data.dir data/mine --run-dir runs/mine --dry-run",
+        "gpt2hpc submit --cluster local --preset smoke --data.dir data/mine --nproc 2",
+        "gpt2hpc submit prepare --source my_texts/ --out data/mine --array 64",
+    )
+    return parser
+
+
+def add_options(parser: jsonargparse.ArgumentParser) -> None:
+    """Those of a training as a job; the settings come after them."""
     parser.add_argument("--run-dir", type=str, default="runs/train", help=RUN_DIR_HELP)
     parser.add_argument(
         "--cluster",
@@ -66,13 +78,6 @@ def new_parser() -> jsonargparse.ArgumentParser:
     parser.add_argument("--quiet", action="store_true", help=cli.QUIET_HELP)
     parser.add_argument("--dry-run", action="store_true", help="Print what would be submitted, and submit nothing.")
     choices.add_options(parser)
-    cli.add_examples(
-        parser,
-        "gpt2hpc submit --nodes 4 --preset gpt2-350m --data.dir data/mine --run-dir runs/mine --dry-run",
-        "gpt2hpc submit --cluster local --preset smoke --data.dir data/mine --nproc 2",
-        "gpt2hpc submit prepare --source my_texts/ --out data/mine --array 64",
-    )
-    return parser
 
 
 def main(argv: Sequence[str]) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from gpt2hpc import cli
 from gpt2hpc.cluster.queries import Partition
 from gpt2hpc.cluster.site_facts import Facts
 from gpt2hpc.cluster.slurm import minutes
@@ -76,11 +77,8 @@ def _best(partitions: Iterable[Partition]) -> str:
 
 def _partition(facts: Facts, partition: str, kinds: list[Partition]) -> Guess:
     gpus = sum(each.nodes * each.gpus for each in kinds)
-    has = (
-        f"{gpus} GPUs on {sum(each.nodes for each in kinds if each.gpus)} nodes"
-        if gpus
-        else "no GPUs that sinfo tells of"
-    )
+    nodes = cli.plural(sum(each.nodes for each in kinds if each.gpus), "node")
+    has = f"{cli.plural(gpus, 'GPU')} on {nodes}" if gpus else "no GPUs that sinfo tells of"
     others = sorted({each.name for each in facts.partitions} - {partition})
     which = "The default partition" if any(each.is_default for each in kinds) else "The partition with most GPUs"
     more = f" The others: {', '.join(others)}." if others else ""

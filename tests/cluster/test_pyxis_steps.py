@@ -9,7 +9,7 @@ import re
 
 import pytest
 
-from tests.cluster.kit import SAVE_EVERY, Ended, Kit, drives, finished_as, resumed_exactly
+from tests.cluster.kit import SAVE_EVERY, Ended, Kit, bytes_of, drives, resumed_exactly
 from tests.cluster.test_training import drive_sbatch
 
 pytestmark = pytest.mark.timeout(1200)
@@ -49,17 +49,21 @@ def drive_host_without(kit: Kit) -> Ended:
 
 @drives(drive_sbatch, drive_host_with_gpt2hpc)
 def test_a_preempted_job_is_requeued_by_the_hosts_python(driven: list[Ended]) -> None:
-    undisturbed, job = driven
-    finished_as(job, undisturbed, causes=["preempted", "finished"])
-    resumed_exactly(job)
-    assert re.search(r"gpt2hpc: job \d+: requeue: ", job.job.told())
+    goes_on(*driven)
+    # On a machine so busy that the ranks need all of the grace, Slurm is faster.
+    assert re.search(r"gpt2hpc: job \d+: (requeue: |exit: requeued by somebody else)", driven[1].job.told())
 
 
 @drives(drive_sbatch, drive_host_without)
 def test_without_it_slurm_requeues_what_it_preempts(driven: list[Ended]) -> None:
     """And what comes after an undisturbed end is decided by a step, in the image."""
-    undisturbed, job = driven
-    finished_as(job, undisturbed, causes=["preempted", "finished"])
+    goes_on(*driven)
+    assert re.search(r"gpt2hpc: job \d+: exit: finished", driven[1].job.told())
+
+
+def goes_on(undisturbed: Ended, job: Ended) -> None:
+    assert job.slurm["JobState"] == "COMPLETED", job.job.told()
+    assert job.job.causes == ["preempted", "finished"], job.job.told()
+    assert bytes_of(job.job) == bytes_of(undisturbed.job)
     resumed_exactly(job)
     assert "cannot decide" not in job.job.told()
-    assert re.search(r"gpt2hpc: job \d+: (?!requeue)\w+: ", job.job.told())

@@ -102,9 +102,10 @@ def test_a_node_with_another_disk(shared_data: Manifest, run: RunDir, capfd: pyt
 
 
 @as_root
-def test_a_disk_that_is_too_small(shared_data: Manifest, small_disk: RunDir) -> None:
+def test_a_disk_that_is_too_small(shared_data: Manifest, small_disk: RunDir, capfd: pytest.CaptureFixture[str]) -> None:
     assert tiny.run_ranks(small_disk, settings(shared_data), nproc=2) == RunDirError.exit_code
     assert "GB free, but checkpoints of" in refused(small_disk, RunDirError.exit_code)
+    assert "hashed" not in capfd.readouterr().out, "only after the data was read"
 
 
 @pytest.fixture

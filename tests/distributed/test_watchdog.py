@@ -111,8 +111,9 @@ def test_a_hang_shows_its_place(run: RunDir, settings: Config) -> None:
 
 
 def test_a_slow_validation_is_no_hang(run: RunDir, settings: Config) -> None:
-    options = ["--slow-validation", str(2 * HANG_S)]
-    assert tiny.run_ranks(run, settings, nproc=2, options=options) == 0
+    strict = dataclasses.replace(settings, requeue=dataclasses.replace(settings.requeue, hang_factor=3.0))
+    options = ["--slow-validation", str(3 * HANG_S)]
+    assert tiny.run_ranks(run, strict, nproc=2, options=options) == 0
     assert not run.dumps.exists()
     assert len(tiny.losses(run, "val")) == 3
 

@@ -135,14 +135,14 @@ def examples(shown: str) -> list[list[str]]:
 def taken(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Run the command up to where its own parser has taken the words; it says so where it does not."""
     with monkeypatch.context() as patched:
-        of_settings = words[0] in ("submit", "train") and words[1] != "prepare"
+        of_settings = words[0] in ("submit", "train", "plan") and words[1] != "prepare"
         place, name = (config_io, "parse") if of_settings else (argparse.ArgumentParser, "parse_args")
         patched.setattr(place, name, stopping(getattr(place, name)))
         with pytest.raises(TakenError):
             main(words)
 
 
-@pytest.mark.parametrize("verb", [*VERBS, "submit prepare"])
+@pytest.mark.parametrize("verb", [*VERBS, "submit prepare", "submit pipeline"])
 def test_help_ends_with_examples_that_its_own_parser_takes(
     verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

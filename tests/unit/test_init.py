@@ -103,7 +103,7 @@ def kinds(*rows: Partition) -> Facts:
             kinds(dataclasses.replace(GPU, name="small", is_default=True, nodes=1), GPU),
             "partition",
             "partition: small",
-            "The default partition, with 4 GPUs on 1 nodes",
+            "The default partition, with 4 GPUs on 1 node.",
         ),
         (kinds(CPU), "gpus_per_node", "# gpus_per_node: 4", "no GPUs"),
         (
@@ -123,6 +123,12 @@ def kinds(*rows: Partition) -> Facts:
             "gpu_directive",
             "gpu_directive: gres",
             "SelectType=select/linear does not know",
+        ),
+        (
+            dataclasses.replace(PLAIN, settings={"SelectType": "select/cons_res"}),
+            "gpu_directive",
+            "gpu_directive: gres",
+            "SelectType=select/cons_res does not know",
         ),
         (
             kinds(dataclasses.replace(GPU, cpus=2)),

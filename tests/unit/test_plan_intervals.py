@@ -10,7 +10,7 @@ import pytest
 from gpt2hpc.planning.intervals import Losses
 
 WORK_H = 400.0
-RUNS = 400
+RUNS = 200
 ERROR = 0.06
 """Of a simulated overhead, relative: three standard errors of what the simulation itself scatters, and Daly's approximation."""
 
