@@ -8,7 +8,7 @@
 | `-t 1 --signal=USR2@20` | test_training: `test_several_time_limits_with_a_signal` |
 | a time limit without a signal | test_training: `test_a_time_limit_without_any_signal` |
 | scancel: running, or waiting after a requeue | `test_cancelled_stays_away` |
-| scancel in the grace | test_training: `test_cancelled_during_the_grace_stays_away` |
+| scancel in the grace | `test_cancelled_during_the_grace_stays_away` |
 | `scancel -s USR2`, `-b`, `-f`; `--no-requeue` | test_training: `test_signals_of_the_user_…` |
 | the requeue is refused | test_training: `test_a_refused_requeue_becomes_another_job` |
 | no scontrol in the image | tests/container: `test_preempted_in_the_image` |
@@ -66,7 +66,8 @@ ReturnToService=0
 KillWait=90
 Prolog={prolog}
 """
-"""Of a cluster that is set up in another way; its nodes refuse to start jobs while there is a file `refuses-NODE`."""
+"""Of a cluster that is set up in another way. A script that was cancelled has time to say so, on a busy machine too; nodes
+refuse to start jobs while there is a file `refuses-NODE`."""
 PROLOG = """#!/bin/sh
 [ ! -e {folder}/refuses-$SLURMD_NODENAME ]
 """
@@ -177,6 +178,7 @@ def drive_other_cluster(kit: Kit) -> dict[str, Future[Any]]:
             calls: dict[str, Callable[[], Any]] = {
                 "down": lambda: down_and_held(own, folder),
                 "cancelled": lambda: cancelled(own),
+                "grace": lambda: cancelled_in_the_grace(own),
                 "low": lambda: preempted(own, "low"),
                 "lowc": lambda: preempted(own, "lowc"),
                 "one port": lambda: one_port(own),
@@ -212,6 +214,28 @@ def test_cancelled_stays_away(driven: dict[str, Future[Any]]) -> None:
         assert job.job.attempts[0]["saved_step"] == job.job.attempts[0]["last_step"] > SAVE_EVERY
     assert json.loads(running.job.run.decision.read_text())["action"] == "cancelled"
     assert run_status.read_status(running.job.run).state == "cancelled"
+
+
+def cancelled_in_the_grace(kit: Kit) -> Ended:
+    """Slow steps put off the agreement to stop, so that the cancel falls between the signal and the decision."""
+    with kit.nodes() as nodes:
+        job = kit.sbatch("cancelled", "-p", "low", "-w", nodes, env={"KIT_PACE_S": "3"})
+        kit.until_step(job, 1)
+        kit.preempt(nodes.split(",")[0])
+        kit.until(job, lambda: kit.shown(job).get("PreemptTime", "None") != "None", "the preemption")
+        kit.signal(job)
+        ended = Ended(job, kit.until_ended(job))
+    stays_away(ended, kit)
+    return ended
+
+
+@drives(drive_other_cluster)
+def test_cancelled_during_the_grace_stays_away(driven: dict[str, Future[Any]]) -> None:
+    job = driven["grace"].result()
+    assert job.slurm["Restarts"] == "0"
+    assert job.job.causes == ["preempted"]  # it saved, and would have been requeued
+    assert json.loads(job.job.run.decision.read_text())["action"] == "cancelled"
+    assert run_status.read_status(job.job.run).state == "cancelled"
 
 
 def preempted(kit: Kit, partition: str) -> Signalled:

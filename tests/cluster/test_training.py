@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
@@ -28,7 +27,6 @@ from tests.cluster.kit import (
     logged_once,
     long,
     resumed_exactly,
-    stays_away,
 )
 
 pytestmark = pytest.mark.timeout(1200)
@@ -140,27 +138,7 @@ def test_a_time_limit_without_any_signal(driven: list[Ended]) -> None:
     resumed_exactly(job)
 
 
-# Cancelled ----------------------------------------------------------------------------------------------------------
-
-
-def drive_cancelled_in_the_grace(kit: Kit) -> Ended:
-    """Slow steps put off the agreement to stop, so that the cancel falls between the signal and the decision."""
-    with kit.nodes() as nodes:
-        job = kit.sbatch("cancelled", "-p", "low", "-w", nodes, env={"KIT_PACE_S": "3"})
-        kit.until_step(job, 1)
-        kit.preempt(nodes.split(",")[0])
-        kit.until(job, lambda: kit.shown(job).get("PreemptTime", "None") != "None", "the preemption")
-        kit.signal(job)
-        return Ended(job, kit.until_ended(job))
-
-
-@drives(drive_cancelled_in_the_grace)
-def test_cancelled_during_the_grace_stays_away(driven: Ended, kit: Kit) -> None:
-    stays_away(driven, kit)
-    assert driven.slurm["Restarts"] == "0"
-    assert driven.job.causes == ["preempted"]  # it saved, and would have been requeued
-    assert json.loads(driven.job.run.decision.read_text())["action"] == "cancelled"
-    assert run_status.read_status(driven.job.run).state == "cancelled"
+# Signalled ----------------------------------------------------------------------------------------------------------
 
 
 def drive_signals(kit: Kit) -> Ended:
