@@ -30,7 +30,7 @@ def take_over(run: RunDir, text: str, *, job: str, by: str, succeeds: Sequence[s
     knows enough about.
     """
     ledger = Ledger(run)
-    newest, decision = ledger.newest(), ledger.decision()
+    newest = ledger.newest()
     if newest is not None and newest.job == by:
         return Action("requeue", "goes on as itself")
     mine = [attempt for attempt in ledger.attempts() if attempt.job == job]
@@ -43,8 +43,8 @@ def take_over(run: RunDir, text: str, *, job: str, by: str, succeeds: Sequence[s
         return Action("exit", f"job {newest.job} has taken over already", stopped)
     if seen.state == "CANCELLED":
         return Action("exit", f"job {job} was cancelled; `gpt2hpc resume` goes on", stopped)
-    if not seen.state and (decision is not None or not mine):
-        return Action("exit", f"nobody knows how job {job} ended, while it waited; `gpt2hpc resume` goes on", stopped)
+    if not seen.state:  # cancelled, perhaps
+        return Action("exit", f"nobody knows any more how job {job} ended; `gpt2hpc resume` goes on", stopped)
     ended = dataclasses.replace(seen, job=job, state="RUNNING", restart=restart, restarts=restart)
     action = read_and_decide(run, ended)
     return dataclasses.replace(action, reason=f"takes over, {action.reason}") if action.kind == "requeue" else action

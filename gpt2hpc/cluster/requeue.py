@@ -236,9 +236,15 @@ def main(argv: Sequence[str]) -> int:
     command.add_argument("--succeeds", default="", help="jobs that this one continues, the newest first: 12,10")
     command.add_argument("--refused", action="store_true", help="`scontrol requeue` was tried and refused")
     command.add_argument("--died-on", default="", metavar="NODE", help="whose rank ended first")
+    asked = commands.add_parser("may-start", help="fail, with exit code 9, where another job is at work on the run")
+    asked.add_argument("run_dir", type=Path)
+    asked.add_argument("--job", required=True, help="the one that would start")
     arguments = parser.parse_args(argv)
     if not arguments.run_dir.is_dir():
         raise RunDirError(f"{arguments.run_dir} is not a run directory; check the path")
+    if arguments.command == "may-start":
+        Ledger(RunDir(arguments.run_dir)).refuse_if_taken(arguments.job, 0)
+        return 0
     restart = arguments.restart
     job = parse_show_job(
         sys.stdin.read(),

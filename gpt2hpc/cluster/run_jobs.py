@@ -41,7 +41,7 @@ def logs(run: RunDir) -> dict[str, Path]:
 
 def guards(run: RunDir) -> set[str]:
     """Those of them that wait only for another one to fail."""
-    return set(_lines(run.guard))
+    return {line.split()[0] for line in _lines(run.guard)}  # and the job that it guards
 
 
 def order(number: str) -> tuple[int, ...]:

@@ -37,7 +37,7 @@ def asked(run: RunDir, state: str, *, restarts: int = 0) -> Action:
     return take_over(run, shown(state, restarts=restarts), job="7", by="8")
 
 
-@pytest.mark.parametrize("state", ["FAILED", "NODE_FAIL", "TIMEOUT", "OUT_OF_MEMORY", "PREEMPTED", ""])
+@pytest.mark.parametrize("state", ["FAILED", "NODE_FAIL", "TIMEOUT", "OUT_OF_MEMORY", "PREEMPTED"])
 def test_it_takes_over_from_a_job_that_ended_without_a_word(run: RunDir, state: str) -> None:
     action = asked(run, state)
     assert action.kind == "requeue"
@@ -66,8 +66,11 @@ def test_it_brings_back_nothing_that_was_cancelled_or_goes_on(run: RunDir, state
     assert Ledger(run).attempts()[0].cause is None
 
 
-def test_it_stays_away_where_nobody_knows_what_became_of_a_job_that_waited(run: RunDir) -> None:
-    """It had requeued itself, and may have been cancelled since."""
+def test_it_stays_away_where_nobody_knows_how_the_other_ended(run: RunDir) -> None:
+    """It may have been cancelled, with too little time to say so."""
+    action = asked(run, "")
+    assert (action.kind, action.exit_code) == ("exit", 6)
+    assert "nobody knows any more" in action.reason
     Ledger(run).remember(Decision("7", 0, "requeue", "preempted at step 50"))
     assert asked(run, "").kind == "exit"
 
