@@ -20,6 +20,7 @@ from pathlib import Path
 import jsonargparse
 
 from gpt2hpc import cli, config_io, evaluate, export, prepare_array, starting, submit
+from gpt2hpc.cluster import orders
 from gpt2hpc.cluster.array_job import ArrayJob
 from gpt2hpc.cluster.batch import BatchJob
 from gpt2hpc.config import Config
@@ -97,10 +98,19 @@ def main(argv: Sequence[str]) -> int:
         config, _ = starting.check_start(job.run, config, world_size=job.world_size)
     else:
         job = dataclasses.replace(job, dependency=f"afterok:{finalize}")
-    training = submit.submit(job, config, quiet=options.quiet)
-    numbers = [number for check in checks if (number := check.submit(job.run, training))]
-    job.run.dependents.parent.mkdir(parents=True, exist_ok=True)
-    job.run.dependents.write_text("".join(f"{number}\n" for number in numbers if training), encoding="utf-8")
+    # Held until those that wait for it are known to it: it takes them along where it goes on as another job.
+    training = submit.submit(
+        dataclasses.replace(job, options={**job.options, "hold": True}), config, quiet=options.quiet
+    )
+    numbers: list[str] = []
+    try:
+        for check in checks:
+            numbers += check.submit(job.run, training)
+    finally:
+        if training:
+            job.run.slurm.mkdir(parents=True, exist_ok=True)
+            job.run.dependents.write_text("".join(f"{number}\n" for number in numbers), encoding="utf-8")
+            orders.release(training)
     cli.say(
         f"watch it with `gpt2hpc status {shlex.quote(options.run_dir)}`; the same command again does what is missing"
     )
@@ -133,15 +143,15 @@ class Check:
     job: ArrayJob
     made: Path
 
-    def submit(self, run: RunDir, training: str | None) -> str | None:
-        """Its number, or None where what it makes is there and the run has not gone on since."""
+    def submit(self, run: RunDir, training: str | None) -> list[str]:
+        """Its number, or nothing where what it makes is there and the run has not gone on since."""
         if training is None and self.made.exists() and self.made.stat().st_mtime >= run.finished.stat().st_mtime:
             cli.say(f"{self.task.name}: {self.made} is there already")
-            return None
+            return []
         self.job.folder.mkdir(parents=True, exist_ok=True)
         number = self.job.submit_after(self.task, None if training is None else f"afterok:{training}")
         cli.say(f"job {number}: {self.task.name}, to {self.made}")
-        return number
+        return [number]
 
 
 def _evaluation(job: BatchJob, config: Config, words: str) -> Check:
