@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
+from gpt2hpc.cluster import script
 from gpt2hpc.run_dir import RunDir
 from tests.cluster.kit import SAVE_EVERY, Ended, Job, Kit, drives, finished_as, resumed_exactly
 from tests.cluster.test_training import drive_sbatch
@@ -24,7 +27,7 @@ def other(job: Job, number: str) -> Job:
 
 def guard_of(kit: Kit, job: Job) -> Job:
     kit.until(job, (job.run.slurm / "guard").exists, "a guard")
-    return other(job, (job.run.slurm / "guard").read_text().strip())
+    return other(job, (job.run.slurm / "guard").read_text().split()[0])
 
 
 def waiting_for(kit: Kit, job: Job) -> Job:
@@ -90,7 +93,7 @@ def drive_refused_with_a_guard(kit: Kit) -> list[Ended]:
         kit.until_step(job, SAVE_EVERY + 5)
         kit.signal(job, "--signal=USR2")
         ended = [Ended(each, kit.until_ended(each)) for each in (job, guard)]
-        last = (job.run.slurm / "guard").read_text().strip()
+        last = (job.run.slurm / "guard").read_text().split()[0]
         return [*ended, Ended(other(job, last), kit.until_ended(other(job, last)))]
 
 
@@ -102,6 +105,38 @@ def test_a_guard_is_the_successor_where_a_requeue_is_refused(driven: list[object
     finished_as(guard, undisturbed, causes=["preempted", "finished"], restarts=0)
     resumed_exactly(guard)
     assert last.slurm["JobState"] == "CANCELLED"  # its own guard, with nothing left to do
+
+
+def drive_second_job(kit: Kit) -> list[Ended]:
+    """Somebody submits the run again while it goes on, with other nodes and another log."""
+    with kit.nodes() as nodes:
+        job = kit.sbatch("once only", "-w", nodes, env={"GUARD": "1"})
+        guard_of(kit, job)
+        kit.until_step(job, 5)
+        kept = {
+            path.name: path.read_text() for path in (job.run.resume_script, job.run.slurm / "job.sh", job.run.guard)
+        }
+        second = kit.sbatch("once only", "--nodes=1", "-w", nodes.split(",")[0], "--comment=second", env={"GUARD": "1"})
+        ended = Ended(second, kit.until_ended(second))
+        assert {name: (job.run.slurm / name).read_text() for name in kept} == kept
+        return [ended, Ended(job, kit.until_ended(job))]
+
+
+@drives(drive_sbatch, drive_second_job)
+def test_a_second_job_changes_nothing_that_the_first_has_kept(driven: list[object]) -> None:
+    undisturbed, (second, job) = driven  # type: ignore[misc]
+    assert second.slurm["ExitCode"] == "9:0"
+    assert "is in use by attempt 1" in second.job.told()
+    finished_as(job, undisturbed, causes=["finished"])
+
+
+def test_a_job_that_slurm_has_forgotten_is_not_waited_for(kit: Kit) -> None:
+    """A guard asks sacct then, and an empty answer is no answer."""
+    (show,) = re.findall(r"(?ms)^show\(\) \{.*?^\}", script.BLOCKS["set-up"])
+    began = time.monotonic()
+    told = kit.cluster.run("bash", "-c", f'{show}\nshow 99999999 || echo "forgotten"')
+    assert told == "forgotten"
+    assert time.monotonic() - began < 20
 
 
 def drive_resumed_by_hand(kit: Kit) -> list[Ended]:

@@ -384,3 +384,18 @@ def test_a_pipeline_that_cannot_be(words: list[str], said: str, tmp_path: Path) 
     )
     assert done.returncode == 2
     assert said in done.stderr
+
+
+def test_what_is_kept_to_submit_again_drops_what_was_that_jobs_alone() -> None:
+    """Else a task of an array would begin the whole array again, and a job of a pipeline wait for one that is gone."""
+    (rule,) = re.findall(r"sed -i -E '([^']+)'", script.BLOCKS["set-up"])
+    lines = [
+        "#SBATCH --array=0-3",
+        "#SBATCH -a 0-3",
+        "#SBATCH --dependency=afterok:7",
+        "#SBATCH --kill-on-invalid-dep=yes",
+    ]
+    kept = ["#SBATCH --account=a", "#SBATCH --hint=nomultithread", "#SBATCH -A a", "#SBATCH --nodes=2", "echo --array"]
+    text = "\n".join([*lines, "#SBATCH --hold", *kept])
+    done = subprocess.run(["sed", "-E", rule], input=text, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == kept
