@@ -134,7 +134,7 @@ class RunDir:
 
     @property
     def guard(self) -> Path:
-        """The number of the job that waits to take over, if there is one."""
+        """The number of the job that waits to take over, if there is one, and of the job that it guards."""
         return self.slurm / "guard"
 
     @property
