@@ -208,7 +208,9 @@ def _train(
     try:
         with ledger.heartbeat(attempt, writes=ranks.is_first):
             with watchdog.phase(PREFLIGHT):
-                Preflight(run, opened.config, opened.manifest, ranks, nodes, os.environ).check(ledger, attempt)
+                Preflight(run, opened.config, opened.manifest, ranks, nodes, os.environ, watchdog.beat).check(
+                    ledger, attempt
+                )
             with watchdog.phase("start", more_s=_bytes(opened.manifest) / SLOW_DISK_BYTES_PER_S):
                 check_shards(run, opened.config, opened.manifest, ranks)
                 watchdog.beat()
