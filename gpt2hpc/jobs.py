@@ -22,7 +22,7 @@ from gpt2hpc.errors import USER_ERRORS, Gpt2hpcError, MissingError, NodeError, S
 from gpt2hpc.run_dir import RunDir
 from gpt2hpc.training import writers
 from gpt2hpc.training.dumps import Dumps
-from gpt2hpc.training.watchdog import PREFLIGHT, Watchdog, limits
+from gpt2hpc.training.watchdog import PREFLIGHT, Watchdog, collective_timeout, limits
 
 if TYPE_CHECKING:
     from gpt2hpc.training.process_group import Ranks
@@ -69,7 +69,7 @@ class Train:
             if config.train.deterministic:
                 make_deterministic()  # before NCCL reads its settings
             device = select_device(config.train.device, env)
-            with joined(env, device) as ranks:
+            with joined(env, device, collective_timeout(config)) as ranks:
                 opened = None
                 with ranks.first_decides():
                     if ranks.is_first:
@@ -208,9 +208,12 @@ def _train(
     try:
         with ledger.heartbeat(attempt, writes=ranks.is_first):
             with watchdog.phase(PREFLIGHT):
-                Preflight(run, opened.config, opened.manifest, ranks, nodes, os.environ).check(ledger, attempt)
-            with watchdog.phase("start", limit_s=_bytes(opened.manifest) / SLOW_DISK_BYTES_PER_S):
+                Preflight(run, opened.config, opened.manifest, ranks, nodes, os.environ, watchdog.beat).check(
+                    ledger, attempt
+                )
+            with watchdog.phase("start", more_s=_bytes(opened.manifest) / SLOW_DISK_BYTES_PER_S):
                 check_shards(run, opened.config, opened.manifest, ranks)
+                watchdog.beat()
                 trainer = Trainer(
                     opened.config,
                     opened.manifest,
@@ -239,7 +242,7 @@ def _train(
         shown.close()
         if trainer:
             trainer.saves.abandon()
-    with watchdog.phase("end", limit_s=opened.config.checkpoint.upload_wait_s):
+    with watchdog.phase("end", more_s=opened.config.checkpoint.upload_wait_s):
         if ranks.is_first:
             _close(ledger, run, attempt, stop, trainer.step)
             cli.say(_closing_line(run, stop, trainer.step))

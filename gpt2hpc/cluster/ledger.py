@@ -249,6 +249,10 @@ class Ledger:
         end = {"cause": str(cause), "exit_code": exit_code, "ended": utc_now(), "died_on": died_on}
         if newest and (newest.job, newest.restart) == (job, restart):
             if newest.cause is None:
+                if (
+                    newest.exit_code is not None
+                ):  # a hang, which it noted itself; that a rank was killed then tells less
+                    end["exit_code"] = newest.exit_code
                 self.update(dataclasses.replace(newest, **end))  # type: ignore[arg-type]
             return
         unclaimed = Attempt(0, job, restart, "", 0, utc_now(), "", nodes, 0, suspects=suspects, **end)  # type: ignore[arg-type]

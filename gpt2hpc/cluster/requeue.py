@@ -174,8 +174,8 @@ def _since_progress(job: Job, attempts: Sequence[Attempt]) -> tuple[list[Crash],
 def _crash(job: Job, attempt: Attempt | None, *, died_on: str) -> Crash:
     if attempt is None:
         return Crash(job.nodes, died_on)
-    code = job.exit_code if attempt.cause is None else attempt.exit_code
-    if attempt.suspects or code == NodeError.exit_code:  # the healthy ranks ended, and one of them first
+    codes = (attempt.exit_code, job.exit_code if attempt.cause is None else None)
+    if attempt.suspects or NodeError.exit_code in codes:  # the healthy ranks ended, and one of them first
         return Crash(attempt.nodes, "", attempt.suspects)
     return Crash(attempt.nodes, attempt.died_on or died_on)
 

@@ -61,8 +61,19 @@ class Store(Protocol):
         ...
 
 
-def open_store(manifest: Manifest, config: DataConfig, env: Mapping[str, str], *, job: str, fetches: bool) -> Store:
-    """The store that the settings ask for; of the ranks that a job has on a node one `fetches`."""
+def open_store(
+    manifest: Manifest,
+    config: DataConfig,
+    env: Mapping[str, str],
+    *,
+    job: str,
+    fetches: bool,
+    arrived: Callable[[], object] = lambda: None,
+) -> Store:
+    """The store that the settings ask for; of the ranks that a job has on a node one `fetches`.
+
+    `arrived` is called, in the thread that reads, for each shard that was waited for.
+    """
     if not hub.is_remote(manifest.where) and not config.stage:
         return Directory(Path(manifest.where))
     if not hub.is_remote(manifest.where) and any(shard.sha256 is None for shard in manifest.shards):
@@ -81,6 +92,7 @@ def open_store(manifest: Manifest, config: DataConfig, env: Mapping[str, str], *
         budget_bytes=round(config.cache_gib * 2**30),
         patience_s=config.patience_s,
         fetches=fetches,
+        arrived=arrived,
     )
 
 
@@ -167,8 +179,17 @@ class NodeCache:
     unlink alone, so what an earlier attempt of the job has fetched serves as well.
     """
 
-    def __init__(self, fetch: Fetch, directory: Path, *, budget_bytes: int, patience_s: float, fetches: bool) -> None:
-        self._fetch, self._directory = fetch, directory
+    def __init__(
+        self,
+        fetch: Fetch,
+        directory: Path,
+        *,
+        budget_bytes: int,
+        patience_s: float,
+        fetches: bool,
+        arrived: Callable[[], object] = lambda: None,
+    ) -> None:
+        self._fetch, self._directory, self._arrived = fetch, directory, arrived
         self._budget_bytes, self._patience_s = budget_bytes, patience_s
         self._open: dict[str, Tokens] = {}
         self._kept: tuple[Shard, ...] = ()
@@ -190,6 +211,7 @@ class NodeCache:
         found = self._open.get(shard.file)
         if found is None:
             found = self._open[shard.file] = self._awaited(shard)
+            self._arrived()
         return found
 
     def _awaited(self, shard: Shard) -> Tokens:

@@ -45,18 +45,20 @@ def all_reduce_gb_s(ranks: Ranks) -> float:
     return size / seconds * 2 * (ranks.world_size - 1) / ranks.world_size / 1e9
 
 
-def pair_gb_s(ranks: Ranks, nodes: Sequence[str]) -> Pairs:
+def pair_gb_s(ranks: Ranks, nodes: Sequence[str], beat: Callable[[], object] = lambda: None) -> Pairs:
     """Between each two nodes, and inside each node, as two ranks that exchange a message see it; collective.
 
     Args:
         ranks: This rank among its peers.
         nodes: The node of each rank.
+        beat: Called in each round, of which there are about as many as nodes.
     """
     size = (CUDA_BYTES if ranks.device.type == "cuda" else CPU_BYTES) // 4
     message, answer = (torch.zeros(size // 4, device=ranks.device) for _ in range(2))
     mine: dict[tuple[str, str], float] = {}
     for pairs in meetings(nodes):
         ranks.barrier()  # so that each pair waits for nobody else
+        beat()
         partner = {**dict(pairs), **{second: first for first, second in pairs}}.get(ranks.rank)
         if partner is None:
             continue

@@ -9,19 +9,21 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import os
-import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2hpc import cli, durable
 from gpt2hpc.cluster.ledger import Attempt, Ledger, utc_now
-from gpt2hpc.errors import RunDirError
+from gpt2hpc.errors import NodeError, RunDirError
 from gpt2hpc.run_dir import RunDir
 
 LOOKS = 4
 """At the others' conclusion, before a rank draws its own."""
+BLAMED = 0.25
+"""Of the nodes: where more left no dump, their file server is to blame, and none of them; one node may always be."""
 
 
 @dataclass(frozen=True)
@@ -101,40 +103,55 @@ class Dumps:
         threads = [f"Thread 0x{thread.ident or 0:016x} is {thread.name}" for thread in threading.enumerate()]
         return "\n".join([" ".join(f"{name}={value}" for name, value in facts.items()), *threads, "", ""])
 
-    def withdraw(self) -> None:
-        """It was no hang, so nothing shall be made of this rank's dump; unless it went on only since the others have ended."""
+    def withdraw(self) -> bool:
+        """It was no hang, so nothing shall be made of this rank's dump; False where it went on only since the others have ended."""
         if self._told.exists():
-            return
+            return False
         self.run.dump(self.attempt.number, self.rank).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self._folder.rmdir()
+        return True
 
-    def conclude(self, sleep: Callable[[], bool]) -> None:
+    def conclude(self, goes_on: Callable[[], bool], poll_s: float) -> bool:
         """Once, on the first rank that can: say where the dumps are, and suspect the nodes of ranks without one.
 
-        The others wait for that, since the first process that ends takes all with it.
+        The others wait for that, since the first process that ends takes all with it. False where nothing was told, as this rank
+        `goes_on` after all.
         """
-        missing = self._missing()
-        there = [rank for rank in range(len(self.nodes)) if rank not in missing]
-        if self.rank != there[0] and self._is_told(sleep):
-            return
+        missing = set(self._missing())
+        first = next((rank for rank in range(len(self.nodes)) if rank not in missing), self.rank)
+        if self.rank != first and self._is_told(goes_on, poll_s):
+            return True
         if not durable.create_text(self._teller, f"rank {self.rank}\n"):
-            self._is_told(sleep)
-            return
-        line = self._line(missing, there)
+            return self._is_told(goes_on, poll_s) or not goes_on()
+        # Looked at again: that a file was made there shows a directory of NFS as it is now.
+        line, suspects = self._made_of(self._missing())
+        if not goes_on():
+            complain(f"error: {line}")  # which a terminal may hold up until it goes on
+        if goes_on():
+            self._teller.unlink(missing_ok=True)
+            return False
         with contextlib.suppress(RunDirError):  # a newer attempt took over, and needs no suspects of ours
-            self.ledger.note(self.attempt, suspects=tuple(sorted({self.nodes[rank] for rank in missing})))
-        # Not by print, for which a thread that hangs may hold the lock.
-        os.write(sys.stderr.fileno(), f"gpt2hpc: error: {line}\n".encode())
+            self.ledger.note(self.attempt, suspects=suspects, exit_code=NodeError.exit_code)
         durable.publish_text(self._told, f"{line}\n")
+        return True
 
-    def _is_told(self, sleep: Callable[[], bool]) -> bool:
+    def _is_told(self, goes_on: Callable[[], bool], poll_s: float) -> bool:
         """Whether another rank tells it, soon."""
         for _ in range(LOOKS):
-            if self._told.exists():
-                return True
-            sleep()
+            if self._told.exists() or goes_on():
+                break
+            time.sleep(poll_s)
         return self._told.exists()
+
+    def _made_of(self, missing: Sequence[int]) -> tuple[str, tuple[str, ...]]:
+        """What to say, and the nodes under suspicion."""
+        line = self._line(missing, [rank for rank in range(len(self.nodes)) if rank not in missing])
+        suspects = tuple(sorted({self.nodes[rank] for rank in missing}))
+        nodes = len(set(self.nodes))
+        if len(suspects) > max(1, BLAMED * nodes):
+            return f"{line}; {len(suspects)} of {nodes} nodes are too many to blame: look at the file server", ()
+        return line, suspects
 
     def _line(self, missing: Sequence[int], there: Sequence[int]) -> str:
         facts = {rank: self._facts(rank) for rank in there}
@@ -152,3 +169,9 @@ class Dumps:
     def _facts(self, rank: int) -> dict[str, str]:
         first, _, _ = self.run.dump(self.attempt.number, rank).read_text(encoding="utf-8").partition("\n")
         return dict(word.split("=", 1) for word in first.split())
+
+
+def complain(text: str) -> None:
+    """Not by print, for which a thread that hangs may hold the lock, and for which stderr may be closed."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"gpt2hpc: {text}\n".encode())

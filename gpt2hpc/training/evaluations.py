@@ -38,7 +38,7 @@ class Evaluations:
         log: Knows what earlier attempts have measured.
         progress: Leaves the time out of the rates.
         clock: Is told how long it takes.
-        watchdog: Is told that it takes longer than a step.
+        watchdog: Is told that it takes longer than a step, and of each batch.
     """
 
     def __init__(
@@ -90,12 +90,18 @@ class Evaluations:
         return asked
 
     def _validate(self, step: int) -> None:
-        loss, tokens = validation_loss(self._model, self._val_loader, self._precision)
+        loss, tokens = validation_loss(self._model, self._val_loader, self._precision, self._watchdog.beat)
         self._log.validation(step, loss, tokens)
 
     def _answer(self, step: int) -> None:
-        rank, world_size = self._ranks.rank, self._ranks.world_size
-        found = hellaswag.score(self._model, self._examples, self._precision, rank=rank, world_size=world_size)
+        found = hellaswag.score(
+            self._model,
+            self._examples,
+            self._precision,
+            rank=self._ranks.rank,
+            world_size=self._ranks.world_size,
+            report=lambda done: self._watchdog.beat(),
+        )
         self._log.hellaswag(step, acc=found.acc, acc_norm=found.acc_norm, examples=found.examples)
 
     def _write(self, step: int) -> None:

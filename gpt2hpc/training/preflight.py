@@ -11,7 +11,7 @@ import errno
 import os
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -43,6 +43,7 @@ class Preflight:
         ranks: This process among its peers.
         nodes: The node of each rank.
         environ: The process's environment.
+        beat: Called as it gets on, where that may take long.
     """
 
     run: RunDir
@@ -51,6 +52,7 @@ class Preflight:
     ranks: Ranks
     nodes: Sequence[str]
     environ: Mapping[str, str]
+    beat: Callable[[], object] = lambda: None
 
     @property
     def level(self) -> Literal["full", "thin", "off"]:
@@ -161,7 +163,7 @@ class Preflight:
             return None
         rate = bandwidth.all_reduce_gb_s(ranks)
         if floor is not None and rate < floor[0]:
-            pairs = bandwidth.pair_gb_s(ranks, self.nodes)
+            pairs = bandwidth.pair_gb_s(ranks, self.nodes, self.beat)
             with ranks.first_decides():
                 if ranks.is_first:
                     text = f"all-reduce of {rate:.3g} GB/s is below {floor[1]}"

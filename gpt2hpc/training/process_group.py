@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import FileStore, HashStore
+from torch.distributed.rendezvous import rendezvous
 
 from gpt2hpc.cluster import interface
 from gpt2hpc.cluster.dist_env import LOCAL, DistEnv
@@ -30,7 +31,7 @@ from gpt2hpc.errors import Gpt2hpcError, MissingError, NodeError, PeerGoneError,
 
 _PEER_IS_GONE = ("closed by peer", "reset by peer", "Broken pipe", "ncclRemoteError")
 TIMEOUT, TIMEOUT_APART = datetime.timedelta(minutes=12), datetime.timedelta(hours=2)
-"""Of a collective: somewhat later than the watchdog's limits usually are, since that tells more."""
+"""Until all have met, and of a collective where nobody asks for another; of one that threads beside the training do."""
 ROUND_S = 30.0
 T = TypeVar("T")
 
@@ -130,12 +131,12 @@ class Ranks:
 
 
 @contextlib.contextmanager
-def joined(env: DistEnv, device: torch.device) -> Iterator[Ranks]:
-    """The process group, from rendezvous to the end."""
+def joined(env: DistEnv, device: torch.device, timeout: datetime.timedelta = TIMEOUT) -> Iterator[Ranks]:
+    """The process group, from rendezvous to the end. A collective in it may take as long as `timeout`."""
     _die_with_launcher(env)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     where = {**_meeting(env), **_device_id(device)}
-    dist.init_process_group(backend, rank=env.rank, world_size=env.world_size, timeout=TIMEOUT, **where)
+    dist.init_process_group(backend, rank=env.rank, world_size=env.world_size, timeout=timeout, **where)
     ranks = Ranks(env, device)
     try:
         _refuse_strangers(ranks)
@@ -212,7 +213,9 @@ def _meeting(env: DistEnv) -> dict[str, Any]:
         )
     if name := interface.towards(env.master_addr, env.master_port):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
-    return {"init_method": "env://"}  # torchrun may serve the store itself, which this knows
+    # torchrun may serve the store itself, which this knows
+    store, _, _ = next(rendezvous("env://", env.rank, env.world_size, timeout=TIMEOUT))
+    return {"store": store}
 
 
 def _device_id(device: torch.device) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from gpt2hpc.training.progress import Progress
 from gpt2hpc.training.saves import Saves
 from gpt2hpc.training.screen import Screen
 from gpt2hpc.training.stop import Agreement, Clock, Consensus, StopFile
-from gpt2hpc.training.watchdog import Watchdog
+from gpt2hpc.training.watchdog import STEP, Watchdog
 
 
 class Trainer:
@@ -76,6 +76,7 @@ class Trainer:
         self.step = self.consumed = 0
         self._build(manifest)
         self.saves = Saves(run, config, ranks=ranks, ledger=ledger, attempt=attempt, clock=self.clock, say=screen.say)
+        watchdog.spares(lambda: self.saves.is_under_way)
 
     def _build(self, manifest: Manifest) -> None:
         config, device = self.config, self.ranks.device
@@ -88,7 +89,12 @@ class Trainer:
         part = Slice(self.ranks.rank, self.ranks.world_size, config.train.micro_batch_size, accum)
         block_size, data = config.model.block_size, config.data
         self.store = open_store(
-            manifest, data, os.environ, job=self.ranks.env.job, fetches=self.ranks.env.local_rank == 0
+            manifest,
+            data,
+            os.environ,
+            job=self.ranks.env.job,
+            fetches=self.ranks.env.local_rank == 0,
+            arrived=self.watchdog.stir,
         )
         self.val_loader = ValLoader(
             manifest, self.store, block_size=block_size, tokens=config.train.eval_tokens, part=part
@@ -133,6 +139,7 @@ class Trainer:
                 gradient_as_bucket_view=True,
             )
         self.warm_up()
+        self.watchdog.beat()
         self._open_logs(rank_state)
 
     def _open_logs(self, rank_state: state.RankState) -> None:
@@ -181,6 +188,7 @@ class Trainer:
     def _resume(self) -> state.RankState:
         """Load what there is to go on from, if anything; returns the random generators to begin with."""
         found, self.identity = self.ranks.first_works(self._find)
+        self.watchdog.beat()
         self.saves.resumed(found, started=self.run_started)
         if found is None:
             self._initialize()
@@ -206,8 +214,8 @@ class Trainer:
 
     def _load(self, found: Checkpoint) -> state.RankState:
         facts = found.manifest()
-        state.load_model(self.model, found.tensors("model/"))
-        state.load_optimizer(self.optimizer, self.model, found.tensors("optimizer/"))
+        state.load_model(self.model, self._beating(found.tensors("model/")))
+        state.load_optimizer(self.optimizer, self.model, self._beating(found.tensors("optimizer/")))
         state.load_scaler(self.scaler, facts["scaler"])
         if facts["measured"]:
             self.clock.remember(facts["measured"])
@@ -225,6 +233,12 @@ class Trainer:
             return found.rank_state(self.ranks.rank)
         state.seed_rank(self.config.train.seed, self.ranks.rank, self.step)
         return state.rank_state(self.ranks.device)
+
+    def _beating(self, tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """Each of them is progress: a slow disk takes long for all of them."""
+        for each in tensors:
+            self.watchdog.beat()
+            yield each
 
     def _examples(self) -> list[examples.Example]:
         """HellaSwag's, read once for all ranks."""
@@ -280,7 +294,7 @@ class Trainer:
         """A step and what is due after it."""
         train = self.config.train
         is_first = self.step == self._first_step
-        with self.watchdog.phase("first step", limit_s=0.0) if is_first else contextlib.nullcontext():
+        with self.watchdog.phase("first step", more_s=0.0, teaches=STEP) if is_first else contextlib.nullcontext():
             loss, norm = self.optimizer_step(stream)
         if is_first:
             self.saves.prepare(state.state_tensors(self.model, self.optimizer))
@@ -349,11 +363,11 @@ class Trainer:
 
     def save(self) -> bool:
         """Begin to save this step unless it is saved; False, and nothing saved, if the loss was not finite since."""
-        with self.watchdog.phase("save", limit_s=0.0):
+        with self.watchdog.phase("save", more_s=0.0):
             return self._save()
 
     def _settle(self) -> None:
-        with self.watchdog.phase("save", limit_s=0.0):
+        with self.watchdog.phase("save", more_s=0.0):
             self.saves.settle(self.log)
 
     def _save(self) -> bool:

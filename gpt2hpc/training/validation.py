@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.distributed as dist
 
@@ -12,8 +14,13 @@ from gpt2hpc.training.precision import Precision
 
 
 @torch.no_grad()
-def validation_loss(model: GPT, loader: ValLoader, precision: Precision) -> tuple[float, int]:
-    """Mean loss in nats and the tokens it is over, summed in double precision over all ranks; every rank calls it."""
+def validation_loss(
+    model: GPT, loader: ValLoader, precision: Precision, beat: Callable[[], object] = lambda: None
+) -> tuple[float, int]:
+    """Mean loss in nats and the tokens it is over, summed in double precision over all ranks; every rank calls it.
+
+    `beat` is called after each batch.
+    """
     model.eval()
     sums = torch.zeros(2, dtype=torch.float64)
     for windows, rows in loader:
@@ -22,6 +29,7 @@ def validation_loss(model: GPT, loader: ValLoader, precision: Precision) -> tupl
         with precision.autocast():
             loss = model(tokens, targets, reduction="sum")
         sums += torch.tensor([float(loss), rows * tokens.shape[1]], dtype=torch.float64)
+        beat()
     dist.all_reduce(sums)
     model.train()
     loss_sum, count = sums.tolist()

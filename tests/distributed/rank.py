@@ -2,6 +2,7 @@
 
 rank.py RUN_DIR [--signal STEP RANK] [--kill STEP RANK] [--pause STEP RANK] [--hang STEP RANK] [--once] [--nan STEP]
         [--without warm-up|rng|scaler] [--loss-scale S] [--pause-start] [--full RANK] [--slow-validation SECONDS]
+        [--slow-batches SECONDS] [--slow-tensors SECONDS]
         [--nodes N] [--other-disk NODE] [--version RANK VERSION] [--slow-link NODE]
 """
 
@@ -25,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from gpt2hpc import cli, jobs
 from gpt2hpc.cluster import dist_env
 from gpt2hpc.data.shards import Tokens
-from gpt2hpc.training import bandwidth, rank_facts, saver, state
+from gpt2hpc.training import bandwidth, rank_facts, saver, state, validation
 from gpt2hpc.training.checkpoint import Checkpoint
 from gpt2hpc.training.evaluations import Evaluations
 from gpt2hpc.training.precision import Precision
@@ -38,7 +39,8 @@ def main() -> int:
     for fault in ("--signal", "--kill", "--pause", "--hang"):
         parser.add_argument(fault, nargs=2, type=int, default=(-1, -1), metavar=("STEP", "RANK"))
     parser.add_argument("--once", action="store_true", help="only in the first start of a job")
-    parser.add_argument("--slow-validation", type=float, default=0.0)
+    for slow in ("--slow-validation", "--slow-batches", "--slow-tensors"):
+        parser.add_argument(slow, type=float, default=0.0)
     parser.add_argument(
         "--nodes", type=int, help="so many, n0, n1, …, in the eyes of the ranks, each with as many of them"
     )
@@ -89,6 +91,7 @@ def _add_faults(arguments: argparse.Namespace) -> None:
         validate(self, step)
 
     Evaluations._validate = _validate  # type: ignore[method-assign]
+    _slow_down(arguments)
     if arguments.pause_start:
         resume = Trainer._resume
 
@@ -104,6 +107,23 @@ def _add_faults(arguments: argparse.Namespace) -> None:
                 file.write(contents)
 
         saver.durable.write_bytes = full
+
+
+def _slow_down(arguments: argparse.Namespace) -> None:
+    """Batches of the validation, and tensors that are loaded."""
+    to_device, tensors = validation.to_device, Checkpoint.tensors
+
+    def slowly(*batch: Any) -> Any:
+        time.sleep(arguments.slow_batches)
+        return to_device(*batch)
+
+    def one_by_one(self: Checkpoint, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+        for each in tensors(self, prefix):
+            time.sleep(arguments.slow_tensors)
+            yield each
+
+    validation.to_device = slowly  # type: ignore[attr-defined]
+    Checkpoint.tensors = one_by_one  # type: ignore[method-assign]
 
 
 def _be_on_a_node(arguments: argparse.Namespace) -> None:

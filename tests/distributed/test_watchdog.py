@@ -118,6 +118,17 @@ def test_a_slow_validation_is_no_hang(run: RunDir, settings: Config) -> None:
     assert len(tiny.losses(run, "val")) == 3
 
 
+def test_what_goes_on_slowly_is_no_hang(shared_data: Manifest, run: RunDir) -> None:
+    """The first validation, and loading a checkpoint: longer than a phase may take without a sign, but no part of them is."""
+    settings = impatient(tiny.config(shared_data.where, total_steps=3, eval_every=100), HANG_S)
+    strict = dataclasses.replace(settings, requeue=dataclasses.replace(settings.requeue, hang_phase_minutes=0.15))
+    assert tiny.run_ranks(run, strict, nproc=2, options=["--slow-batches", "2"]) == 0
+    longer = dataclasses.replace(strict, train=dataclasses.replace(strict.train, total_steps=4))
+    assert tiny.run_ranks(run, longer, nproc=2, restart=1, options=["--slow-tensors", "0.2"]) == 0
+    assert Ledger(run).attempts()[1].first_step == 3
+    assert not run.dumps.exists()
+
+
 def test_a_suspended_job_is_no_hang(shared_data: Manifest, run: RunDir, settings: Config) -> None:
     """All its processes stopped for several times the limit, as by `scontrol suspend` or a machine that sleeps."""
     longer = impatient(tiny.config(shared_data.where, total_steps=400, eval_every=1000), 2.0)

@@ -6,10 +6,13 @@ import dataclasses
 from typing import Any
 
 import pytest
+import torch
 
+from gpt2hpc.cluster.dist_env import DistEnv
 from gpt2hpc.errors import ConfigError, DataError, MissingError
-from gpt2hpc.training.bandwidth import meetings, standing_out
+from gpt2hpc.training.bandwidth import meetings, pair_gb_s, standing_out
 from gpt2hpc.training.preflight import too_slow
+from gpt2hpc.training.process_group import joined
 from gpt2hpc.training.rank_facts import Fault, Gpu, RankFacts, faults, remarks
 
 GIB = 1 << 30
@@ -120,6 +123,14 @@ def test_every_node_meets_every_other_once(nodes: int) -> None:
     for pairs in rounds:
         busy = [rank for pair in pairs for rank in pair]
         assert len(busy) == len(set(busy)), "a rank meets two at once"
+
+
+def test_each_round_is_a_sign_of_life() -> None:
+    told: list[int] = []
+    env = DistEnv(rank=0, local_rank=0, world_size=1, local_world_size=1, job="1", restart=0, nodes="n0")
+    with joined(env, torch.device("cpu")) as alone:
+        assert pair_gb_s(alone, ["n0"], lambda: told.append(1)) == {}
+    assert len(told) == len(list(meetings(["n0"])))
 
 
 def rates(nodes: int, **slow: float) -> dict[tuple[str, str], float]:

@@ -327,6 +327,21 @@ def test_a_watchdog_ends_healthy_ranks() -> None:
     assert ask(Job("7", 1, restarts=1, exit_code=137, died_on="n1"), None, stopped).exclude_nodes == "n2"
 
 
+def test_a_rank_that_is_killed_does_not_hide_a_hang(tmp_path: Path) -> None:
+    """The healthy rank that told of the hang is the first to end, and another one is killed before it does."""
+    run = RunDir(tmp_path)
+    run.create()
+    ledger = Ledger(run)
+    for restart in (0, 1):
+        claimed = ledger.claim(DistEnv(0, 0, 2, 1, job="7", restart=restart, nodes="n1,n2"))
+        ledger.note(claimed, exit_code=NodeError.exit_code)
+        action = requeue.read_and_decide(
+            run, Job("7", restart, restarts=restart, exit_code=137, nodes="n1,n2", died_on="n1")
+        )
+    assert (action.kind, action.exclude_nodes) == ("requeue", "")
+    assert [each.exit_code for each in ledger.attempts()] == [NodeError.exit_code] * 2
+
+
 def test_a_node_that_lacks_gpus_is_left_out(tmp_path: Path) -> None:
     """It is known before an attempt can be claimed."""
     run = RunDir(tmp_path)

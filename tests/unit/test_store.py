@@ -184,6 +184,25 @@ def test_a_shard_that_never_comes_is_said(many: Manifest, tmp_path: Path) -> Non
         where.tokens(many.shards[1])
 
 
+def test_a_shard_that_arrives_is_told(many: Manifest, tmp_path: Path) -> None:
+    """Once each, so that several that come one after another are no hang."""
+    told: list[int] = []
+    where = NodeCache(
+        store.fetch_from(many.where),
+        tmp_path,
+        budget_bytes=1 << 20,
+        patience_s=10.0,
+        fetches=True,
+        arrived=lambda: told.append(len(told)),
+    )
+    shards = many.split("train")[:2]
+    where.follow(shards, iter(()))
+    for shard in [*shards, *shards]:
+        where.tokens(shard)
+    assert told == [0, 1]
+    where.close()
+
+
 def test_a_damaged_shard_is_not_copied(many: Manifest, tmp_path: Path) -> None:
     bad = dataclasses.replace(many.shards[1], sha256="0" * 64)
     where = cache(many, tmp_path, budget=1 << 20)
