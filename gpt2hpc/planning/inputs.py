@@ -30,13 +30,14 @@ MTBF_NODE_HOURS = 6300.0
 
 @dataclass(frozen=True)
 class Base:
-    """A training on so many GPUs whose rate is known: what the model scales from."""
+    """A training on so many GPUs whose rate is known: what the model scales from; `origin` is the rate's."""
 
     tokens_per_s_per_gpu: float
     gpus: int
     fabric: Fabric
     share: Share
     traffic: Traffic
+    origin: str
 
 
 @dataclass(frozen=True)
@@ -150,14 +151,15 @@ def _base(config: Config, gpu: Gpu, peak: float, fabric: Fabric, chosen: Assumpt
     if seen is not None and not chosen.has("tokens_per_s_per_gpu") and not chosen.has("mfu"):
         return _base_as_seen(config, fabric, chosen, seen)
     if chosen.has("tokens_per_s_per_gpu"):
-        rate = chosen.pick("tokens_per_s_per_gpu", "tokens/s, on one node", default=0.0, source="")
+        rate, origin = chosen.pick("tokens_per_s_per_gpu", "tokens/s, on one node", default=0.0, source=""), FLAG
     else:
+        origin = FLAG if chosen.has("mfu") else DEFAULT
         mfu = chosen.pick("mfu", f"of {peak:g} TFLOP/s, on one node", default=gpu.mfu, source=gpu.mfu_source)
         if mfu > 1:
             raise UsageError(f"--mfu={mfu:g} must be 1 or below: it is a share, 0.4 for 40 %")
         rate = mfu * peak * 1e12 / config.model.flops_per_token
     gpus = fabric.gpus_per_node
-    return Base(rate, gpus, fabric, _share(config, gpus), traffic_of(config))
+    return Base(rate, gpus, fabric, _share(config, gpus), traffic_of(config), origin)
 
 
 def _base_as_seen(config: Config, fabric: Fabric, chosen: Assumptions, seen: Observed) -> Base:
@@ -171,7 +173,7 @@ def _base_as_seen(config: Config, fabric: Fabric, chosen: Assumptions, seen: Obs
     how = f"{seen.tokens_per_s_per_gpu.how}{mfu}{scaled}"
     chosen.note("--tokens-per-s-per-gpu", rate, "tokens/s", MEASURED, how)
     own = dataclasses.replace(fabric, gpus_per_node=seen.gpus_per_node)
-    return Base(rate, seen.gpus, own, _share(seen.config, seen.gpus), traffic_of(config))
+    return Base(rate, seen.gpus, own, _share(seen.config, seen.gpus), traffic_of(config), MEASURED)
 
 
 def _saves(config: Config, ranks: int, chosen: Assumptions, seen: Observed | None) -> tuple[float, float]:

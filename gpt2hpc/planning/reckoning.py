@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from gpt2hpc.errors import UsageError
 from gpt2hpc.planning import scaling
+from gpt2hpc.planning.assumptions import DEFAULT, FLAG, MEASURED
 from gpt2hpc.planning.inputs import Inputs, share_of
 from gpt2hpc.planning.intervals import Losses
 from gpt2hpc.planning.scaling import Step
@@ -19,6 +20,8 @@ HELD_AGAINST_GPUS = 128
 """The largest count of GPUs among the published figures that the model was held against."""
 STATE_BYTES_ON_GPU = 16
 """Of a parameter: weight, gradient and AdamW's two moments in fp32."""
+AS = {FLAG: "as given", MEASURED: "as measured", DEFAULT: "as assumed"}
+"""What is said of the rate that others are modelled from, by its origin."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +161,7 @@ def _row(inputs: Inputs, nodes: int, rate: float) -> Row:
         )
     if gpus > HELD_AGAINST_GPUS:
         remarks.append(f"extrapolated: beyond {HELD_AGAINST_GPUS} GPUs")
-    return Row(nodes, gpus, step, efficiency, "; ".join(remarks) or "as given")
+    return Row(nodes, gpus, step, efficiency, "; ".join(remarks) or AS[inputs.base.origin])
 
 
 def _validations(inputs: Inputs, rate: float, gpus: int) -> tuple[int, float]:

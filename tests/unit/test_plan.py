@@ -130,6 +130,19 @@ def test_the_interval_that_loses_least_loses_less(capsys: pytest.CaptureFixture[
     assert slow["best"]["interval_s"] == 500
 
 
+def test_the_interval_is_told_so_that_it_can_be_copied(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--gpu", "a100", "--gpus-per-node", "1", "--stall-s"]
+    assert "--checkpoint.every_minutes 337 " in told(capsys, *arguments, "9")
+    assert "--checkpoint.every_minutes 8.7 " in told(capsys, *arguments, "0.006")
+    assert "e+" not in told(capsys, *arguments, "900")
+
+
+def test_the_remark_tells_whence_the_rate_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert facts(capsys, "--gpu", "a100")["row"]["remark"] == "as assumed"
+    for flag in (("--mfu", "0.4"), ("--tokens-per-s-per-gpu", "9000")):
+        assert facts(capsys, "--gpu", "a100", *flag)["row"]["remark"] == "as given"
+
+
 # Scaling ----------------------------------------------------------------------------------------------------------
 
 
@@ -140,7 +153,7 @@ def test_a_table_over_nodes(capsys: pytest.CaptureFixture[str]) -> None:
     efficiency = [row["efficiency"] for row in rows if row["step"]]
     assert efficiency[0] == pytest.approx(1, abs=1e-6)
     assert efficiency == sorted(efficiency, reverse=True)
-    assert rows[0]["remark"] == "as given"
+    assert rows[0]["remark"] == "as assumed"
     assert rows[1]["remark"] == "modelled"
     assert rows[2]["step"] is None
     assert "not a multiple of 1024 × 24 GPUs; try 516096" in rows[2]["remark"]
@@ -238,7 +251,7 @@ def test_from_a_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         assert told_of[name] == "measured", name
     assert told_of["--network-gbit-s"] == "default"
     assert found["rows"][0]["efficiency"] == pytest.approx(1, abs=1e-6)
-    assert [row["remark"] for row in found["rows"]] == ["as given", "modelled"]
+    assert [row["remark"] for row in found["rows"]] == ["as measured", "modelled"]
     text = told(capsys, "--from", run.path, "--gpu", "a100", "--start-s", "7")
     assert re.search(r"--tokens-per-s-per-gpu .* measured +median of \d+ steps of seen, 8 ranks, MFU 25.0%", text)
     assert re.search(r"--mtbf-hours +2 h .* measured +1 failures in 2.0 node-hours of seen", text)
