@@ -9,21 +9,23 @@ import argparse
 import dataclasses
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from gpt2hpc import __version__, cli, config_io, durable
-from gpt2hpc.checks import rounds
+from gpt2hpc.checks import programs, rounds
 from gpt2hpc.checks.rounds import Group
 from gpt2hpc.checks.scene import Scene
-from gpt2hpc.cluster import choices
+from gpt2hpc.cluster import choices, site_profile
 from gpt2hpc.cluster.choices import Choices
 from gpt2hpc.cluster.site_profile import Site
 from gpt2hpc.config import Config
 from gpt2hpc.errors import ConfigError, MissingError, UsageError
-from gpt2hpc.finding import Finding, missing, ok
+from gpt2hpc.finding import Finding, missing, ok, warn
 from gpt2hpc.run_dir import RunDir
 
+T = TypeVar("T")
 EPILOG = (
     "Each line is OK, WARN (it works, or cannot be known from here) or MISSING (a training would fail), with what to do. "
     "Exit code: 0, or 8 if something is MISSING."
@@ -109,33 +111,23 @@ def _place(scene: Scene) -> str:
 
 def _scene(arguments: argparse.Namespace) -> tuple[Scene, list[Finding]]:
     """What is to be looked at; a site's profile or a run's settings that cannot be read are findings themselves."""
-    run = RunDir(arguments.run_dir or Path("runs/train"))
-    config, found = _config(arguments.preset, run)
-    given = vars(arguments)
-    asked: dict[str, object] = {}
-    site, image, gpus = Site(), given["container"], given["gpus_per_node"]
-    try:
-        chosen = Choices(given, os.environ)
-        site = chosen.site
-        asked = chosen.sbatch_options()
-        for name in ("time", "cpus_per_task"):
-            asked[name.replace("_", "-")] = chosen.of(name)
-        gpus = chosen.of("gpus_per_node")
-        if gpus:
-            asked.update({"gres": f"gpu:{gpus}"} if site.gpu_directive == "gres" else {"gpus-per-node": gpus})
+    given, run, found = vars(arguments), RunDir(arguments.run_dir or Path("runs/train")), list[Finding]()
+    config, is_of_run = _read("settings", run.path, lambda: _config(arguments.preset, run), (Config(), False), found)
+    profile = given["site"] or os.environ.get(site_profile.VARIABLE) or site_profile.own_path(os.environ)
+    chosen = _read("site profile", profile, lambda: Choices(given, os.environ), None, found)
+    site, asked, gpus = Site(), dict[str, object](), given["gpus_per_node"]
+    if chosen is not None:
+        site, asked, gpus = chosen.site, *_asked(chosen)
         if site.path:
             found.append(ok("site profile", str(site.path)))
-    except ConfigError as error:
-        found.append(missing("site profile", error.line))
-    image = None if "none" in (image, site.runtime) else image or site.image
     scene = Scene(
         env=os.environ,
         site=site,
         asked={name: value for name, value in asked.items() if value is not None},
-        image=os.path.abspath(Path(image).expanduser()) if image else None,  # noqa: PTH100 -- links stay as they are
+        image=_image(site, given["container"]),
         run=run,
         config=config,
-        data=arguments.data or (config.data.dir if run.config.exists() else None),
+        data=arguments.data or (config.data.dir if is_of_run else None),
         nodes=arguments.nodes,
         gpus_per_node=gpus,
         wants_gpu=arguments.gpu,
@@ -143,19 +135,52 @@ def _scene(arguments: argparse.Namespace) -> tuple[Scene, list[Finding]]:
     return dataclasses.replace(scene, image=None) if scene.is_in_image else scene, found  # images do not nest
 
 
-def _config(preset: str | None, run: RunDir) -> tuple[Config, list[Finding]]:
-    """The preset's settings, else the run's, else the defaults."""
+def _read(name: str, where: Path | str, question: Callable[[], T], instead: T, found: list[Finding]) -> T:
+    """The answer; where files are wrong, or their disk does not answer, that is found, and `instead` stands in."""
+    try:
+        return programs.in_time(question)
+    except ConfigError as error:
+        found.append(missing(name, error.line))
+    except TimeoutError:
+        text = f"{where} does not answer in {programs.PATIENCE_S:g} s, and is not looked at; does its disk hang?"
+        found.append(warn(name, text))
+    except OSError as error:
+        found.append(missing(name, f"{where} cannot be read ({error.strerror})"))
+    return instead
+
+
+def _config(preset: str | None, run: RunDir) -> tuple[Config, bool]:
+    """The preset's settings, else the run's, else the defaults; and whether they are the run's."""
     if preset is not None:
         known = config_io.presets()
         if preset not in known:
             raise UsageError(f"--preset={preset} is none; the presets are {', '.join(known)}")
-        return config_io.load(known[preset]), []
+        return config_io.load(known[preset]), False
     if not run.config.exists():
-        return Config(), []
+        return Config(), False
+    return config_io.load(run.config), True
+
+
+def _asked(chosen: Choices) -> tuple[dict[str, object], int | None]:
+    """What sbatch would be asked for, and GPUs of a node."""
+    asked: dict[str, object] = chosen.sbatch_options()
+    for name in ("time", "cpus_per_task"):
+        asked[name.replace("_", "-")] = chosen.of(name)
+    gpus = chosen.of("gpus_per_node")
+    if gpus:
+        asked.update({"gres": f"gpu:{gpus}"} if chosen.site.gpu_directive == "gres" else {"gpus-per-node": gpus})
+    return asked, gpus
+
+
+def _image(site: Site, option: str | None) -> str | None:
+    """The image as `submit` would name it: an absolute path, or a name in a registry; whether it is there, a check says."""
+    named = None if "none" in (option, site.runtime) else option or site.image
+    if named is None:
+        return None
     try:
-        return config_io.load(run.config), []
-    except ConfigError as error:
-        return Config(), [missing("settings", error.line)]
+        return programs.in_time(lambda: site.image_to_use(option, binds=()))
+    except (ConfigError, OSError):
+        return os.path.abspath(Path(named).expanduser())  # noqa: PTH100 -- links stay as they are
 
 
 def _with_repo(config: Config, repo: str) -> Config:

@@ -14,11 +14,15 @@ from gpt2hpc.finding import Finding, missing, ok, warn
 
 VERSION_LABEL = "org.opencontainers.image.version"
 SYS = Path("/proc/sys")
+PYXIS = "--container-image"
+"""Its option of srun, by which it is known."""
 
 
 def look(scene: Scene) -> list[Finding]:
     if scene.is_in_image:
         return [ok("image", "this is one; the host's doctor looks at what runs it")]
+    if scene.uses_pyxis:
+        return [_pyxis(queries.has_option("srun", PYXIS)), *_image_of_pyxis(str(scene.image)), *_binds(scene)]
     runtime, found = _runtime(scene)
     if scene.image is None:
         return [*found, ok("image", "none is given, so none is needed")] if runtime else []
@@ -41,11 +45,28 @@ def _runtime(scene: Scene) -> tuple[str | None, list[Finding]]:
     name = names[0]
     other = "singularity" if name == "apptainer" else "apptainer"
     mend = f"install it, load its module, or set `runtime: {other}` in the site profile"
-    if queries.has_option("srun", "--container-image"):
-        mend += "; srun has pyxis here, which gpt2hpc's own scripts do not use"
+    if queries.has_option("srun", PYXIS):
+        mend += ", or `runtime: pyxis`, which srun has here"
     if scene.is_login_node and scene.site.setup:
         return None, [warn(name, f"not on PATH here; the profile's setup lines may load it; else {mend}")]
     return None, [missing(name, f"not on PATH, and jobs run in an image; {mend}")]
+
+
+def _pyxis(known: bool) -> Finding:
+    """A plugin of srun's, which needs neither FUSE nor anything on PATH here; `known` says whether srun has its option."""
+    if known:
+        return ok("pyxis", f"srun has its {PYXIS}")
+    text = (
+        f"there is no srun here that knows its {PYXIS}; ask for pyxis, or set `runtime: apptainer` in the site profile"
+    )
+    return missing("pyxis", text)
+
+
+def _image_of_pyxis(image: str) -> list[Finding]:
+    if not image.startswith("/"):
+        text = f"{image} is in a registry, and not looked at; each node fetches it at each start: `enroot import` makes a file of it"
+        return [warn("image", text)]
+    return _image(image, None, how="enroot import")
 
 
 def _unprivileged(runtime: str, image: str) -> list[Finding]:
@@ -90,19 +111,21 @@ def _namespaces() -> Finding:
     return missing(name, f"may not be made here ({answer.words}); ask for them, or for a setuid Apptainer")
 
 
-def _image(image: str, runtime: str | None) -> list[Finding]:
+def _image(image: str, runtime: str | None, *, how: str = "apptainer build gpt2hpc.sif apptainer.def") -> list[Finding]:
     path = Path(image)
     if not path.exists():
         return [
             missing(
                 "image",
-                f"{image} does not exist; build it (apptainer build gpt2hpc.sif apptainer.def), or give another",
+                f"{image} does not exist; make it ({how}), or give another",
             )
         ]
     if not os.access(path, os.R_OK):
         return [missing("image", f"{image} may not be read; have it opened to you")]
     if set(image) & set(",:"):
-        return [missing("image", f"{image} has a comma or a colon, which --bind cannot; choose another path")]
+        return [
+            missing("image", f"{image} has a comma or a colon, which a container's --bind cannot; choose another path")
+        ]
     size = "a directory" if path.is_dir() else f"{path.stat().st_size / 1e9:,.2f} GB"
     labelled = _version(runtime, image) if runtime else None
     if labelled is None:

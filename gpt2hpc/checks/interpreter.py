@@ -19,6 +19,7 @@ from gpt2hpc.finding import Finding, missing, ok, warn
 PATIENCE_S = 90.0
 """A first import of torch from a busy shared disk takes a minute."""
 MARK = "gpt2hpc-probe:"
+OF_PYXIS = "pyxis runs it in a job alone"
 PROBE = r"""
 import ctypes, json, sys
 facts = {"python": "%d.%d.%d" % sys.version_info[:3]}
@@ -99,7 +100,9 @@ def command(scene: Scene, *, nv: bool) -> list[str]:
 
 
 def probe(scene: Scene) -> Probe:
-    """Ask it."""
+    """Ask it; not an image of pyxis', which would take a step of a job."""
+    if scene.uses_pyxis:
+        return Probe(None, OF_PYXIS)
     hidden = ("PYTHONPATH", "PYTHONHOME", "APPTAINER_CLEANENV", "SINGULARITY_CLEANENV") if scene.image else ()
     env = {name: value for name, value in scene.env.items() if name not in hidden}
     words = command(scene, nv=Path("/dev/nvidiactl").exists())
@@ -116,6 +119,9 @@ def look(scene: Scene, found: Probe) -> list[Finding]:
     where = f"the image {scene.image}" if scene.image else scene.site.python or "this Python"
     name = "python of ranks"
     facts = found.facts
+    if facts is None and found.failure == OF_PYXIS:
+        ask_it = f"srun -N1 --container-image={scene.image} python3 -m gpt2hpc doctor"
+        return [warn(name, f"{where} is not asked, for {OF_PYXIS}: `{ask_it}`")]
     if facts is None:
         if scene.image and ("is not here" in found.failure or not os.path.exists(scene.image)):  # noqa: PTH110
             return [warn(name, f"{where} cannot be asked from here")]  # what is lacking, the container's checks say

@@ -1,4 +1,4 @@
-"""Other programs, asked with a time limit, so that none can hold up the doctor."""
+"""Other programs and disks, asked with a time limit, so that none can hold up the doctor."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import TypeVar
 
 PATIENCE_S = 15.0
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -57,3 +61,17 @@ def ask(
             None, "", f"no answer in {patience_s:g} s"
         )  # a process that hangs in the kernel is not waited for
     return Answer(process.returncode, out, err)
+
+
+def in_time(question: Callable[[], T]) -> T:
+    """What a function answers or raises; TimeoutError where that takes too long, as of a disk that hangs."""
+    answer: Future[T] = Future()
+
+    def find() -> None:
+        try:
+            answer.set_result(question())
+        except BaseException as error:  # raised again below, in the thread that asks
+            answer.set_exception(error)
+
+    threading.Thread(target=find, daemon=True).start()
+    return answer.result(PATIENCE_S)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from gpt2hpc.checks.programs import in_time
 from gpt2hpc.cluster.site_profile import Site
 from gpt2hpc.config import Config
 from gpt2hpc.run_dir import RunDir
@@ -27,7 +27,7 @@ class Scene:
         env: The environment.
         site: The cluster's ways; empty where there is no profile.
         asked: What sbatch would be asked for, by its long options.
-        image: The container image that jobs would run in, absolute, whether it exists or not.
+        image: The container image that jobs would run in, absolute, whether it exists or not; or its name in a registry.
         run: The run directory, whether it exists or not.
         config: The run's settings, a preset's, or the defaults.
         data: Where the data is, if that was said.
@@ -55,6 +55,11 @@ class Scene:
     @property
     def is_in_image(self) -> bool:
         return any(name in self.env for name in ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER"))
+
+    @property
+    def uses_pyxis(self) -> bool:
+        """Whether jobs run their image by srun itself."""
+        return self.image is not None and self.site.runtime == "pyxis"
 
     @property
     def has_slurm(self) -> bool:
@@ -91,11 +96,9 @@ class Scene:
 
     @cached_property
     def _saves(self) -> list[dict[str, float]]:
-        """Of the end of the run's metrics."""
+        """Of the end of the run's metrics; none where its disk does not answer, which other checks say."""
         try:
-            with self.run.metrics.open("rb") as file:
-                file.seek(max(0, os.fstat(file.fileno()).st_size - (1 << 20)))
-                lines = file.read().splitlines()
+            lines = in_time(lambda: _end_of(self.run.metrics)).splitlines()
         except OSError:
             return []
         found = []
@@ -103,3 +106,9 @@ class Scene:
             if b'"save_s"' in line and line.endswith(b"}") and line.startswith(b"{"):
                 found.append(json.loads(line))
         return found
+
+
+def _end_of(path: Path, size: int = 1 << 20) -> bytes:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - size))
+        return file.read()

@@ -96,6 +96,8 @@ def _proctrack(settings: Settings, scene: Scene) -> Finding:
     )
     if scene.image is None:
         return ok("ProctrackType", f"{effect}; no image is used")
+    if scene.uses_pyxis:
+        return ok("ProctrackType", f"{effect}; pyxis unpacks the image, so none does")
     if Path(scene.image).is_dir():
         return ok("ProctrackType", f"{effect}; the image is a directory, so none does")
     mend = f"unpack it, and give the directory: `{scene.site.runtime} build --sandbox gpt2hpc/ {scene.image}`"

@@ -25,8 +25,9 @@ class Gpu:
         memory_gb: Of one GPU.
         per_node: GPUs of a usual node.
         link_gbyte_s: Between the GPUs of a node, each, one direction.
-        network_gbit_s: Of a node's network, one direction, all its adapters together.
-        node: The node that the last three describe.
+        adapters: Of a usual node to its network.
+        network_gbit_s: Of these, one direction, all together.
+        node: The node that the last four describe.
     """
 
     name: str
@@ -36,8 +37,13 @@ class Gpu:
     memory_gb: float
     per_node: int
     link_gbyte_s: float
+    adapters: int
     network_gbit_s: float
     node: str
+
+    def network_of(self, gpus: int) -> float:
+        """Gbit/s of a node with so many of these GPUs: their share of the usual node's adapters, of which there is one at least."""
+        return self.network_gbit_s * max(1 / self.adapters, min(1.0, gpus / self.per_node))
 
 
 # Peaks and memory: NVIDIA's data sheet of each GPU, dense (a sheet's figure "with sparsity" is twice as much).
@@ -53,15 +59,15 @@ _ASSUMED = "assumed; measure it"
 _SERVER = "a PCIe server with one adapter; look up yours"
 
 _TABLE = (
-    Gpu("v100", 125, 0.30, _MEGATRON, 32, 8, 150, 400, "DGX-1: NVLink 2, 4 × EDR 100 Gbit/s (data sheet)"),
-    Gpu("a100", 312, 0.45, _NANOGPT, 80, 8, 300, 1600, "DGX A100: NVLink 3, 8 × HDR 200 Gbit/s (data sheet)"),
-    Gpu("a100-40", 312, 0.45, _NANOGPT, 40, 8, 300, 1600, "DGX A100: NVLink 3, 8 × HDR 200 Gbit/s (data sheet)"),
-    Gpu("a40", 149.7, 0.40, _ASSUMED, 48, 8, 31, 100, f"PCIe 4; {_SERVER}"),
-    Gpu("l40s", 362, 0.35, _ASSUMED, 48, 8, 31, 200, f"PCIe 4; {_SERVER}"),
-    Gpu("rtx4090", 165.2, 0.40, _ASSUMED, 24, 8, 31, 25, f"PCIe 4; {_SERVER}"),
-    Gpu("h100", 989, 0.35, _FOUNDRY, 80, 8, 450, 3200, "DGX H100: NVLink 4, 8 × NDR 400 Gbit/s (data sheet)"),
-    Gpu("h100-pcie", 756, 0.35, _AS_H100, 80, 4, 63, 400, f"PCIe 5; {_SERVER}"),
-    Gpu("h200", 989, 0.35, _AS_H100, 141, 8, 450, 3200, "DGX H200: NVLink 4, 8 × NDR 400 Gbit/s (data sheet)"),
+    Gpu("v100", 125, 0.30, _MEGATRON, 32, 8, 150, 4, 400, "DGX-1: NVLink 2, 4 × EDR 100 Gbit/s (data sheet)"),
+    Gpu("a100", 312, 0.45, _NANOGPT, 80, 8, 300, 8, 1600, "DGX A100: NVLink 3, 8 × HDR 200 Gbit/s (data sheet)"),
+    Gpu("a100-40", 312, 0.45, _NANOGPT, 40, 8, 300, 8, 1600, "DGX A100: NVLink 3, 8 × HDR 200 Gbit/s (data sheet)"),
+    Gpu("a40", 149.7, 0.40, _ASSUMED, 48, 8, 31, 1, 100, f"PCIe 4; {_SERVER}"),
+    Gpu("l40s", 362, 0.35, _ASSUMED, 48, 8, 31, 1, 200, f"PCIe 4; {_SERVER}"),
+    Gpu("rtx4090", 165.2, 0.40, _ASSUMED, 24, 8, 31, 1, 25, f"PCIe 4; {_SERVER}"),
+    Gpu("h100", 989, 0.35, _FOUNDRY, 80, 8, 450, 8, 3200, "DGX H100: NVLink 4, 8 × NDR 400 Gbit/s (data sheet)"),
+    Gpu("h100-pcie", 756, 0.35, _AS_H100, 80, 4, 63, 1, 400, f"PCIe 5; {_SERVER}"),
+    Gpu("h200", 989, 0.35, _AS_H100, 141, 8, 450, 8, 3200, "DGX H200: NVLink 4, 8 × NDR 400 Gbit/s (data sheet)"),
     Gpu(
         "gh200",
         989,
@@ -70,10 +76,11 @@ _TABLE = (
         96,
         4,
         450,
+        4,
         800,
         "quad GH200: NVLink 4, 4 × Slingshot 200 Gbit/s (as at CSCS Alps)",
     ),
-    Gpu("b200", 2250, 0.35, _AS_H100, 180, 8, 900, 3200, "DGX B200: NVLink 5, 8 × NDR 400 Gbit/s (data sheet)"),
+    Gpu("b200", 2250, 0.35, _AS_H100, 180, 8, 900, 8, 3200, "DGX B200: NVLink 5, 8 × NDR 400 Gbit/s (data sheet)"),
 )
 GPUS = {gpu.name: gpu for gpu in _TABLE}
 

@@ -30,13 +30,14 @@ MTBF_NODE_HOURS = 6300.0
 
 @dataclass(frozen=True)
 class Base:
-    """A training on so many GPUs whose rate is known: what the model scales from."""
+    """A training on so many GPUs whose rate is known: what the model scales from; `origin` is the rate's."""
 
     tokens_per_s_per_gpu: float
     gpus: int
     fabric: Fabric
     share: Share
     traffic: Traffic
+    origin: str
 
 
 @dataclass(frozen=True)
@@ -135,10 +136,13 @@ def _of_the_site(
 
 
 def _fabric(gpu: Gpu, per_node: int, chosen: Assumptions) -> Fabric:
+    part = "" if per_node == gpu.per_node else f"for {per_node} of {gpu.per_node} GPUs of a "
+    if per_node > gpu.per_node:
+        part = f"no more for {per_node} GPUs than for the {gpu.per_node} of a "
     return Fabric(
         per_node,
         chosen.pick("link_gbyte_s", "GB/s a GPU", default=gpu.link_gbyte_s, source=gpu.node),
-        chosen.pick("network_gbit_s", "Gbit/s a node", default=gpu.network_gbit_s, source=gpu.node),
+        chosen.pick("network_gbit_s", "Gbit/s a node", default=gpu.network_of(per_node), source=f"{part}{gpu.node}"),
         chosen.pick(
             "efficiency", "of those rates", default=hardware.BUS_EFFICIENCY, source="docs/plan.md, measured all-reduces"
         ),
@@ -148,19 +152,20 @@ def _fabric(gpu: Gpu, per_node: int, chosen: Assumptions) -> Fabric:
 def _base(config: Config, gpu: Gpu, peak: float, fabric: Fabric, chosen: Assumptions, seen: Observed | None) -> Base:
     """The training to scale from: the run of --from, or one node at the rate of a flag or of the GPU's MFU."""
     if seen is not None and not chosen.has("tokens_per_s_per_gpu") and not chosen.has("mfu"):
-        return _base_as_seen(config, fabric, chosen, seen)
+        return _base_as_seen(config, gpu, fabric, chosen, seen)
     if chosen.has("tokens_per_s_per_gpu"):
-        rate = chosen.pick("tokens_per_s_per_gpu", "tokens/s, on one node", default=0.0, source="")
+        rate, origin = chosen.pick("tokens_per_s_per_gpu", "tokens/s, on one node", default=0.0, source=""), FLAG
     else:
+        origin = FLAG if chosen.has("mfu") else DEFAULT
         mfu = chosen.pick("mfu", f"of {peak:g} TFLOP/s, on one node", default=gpu.mfu, source=gpu.mfu_source)
         if mfu > 1:
             raise UsageError(f"--mfu={mfu:g} must be 1 or below: it is a share, 0.4 for 40 %")
         rate = mfu * peak * 1e12 / config.model.flops_per_token
     gpus = fabric.gpus_per_node
-    return Base(rate, gpus, fabric, _share(config, gpus), traffic_of(config))
+    return Base(rate, gpus, fabric, _share(config, gpus), traffic_of(config), origin)
 
 
-def _base_as_seen(config: Config, fabric: Fabric, chosen: Assumptions, seen: Observed) -> Base:
+def _base_as_seen(config: Config, gpu: Gpu, fabric: Fabric, chosen: Assumptions, seen: Observed) -> Base:
     """The run's rate, by FLOPs where it was of another size."""
     ratio, scaled = 1.0, ""
     if seen.config.model != config.model:
@@ -170,8 +175,9 @@ def _base_as_seen(config: Config, fabric: Fabric, chosen: Assumptions, seen: Obs
     mfu = f", MFU {seen.mfu.value:.1%}" if seen.mfu else ""
     how = f"{seen.tokens_per_s_per_gpu.how}{mfu}{scaled}"
     chosen.note("--tokens-per-s-per-gpu", rate, "tokens/s", MEASURED, how)
-    own = dataclasses.replace(fabric, gpus_per_node=seen.gpus_per_node)
-    return Base(rate, seen.gpus, own, _share(seen.config, seen.gpus), traffic_of(config))
+    network = fabric.network_gbit_s if chosen.has("network_gbit_s") else gpu.network_of(seen.gpus_per_node)
+    own = dataclasses.replace(fabric, gpus_per_node=seen.gpus_per_node, network_gbit_s=network)
+    return Base(rate, seen.gpus, own, _share(seen.config, seen.gpus), traffic_of(config), MEASURED)
 
 
 def _saves(config: Config, ranks: int, chosen: Assumptions, seen: Observed | None) -> tuple[float, float]:
@@ -243,12 +249,16 @@ def _mtbf_s(options: Mapping[str, Any], nodes: int, chosen: Assumptions, seen: O
     of_job = options["mtbf_of"] == "job"
     if of_job and options["mtbf_hours"] is None:
         raise UsageError("--mtbf-of=job says what --mtbf-hours is of; give that too")
+    source = "Llama 3: 419 unexpected interruptions of 16,384 GPUs in 54 days (arXiv:2407.21783, section 3.3.4)"
+    if seen is not None and seen.failures and seen.mtbf_hours is None:
+        crashes = "1 crash" if seen.failures == 1 else f"{seen.failures} crashes"
+        source += f"; {crashes} in {seen.node_hours:,.1f} node-hours of {seen.name} are too few to tell"
     hours = chosen.pick(
         "mtbf_hours",
         "h between failures of the job" if of_job else "h between failures of a node",
         measured=seen.mtbf_hours if seen else None,
         default=MTBF_NODE_HOURS,
-        source="Llama 3: 419 unexpected interruptions of 16,384 GPUs in 54 days (arXiv:2407.21783, section 3.3.4)",
+        source=source,
     )
     return hours * 3600 / (1 if of_job else nodes)
 

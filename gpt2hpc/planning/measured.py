@@ -24,15 +24,16 @@ from gpt2hpc.run_dir import RunDir
 
 SETTLING_STEPS = 10
 """After a start, in which kernels are compiled and chosen: their rates do not count, unless there are no others."""
-FAILURES = (None, Cause.CRASHED)
-"""Causes that are one; a preemption, a time limit or a user's wish lose nothing, since they save first."""
+ENOUGH_FAILURES = 3
+"""Below, the time between them says nothing: after a crash in the first minutes it would be these minutes."""
 
 
 @dataclass(frozen=True)
 class Observed:
     """`gpus` and `nodes` are those of its last attempt; `mfu` is None on a device whose peak is not known.
 
-    `failures` of `node_hours` ended an attempt; `mtbf_hours` is of one node, None where none failed.
+    `failures` are attempts, of `node_hours` together, that crashed; `mtbf_hours` is of one node, None where too few did. Other
+    causes save first. An attempt that left no cause was lost with its node, or preempted without grace, or killed: that is not known.
     """
 
     name: str
@@ -70,7 +71,7 @@ def observe(path: Path, *, now: datetime | None = None) -> Observed:
     per_gpu = statistics.median(line["tokens_per_s"] for line in rates) / last.world_size
     starts = facts.starts(run, ledger, now=now or datetime.now(UTC))
     node_hours = sum((start.seconds or 0.0) * _nodes(start.attempt) for start in starts) / 3600
-    failures = sum(start.attempt.cause in FAILURES and start.assumed != "still running" for start in starts)
+    failures = sum(start.attempt.cause == Cause.CRASHED for start in starts)
     return Observed(
         name=run.name,
         config=config_io.load(run.config),
@@ -135,9 +136,9 @@ def _start(attempts: Sequence[Attempt], lines: Sequence[dict[str, Any]], name: s
 
 
 def _between_failures(node_hours: float, failures: int, name: str) -> Measured | None:
-    if not failures or not node_hours:
+    if failures < ENOUGH_FAILURES or not node_hours:
         return None
-    return Measured(node_hours / failures, f"{failures} failures in {node_hours:,.1f} node-hours of {name}")
+    return Measured(node_hours / failures, f"{failures} crashes in {node_hours:,.1f} node-hours of {name}")
 
 
 def _nodes(attempt: Attempt) -> int:

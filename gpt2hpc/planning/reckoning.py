@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from gpt2hpc.errors import UsageError
 from gpt2hpc.planning import scaling
+from gpt2hpc.planning.assumptions import DEFAULT, FLAG, MEASURED
 from gpt2hpc.planning.inputs import Inputs, share_of
 from gpt2hpc.planning.intervals import Losses
 from gpt2hpc.planning.scaling import Step
@@ -19,6 +20,10 @@ HELD_AGAINST_GPUS = 128
 """The largest count of GPUs among the published figures that the model was held against."""
 STATE_BYTES_ON_GPU = 16
 """Of a parameter: weight, gradient and AdamW's two moments in fp32."""
+MOST_OVERHEAD = 10.0
+"""Lost to saves and failures, as a share of the work. Above, an error of the inputs is multiplied, and nobody begins such a run."""
+AS = {FLAG: "as given", MEASURED: "as measured", DEFAULT: "as assumed"}
+"""What is said of the rate that others are modelled from, by its origin."""
 
 
 @dataclass(frozen=True)
@@ -109,10 +114,10 @@ def reckon(inputs: Inputs) -> Plan:
     reserve_s = 3 * step.seconds + validation_s + 1.5 * inputs.save_s + config.checkpoint.stop_margin_s
     usable_s = _usable_s(inputs, reserve_s)
     computing_s = configured.expected_s
-    if not math.isfinite(computing_s):
+    if configured.overhead > MOST_OVERHEAD:
         raise UsageError(
-            f"--mtbf-hours: a failure every {inputs.mtbf_s:,.0f} s leaves a run that saves every {configured.interval_s:,.0f} s "
-            "without progress; save more often (--checkpoint.every_minutes), or use fewer nodes"
+            f"--mtbf-hours: a failure every {inputs.mtbf_s:,.0f} s makes a run that saves every {configured.interval_s:,.0f} s lose "
+            f"over {MOST_OVERHEAD:g} times its work; save more often (--checkpoint.every_minutes), use fewer nodes, or give another"
         )
     jobs = 1 if usable_s is None else math.ceil(computing_s / usable_s)
     return Plan(
@@ -158,7 +163,7 @@ def _row(inputs: Inputs, nodes: int, rate: float) -> Row:
         )
     if gpus > HELD_AGAINST_GPUS:
         remarks.append(f"extrapolated: beyond {HELD_AGAINST_GPUS} GPUs")
-    return Row(nodes, gpus, step, efficiency, "; ".join(remarks) or "as given")
+    return Row(nodes, gpus, step, efficiency, "; ".join(remarks) or AS[inputs.base.origin])
 
 
 def _validations(inputs: Inputs, rate: float, gpus: int) -> tuple[int, float]:

@@ -33,7 +33,7 @@ def _result(plan: Plan) -> str:
     step, configured, best, limit = plan.step, plan.configured, plan.best, plan.inputs.time_limit_s
     chained = f"of at most {cli.duration(limit)}, one after another" if limit else "without a time limit"
     restarts = f"failures, {plan.failures:,.2f} expected, restart one of them"
-    interval, advice = _minutes(configured.interval_s), f"--checkpoint.every_minutes {best.interval_s / 60:.2g}"
+    interval, advice = _minutes(configured.interval_s), f"--checkpoint.every_minutes {_plain(best.interval_s / 60)}"
     lines = [
         ("GPU-hours", f"{plan.gpu_hours:,.1f}", f"{plan.wall_s / 3600:,.2f} h × {step.gpus:,} GPUs (12)"),
         ("hours", f"{plan.wall_s / 3600:,.2f}", f"of running jobs, without the queue; {plan.row.remark} (11)"),
@@ -91,4 +91,9 @@ def _number(value: float) -> str:
 
 
 def _minutes(seconds: float) -> str:
-    return f"{seconds / 60:,.2g} min" if seconds < 600 else f"{seconds / 60:,.0f} min"
+    return f"{_plain(seconds / 60)} min"
+
+
+def _plain(minutes: float) -> str:
+    """Two digits, or all before the point; never with an exponent, since it is copied into a command."""
+    return f"{minutes:.0f}" if minutes >= 10 else f"{max(minutes, 0.001):.2g}"

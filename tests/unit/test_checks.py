@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import os
 import resource
 import sys
 import threading
@@ -13,8 +14,21 @@ from pathlib import Path
 
 import pytest
 
-from gpt2hpc import __version__
-from gpt2hpc.checks import asked, container, disk, gpu, interpreter, limits, network, python, rounds, slurm, tokens
+from gpt2hpc import __version__, doctor
+from gpt2hpc.checks import (
+    asked,
+    container,
+    disk,
+    gpu,
+    interpreter,
+    limits,
+    network,
+    programs,
+    python,
+    rounds,
+    slurm,
+    tokens,
+)
 from gpt2hpc.checks.interpreter import Facts, Probe
 from gpt2hpc.checks.programs import ask
 from gpt2hpc.checks.rounds import Group
@@ -242,6 +256,40 @@ def test_an_image_that_is_not_there() -> None:
     assert states(container.look(Scene({"APPTAINER_CONTAINER": "/i.sif"}))) == [("image", "OK")]
 
 
+def test_an_image_that_pyxis_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Apptainer, FUSE and user namespaces are no matter to it, and a registry's name is no path. Here, no srun is on PATH."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    image = tmp_path / "gpt2hpc.sqsh"
+    image.touch()
+    site = Site(runtime="pyxis", binds=("/nowhere/at/all",))
+    found = container.look(Scene({}, site=site, image=str(image)))
+    assert states(found) == [("pyxis", "MISSING"), ("image", "OK"), ("binds", "MISSING")]
+    assert (container._pyxis(True).state, container._pyxis(False).state) == ("OK", "MISSING")
+    lacking = container.look(Scene({}, site=site, image="/nowhere.sqsh"))[1]
+    assert (lacking.state, "(enroot import)" in lacking.text) == ("MISSING", True)
+    fetched = Scene({}, site=Site(runtime="pyxis"), image="nvcr.io#nvidia/pytorch:26.01-py3")
+    assert states(container.look(fetched)) == [("pyxis", "MISSING"), ("image", "WARN")]
+    assert slurm._proctrack({"ProctrackType": "proctrack/linuxproc"}, fetched).state == "OK"
+    (said,) = interpreter.look(fetched, interpreter.probe(fetched))
+    assert (said.name, said.state) == ("python of ranks", "WARN")
+    assert "srun -N1 --container-image=nvcr.io#nvidia/pytorch:26.01-py3 python3 -m gpt2hpc doctor" in said.text
+
+
+@pytest.mark.parametrize(
+    ("runtime", "image", "expected"),
+    [
+        ("pyxis", "nvcr.io#nvidia/pytorch:26.01-py3", "nvcr.io#nvidia/pytorch:26.01-py3"),
+        ("pyxis", "docker://ubuntu", "docker://ubuntu"),
+        ("pyxis", "gpt2hpc.sqsh", str(Path("gpt2hpc.sqsh").absolute())),
+        ("apptainer", "docker://ubuntu", str(Path("docker:/ubuntu").absolute())),
+        ("none", "gpt2hpc.sif", None),
+    ],
+)
+def test_images_as_submit_names_them(runtime: str, image: str, expected: str | None) -> None:
+    assert doctor._image(Site(runtime=runtime, image=image), None) == expected  # type: ignore[arg-type]
+    assert doctor._image(Site(runtime=runtime, image=image), "none") is None  # type: ignore[arg-type]
+
+
 # Network and disks ----------------------------------------------------------------------------------------------
 
 
@@ -348,6 +396,31 @@ def test_a_check_that_breaks_or_hangs_is_a_warning_and_the_others_are_made() -> 
     assert [[finding.state for finding in findings] for findings in found] == [["WARN"], ["WARN"], ["OK"]]
     assert "KeyError" in found[0][0].text
     assert "0.5 s" in found[1][0].text
+
+
+def test_a_disk_that_hangs_holds_up_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """Opening a pipe that nobody writes to waits as opening a file on a dead server's disk does."""
+    for name in ("config.yaml", "metrics.jsonl"):
+        os.mkfifo(tmp_path / name)
+        request.addfinalizer(lambda path=tmp_path / name: os.close(os.open(path, os.O_RDWR | os.O_NONBLOCK)))
+    monkeypatch.setattr(programs, "PATIENCE_S", 0.5)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.delenv("GPT2HPC_SITE", raising=False)
+    scene, found = doctor._scene(doctor.new_parser().parse_args(["--run-dir", str(tmp_path)]))
+    assert states(found) == [("settings", "WARN")]
+    assert f"{tmp_path} does not answer in 0.5 s" in found[0].text
+    assert scene.data is None
+    assert "for 1.5 GB of" in scene.save_words, "not known from the run"
+
+
+def test_settings_that_cannot_be_read_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.yaml").write_text("train: {no_such_setting: 1}\n")
+    (tmp_path / "site.yaml").write_text("patrition: gpu\n")
+    flags = ["--run-dir", str(tmp_path), "--site", str(tmp_path / "site.yaml")]
+    _, found = doctor._scene(doctor.new_parser().parse_args(flags))
+    assert states(found) == [("settings", "MISSING"), ("site profile", "MISSING")]
 
 
 def test_a_program_that_does_not_end_is_ended(tmp_path: Path) -> None:

@@ -130,6 +130,19 @@ def test_the_interval_that_loses_least_loses_less(capsys: pytest.CaptureFixture[
     assert slow["best"]["interval_s"] == 500
 
 
+def test_the_interval_is_told_so_that_it_can_be_copied(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--gpu", "a100", "--gpus-per-node", "1", "--stall-s"]
+    assert "--checkpoint.every_minutes 337 " in told(capsys, *arguments, "9")
+    assert "--checkpoint.every_minutes 8.7 " in told(capsys, *arguments, "0.006")
+    assert "e+" not in told(capsys, *arguments, "900")
+
+
+def test_the_remark_tells_whence_the_rate_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert facts(capsys, "--gpu", "a100")["row"]["remark"] == "as assumed"
+    for flag in (("--mfu", "0.4"), ("--tokens-per-s-per-gpu", "9000")):
+        assert facts(capsys, "--gpu", "a100", *flag)["row"]["remark"] == "as given"
+
+
 # Scaling ----------------------------------------------------------------------------------------------------------
 
 
@@ -140,7 +153,7 @@ def test_a_table_over_nodes(capsys: pytest.CaptureFixture[str]) -> None:
     efficiency = [row["efficiency"] for row in rows if row["step"]]
     assert efficiency[0] == pytest.approx(1, abs=1e-6)
     assert efficiency == sorted(efficiency, reverse=True)
-    assert rows[0]["remark"] == "as given"
+    assert rows[0]["remark"] == "as assumed"
     assert rows[1]["remark"] == "modelled"
     assert rows[2]["step"] is None
     assert "not a multiple of 1024 × 24 GPUs; try 516096" in rows[2]["remark"]
@@ -162,6 +175,18 @@ def test_a_slow_network_costs_and_a_long_step_mends(capsys: pytest.CaptureFixtur
     assert efficiency("--network-gbit-s", "25") < 0.6 < efficiency() < 1
     assert efficiency("--network-gbit-s", "25", "--train.tokens_per_step", "4194304") > 0.65
     assert efficiency("--network-gbit-s", "25", "--efficiency", "0.4") < efficiency("--network-gbit-s", "25")
+
+
+def test_half_a_node_has_half_of_its_network(capsys: pytest.CaptureFixture[str]) -> None:
+    def network(kind: str, gpus: int) -> float:
+        found = facts(capsys, "--gpu", kind, "--gpus-per-node", str(gpus), "--nodes", "2")
+        return float(found["inputs"]["fabric"]["network_gbit_s"])
+
+    assert [network("a100", gpus) for gpus in (8, 4, 1, 16)] == [1600, 800, 200, 1600]
+    assert [network("v100", gpus) for gpus in (8, 4, 1)] == [400, 200, 100], "four adapters"
+    assert [network("rtx4090", gpus) for gpus in (8, 1)] == [25, 25], "one adapter"
+    text = told(capsys, "--gpu", "a100", "--gpus-per-node", "4")
+    assert re.search(r"--network-gbit-s +800 Gbit/s a node +default +for 4 of 8 GPUs of a DGX A100: ", text)
 
 
 # Disk -------------------------------------------------------------------------------------------------------------
@@ -214,34 +239,34 @@ def written(tmp_path: Path, attempts: Sequence[Any], **values: Any) -> RunDir:
 
 
 def test_from_a_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """Two nodes × 4: steps of 11 to 200 have 1,011 to 1,200 tokens/s, half of an hour twice and one crash."""
-    crashed = attempt(1, cause=Cause.CRASHED, last_step=120, saved_step=100)
-    run = written(tmp_path, [crashed, attempt(2, first_step=100, cause=Cause.FINISHED, last_step=200)], mfu=0.25)
+    """Two nodes × 4: steps of 11 to 200 have 1,011 to 1,200 tokens/s, half of an hour four times and three crashes."""
+    crashed = [attempt(number, cause=Cause.CRASHED, last_step=120, saved_step=100) for number in (1, 2, 3)]
+    run = written(tmp_path, [*crashed, attempt(4, first_step=100, cause=Cause.FINISHED, last_step=200)], mfu=0.25)
     with run.metrics.open("a") as file:
         for step, stall_ms, save_s in ((100, 300.0, 9.0), (150, 500.0, 12.0), (200, 400.0, 10.0)):
             file.write(json.dumps({"step": step, "save_s": save_s, "save_stall_ms": stall_ms}) + "\n")
-        began = 1_769_824_800  # 2026-01-31T02:00:00Z
+        began = 1_769_832_000  # 2026-01-31T04:00:00Z
         file.write(json.dumps({"step": 103, "loss": 1.0, "ms": 2000.0, "unix_s": began + 95.0}) + "\n")
     seen = measured.observe(run.path)
-    assert (seen.gpus, seen.nodes, seen.gpus_per_node, seen.failures) == (8, 2, 4, 1)
+    assert (seen.gpus, seen.nodes, seen.gpus_per_node, seen.failures) == (8, 2, 4, 3)
     assert seen.tokens_per_s_per_gpu.value == pytest.approx((1000 + 110.5) / 8, rel=0.01)
     assert seen.start_s is not None
     assert seen.start_s.value == pytest.approx(95 - 3 * 2)
-    assert seen.node_hours == pytest.approx(2)
+    assert seen.node_hours == pytest.approx(4)
     found = facts(capsys, "--from", run.path, "--gpu", "a100", "--nodes", "2,4")
     assert found["steps"] == 19_000
     assert found["inputs"]["stall_s"] == pytest.approx(0.4)
     assert found["inputs"]["save_s"] == pytest.approx(10)
-    assert found["losses"]["mtbf_s"] == pytest.approx(2 * 3600 / 4)
+    assert found["losses"]["mtbf_s"] == pytest.approx(4 / 3 * 3600 / 4)
     told_of = origins(found)
     for name in ("--tokens-per-s-per-gpu", "--stall-s", "--save-s", "--start-s", "--mtbf-hours", "--gpus-per-node"):
         assert told_of[name] == "measured", name
     assert told_of["--network-gbit-s"] == "default"
     assert found["rows"][0]["efficiency"] == pytest.approx(1, abs=1e-6)
-    assert [row["remark"] for row in found["rows"]] == ["as given", "modelled"]
+    assert [row["remark"] for row in found["rows"]] == ["as measured", "modelled"]
     text = told(capsys, "--from", run.path, "--gpu", "a100", "--start-s", "7")
     assert re.search(r"--tokens-per-s-per-gpu .* measured +median of \d+ steps of seen, 8 ranks, MFU 25.0%", text)
-    assert re.search(r"--mtbf-hours +2 h .* measured +1 failures in 2.0 node-hours of seen", text)
+    assert re.search(r"--mtbf-hours +1.333 h .* measured +3 crashes in 4.0 node-hours of seen", text)
     assert re.search(r"--start-s +7 s a start +flag", text)
 
 
@@ -279,10 +304,17 @@ def test_from_a_run_that_was_trained(capsys: pytest.CaptureFixture[str], shared_
 def test_preemptions_are_no_failures(tmp_path: Path) -> None:
     ends = [Cause.PREEMPTED, Cause.TIME_LIMIT, Cause.STOPPED, None, Cause.FINISHED]
     run = written(tmp_path, [attempt(number, cause=cause) for number, cause in enumerate(ends, start=1)])
-    seen = measured.observe(run.path)
-    assert seen.failures == 1
-    assert seen.mtbf_hours is not None
-    assert seen.mtbf_hours.value == pytest.approx(5 * 0.5 * 2)
+    assert measured.observe(run.path).failures == 0
+
+
+def test_a_crash_in_a_short_run_says_nothing_of_the_machine(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Six minutes on two nodes."""
+    run = written(tmp_path, [attempt(1, cause=Cause.CRASHED, ended="2026-01-31T01:06:00Z")])
+    text = told(capsys, "--from", run.path, "--gpu", "a100", "--nodes", "4")
+    told_so = re.search(
+        r"--mtbf-hours +6,300 h .* default .*; 1 crash in 0.2 node-hours of seen are too few to tell", text
+    )
+    assert told_so, text
 
 
 # What it says -----------------------------------------------------------------------------------------------------
@@ -297,7 +329,8 @@ WRONG: dict[str, tuple[list[str], type[Gpt2hpcError], str]] = {
     "no time": (["--time", "soon"], UsageError, "--time=soon is not a time"),
     "too short a job": (["--time", "2"], UsageError, "--time is 120 s, of which a start takes 180 s"),
     "three nodes": (["--nodes", "3"], UsageError, "--nodes=3: train.tokens_per_step=524288 is not a multiple of 1024 × 24 GPUs"),
-    "constant failure": (["--mtbf-hours", "1e-4"], UsageError, "without progress; save more often"),
+    "constant failure": (["--mtbf-hours", "1e-4"], UsageError, "over 10 times its work; save more often"),
+    "near to it": (["--mtbf-hours", "0.07", "--gpu", "a100"], UsageError, "over 10 times its work; save more often"),
     "half a word": (["--mtbf-of", "job"], UsageError, "give that too"),
     "no run": (["--from", "/nowhere"], RunDirError, "--from=/nowhere is not a run directory"),
     "a typo": (["--nodse", "3"], UsageError, "did you mean --nodes?"),
