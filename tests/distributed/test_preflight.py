@@ -90,6 +90,18 @@ def test_another_version_than_the_submitters(
     assert "gpt2hpc 9.9 submitted the job, but its ranks run gpt2hpc 0.1.0; install 9.9" in told
 
 
+def test_a_version_that_is_newer_by_the_restart(
+    shared_data: Manifest, run: RunDir, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Installed while the job ran: its batch script still names the old one, at each restart and in a new job."""
+    assert tiny.run_ranks(run, settings(shared_data, total_steps=4), nproc=2) == 0
+    monkeypatch.setenv("GPT2HPC_SUBMITTED_VERSION", "0.0.9")
+    for restart, job, steps in ((1, "tiny", 6), (0, "another", 8)):
+        longer = settings(shared_data, total_steps=steps)
+        assert tiny.run_ranks(run, longer, nproc=2, restart=restart, job=job) == 0
+        assert "gpt2hpc 0.0.9 submitted the job, but its ranks run" in capfd.readouterr().err
+
+
 @as_root
 def test_a_node_with_another_disk(shared_data: Manifest, run: RunDir, capfd: pytest.CaptureFixture[str]) -> None:
     """It mounts something else where the others have the run directory."""
@@ -120,9 +132,9 @@ def small_disk(tmp_path: Path) -> Iterator[RunDir]:
         subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_floor_missed_on_one_node(shared_data: Manifest, run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GPT2HPC_MIN_ALLREDUCE_GB_S", "1e6")
-    assert tiny.run_ranks(run, settings(shared_data), nproc=2, options=["--nodes", "1"]) == NodeError.exit_code
+def test_a_floor_missed_on_one_node(shared_data: Manifest, run: RunDir) -> None:
+    high = settings(shared_data, min_allreduce_gb_s=1e6)
+    assert tiny.run_ranks(run, high, nproc=2, options=["--nodes", "1"]) == NodeError.exit_code
     assert suspected(run) == ("n0",)
 
 
@@ -136,12 +148,9 @@ def test_a_floor_missed_because_of_one_node(
     assert suspected(run) == ("n2",)
 
 
-def test_a_setting_is_above_the_sites_floor(
-    shared_data: Manifest, run: RunDir, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_sites_floor_is_not_for_cpus(shared_data: Manifest, run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GPT2HPC_MIN_ALLREDUCE_GB_S", "1e6")
-    low = settings(shared_data, min_allreduce_gb_s=1e-6, total_steps=4)
-    assert tiny.run_ranks(run, low, nproc=2) == 0
+    assert tiny.run_ranks(run, settings(shared_data, total_steps=4), nproc=2, options=["--nodes", "2"]) == 0
 
 
 def test_a_floor_that_is_no_number(shared_data: Manifest, run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
