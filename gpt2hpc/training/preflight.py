@@ -30,6 +30,8 @@ from gpt2hpc.training.rank_facts import Fault, RankFacts
 
 FLOOR = "GPT2HPC_MIN_ALLREDUCE_GB_S"
 """Of the site: what train.min_allreduce_gb_s is between GPUs of several nodes, unless that is set."""
+UNSEEN_S = 60.0
+"""For which a client of NFS may not see a new name: acdirmax of nfs(5)."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class Preflight:
         failure = _written(mine, word) if leads else None
         ranks.barrier()  # all look at their clocks now
         local = None if hub.is_remote(self.manifest.where) else Path(self.manifest.where)
-        told = ranks.gather((rank_facts.seen(ranks, local), failure))
+        told = ranks.gather((rank_facts.seen(ranks, self.run.path, local), failure))
         facts = [each for each, _ in told]
         try:
             with ranks.first_decides():
@@ -142,7 +144,7 @@ class Preflight:
             why = "; ".join(f"{node}: {reason}" for node, reason in bad.items())
             text = f"--run-dir={self.run.path} is not shared by all nodes ({why})"
             user = Fault(f"{text}; choose a directory on a file system that all of them mount", kind=RunDirError)
-            yield rank_facts.blamed(list(bad), facts, text, user)
+            yield rank_facts.blamed(list(bad), facts, text, user, lambda each: each.run_mount)
 
     # How fast they talk -----------------------------------------------------------------------------------------
 
@@ -221,13 +223,18 @@ def _refuse(faults: Sequence[Fault], ledger: Ledger, attempt: Attempt) -> None:
 
 
 def _written(path: Path, word: str) -> OSError | None:
-    """Write and fsync; what went wrong, if anything."""
-    try:
-        durable.write_bytes(path, word.encode())
-        durable.fsync_dir(path.parent)
-    except OSError as error:
-        return OSError(error.errno, error.strerror or os.strerror(error.errno or 0))
-    return None
+    """Write and fsync; what went wrong, if anything. A client of NFS may take a new directory for missing for a while."""
+    patient_until = time.monotonic() + UNSEEN_S
+    while True:
+        try:
+            durable.write_bytes(path, word.encode())
+            durable.fsync_dir(path.parent)
+        except OSError as error:
+            if error.errno == errno.ENOENT and time.monotonic() < patient_until:
+                time.sleep(1)
+                continue
+            return OSError(error.errno, error.strerror or os.strerror(error.errno or 0))
+        return None
 
 
 def _read(path: Path) -> str | None:

@@ -12,7 +12,9 @@ from pathlib import Path
 import torch
 
 from gpt2hpc import __version__
+from gpt2hpc.cluster import file_system
 from gpt2hpc.cluster.dist_env import SUBMITTED_VERSION
+from gpt2hpc.cluster.file_system import Mount
 from gpt2hpc.data import manifest
 from gpt2hpc.errors import DataError, Gpt2hpcError, MissingError, NodeError
 from gpt2hpc.training.process_group import Ranks
@@ -40,7 +42,11 @@ class Gpu:
 
 @dataclass(frozen=True)
 class RankFacts:
-    """What a rank sees. `data` identifies the bytes of the manifest, None where it is not on a disk of the nodes."""
+    """What a rank sees.
+
+    `data` identifies the bytes of the manifest, None where it is not on a disk of the nodes. The mounts are of the run directory and
+    of the data. `trouble` is what CUDA said instead of facts of the GPU.
+    """
 
     rank: int
     node: str
@@ -50,6 +56,9 @@ class RankFacts:
     clock_s: float
     gpu: Gpu | None = None
     data: str | None = None
+    run_mount: Mount | None = None
+    data_mount: Mount | None = None
+    trouble: str | None = None
 
 
 @dataclass(frozen=True)
@@ -61,8 +70,13 @@ class Fault:
     kind: type[Gpt2hpcError] = NodeError
 
 
-def seen(ranks: Ranks, data: Path | None) -> RankFacts:
-    """By this rank, at this moment. `data` is the prepared directory, if that is on a disk."""
+def seen(ranks: Ranks, run: Path, data: Path | None) -> RankFacts:
+    """By this rank, at this moment. `run` is the run directory, `data` the prepared one, if that is on a disk."""
+    gpu, trouble = None, None
+    try:
+        gpu = _gpu(ranks.device, ranks.rank) if ranks.device.type == "cuda" else None
+    except RuntimeError as error:  # of CUDA
+        trouble = next(iter(str(error).splitlines()), "")
     return RankFacts(
         rank=ranks.rank,
         node=ranks.env.node,
@@ -70,8 +84,11 @@ def seen(ranks: Ranks, data: Path | None) -> RankFacts:
         torch=torch.__version__,
         threads=torch.get_num_threads(),
         clock_s=time.time(),
-        gpu=_gpu(ranks.device, ranks.rank) if ranks.device.type == "cuda" else None,
+        gpu=gpu,
         data=None if data is None else _identity(data),
+        run_mount=file_system.of(run),
+        data_mount=None if data is None else file_system.of(data),
+        trouble=trouble,
     )
 
 
@@ -98,6 +115,9 @@ def faults(facts: Sequence[RankFacts]) -> Iterator[Fault]:
     yield from _versions(facts)
     yield from _shared_gpus(facts)
     yield from _held(facts)
+    for each in facts:
+        if each.trouble is not None:
+            yield Fault(f"the GPU of rank {each.rank} on {each.node} does not work: {each.trouble}", (each.node,))
     yield from _data(facts)
 
 
@@ -115,10 +135,23 @@ def remarks(facts: Sequence[RankFacts]) -> Iterator[str]:
         yield f"clocks differ from that of {facts[0].node}: {told}; times in logs are not comparable"
 
 
-def blamed(bad: Sequence[str], facts: Sequence[RankFacts], text: str, user: Fault) -> Fault:
-    """A fault of the `bad` nodes; the user's, if it is so on every node but the first, and these are several."""
-    others = {each.node for each in facts} - {facts[0].node}
-    return user if len(others) > 1 and set(bad) >= others else Fault(text, tuple(bad))
+def blamed(
+    bad: Sequence[str], facts: Sequence[RankFacts], text: str, user: Fault, mount: Callable[[RankFacts], Mount | None]
+) -> Fault:
+    """A fault of the `bad` nodes, or the user's.
+
+    The user's if it is so on every node but the first, and these are several, or if the `mount` of these nodes and of the first one
+    is the same, and a node's own: nodes that lack a file system have another one in its place.
+    """
+    first = facts[0]
+    others = {each.node for each in facts} - {first.node}
+    own = mount(first)
+    alike = own is not None and own.is_local and all(_is_same(mount(each), own) for each in facts)
+    return user if set(bad) >= others and (alike or len(others) > 1) else Fault(text, tuple(bad))
+
+
+def _is_same(one: Mount | None, other: Mount) -> bool:
+    return one is not None and (one.where, one.kind) == (other.where, other.kind)
 
 
 def _versions(facts: Sequence[RankFacts]) -> Iterator[Fault]:
@@ -181,7 +214,8 @@ def _data(facts: Sequence[RankFacts]) -> Iterator[Fault]:
         text = f"data.dir is not for all nodes what it is for {facts[0].node}: "
         text += ", ".join(f"{node} sees {reason}" for node, reason in why.items())
         mend = "put it on a file system that all nodes mount, at the same path"
-        yield blamed(list(bad), facts, text, Fault(f"{text}; {mend}", kind=DataError))
+        user = Fault(f"{text}; {mend}", kind=DataError)
+        yield blamed(list(bad), facts, text, user, lambda each: each.data_mount)
 
 
 def _listed(facts: Sequence[RankFacts], value: Callable[[RankFacts], str]) -> str:

@@ -11,6 +11,7 @@ import torch
 
 from gpt2hpc import __version__
 from gpt2hpc.cluster.dist_env import DistEnv
+from gpt2hpc.cluster.file_system import Mount
 from gpt2hpc.config import Config, TrainConfig
 from gpt2hpc.errors import ConfigError, DataError, MissingError
 from gpt2hpc.run_dir import RunDir
@@ -108,6 +109,23 @@ def test_a_node_without_the_data_is_to_blame_and_several_are_not() -> None:
     everywhere = only(ranks(3, n1={"data": "x"}, n2={"data": "x"}))
     assert (everywhere.nodes, everywhere.kind) == ((), DataError)
     assert only(ranks(2, n1={"data": "x"})).nodes == ("n1",), "of two nodes the other may be the bad one"
+
+
+def test_data_on_each_nodes_own_disk_is_the_users() -> None:
+    scratch, shared = Mount("/", "ext4"), Mount("/data", "nfs4")
+    lacking = {"data": "nothing (No such file or directory)"}
+    own = ranks(2, n0={"data_mount": scratch}, n1={"data_mount": scratch, **lacking})
+    assert (only(own).nodes, only(own).kind) == ((), DataError)
+    unmounted = ranks(2, n0={"data_mount": shared}, n1={"data_mount": scratch, **lacking})
+    assert only(unmounted).nodes == ("n1",)
+    emptied = ranks(2, n0={"data_mount": shared}, n1={"data_mount": shared, **lacking})
+    assert only(emptied).nodes == ("n1",)
+
+
+def test_a_gpu_that_does_not_work() -> None:
+    fault = only([*ranks(2, n1={"gpu": None})[:2], dataclasses.replace(ranks(2)[2], gpu=None, trouble="CUDA error: x")])
+    assert fault.nodes == ("n1",)
+    assert fault.text == "the GPU of rank 2 on n1 does not work: CUDA error: x"
 
 
 def test_threads_and_clocks_are_remarked_on() -> None:
