@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 SLOW_DISK_BYTES_PER_S = 10e6
 """At which shards may be hashed, before that is taken for hung."""
+UNSEEN_SETTINGS_S = 10.0
+"""For which a rank waits for settings that it does not see; longer would delay the verdict on a node that never does."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,24 @@ class Rank:
 
 def _settings_here(run: RunDir, env: DistEnv) -> Config:
     """Those of the run. A rank whose node does not see the run directory gets as far as the preflight, which names that node."""
-    return Config() if env.rank and not run.config.exists() else starting.stored_config(run)
+    patient_until = time.monotonic() + (0 if env.job.startswith(LOCAL) else UNSEEN_SETTINGS_S)
+    while env.rank and not run.config.exists():
+        if time.monotonic() > patient_until:
+            return Config()
+        time.sleep(1)
+    return starting.stored_config(run)
+
+
+def refuse_other_settings(ranks: Ranks, nodes: Sequence[str], ledger: Ledger, attempt: Attempt) -> None:
+    """Raise NodeError where a rank did not see the run's settings in time, and began as the first one did not. Collective."""
+    import torch
+
+    ways = ranks.gather((torch.are_deterministic_algorithms_enabled(), ranks.device.type))
+    with ranks.first_decides():
+        suspects = tuple(sorted({node for node, way in zip(nodes, ways, strict=True) if way != ways[0]}))
+        if ranks.is_first and suspects:
+            ledger.note(attempt, suspects=suspects)
+            raise NodeError(f"ranks on {', '.join(suspects)} did not see the run's config.yaml when they began")
 
 
 @contextlib.contextmanager
@@ -211,6 +230,7 @@ def _train(
                 Preflight(run, opened.config, opened.manifest, ranks, nodes, os.environ, watchdog.beat).check(
                     ledger, attempt
                 )
+                refuse_other_settings(ranks, nodes, ledger, attempt)
             with watchdog.phase("start", more_s=_bytes(opened.manifest) / SLOW_DISK_BYTES_PER_S):
                 check_shards(run, opened.config, opened.manifest, ranks)
                 watchdog.beat()

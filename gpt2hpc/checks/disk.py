@@ -9,13 +9,13 @@ from pathlib import Path
 
 from gpt2hpc.checks.programs import ask
 from gpt2hpc.checks.scene import Scene
+from gpt2hpc.cluster import file_system
 from gpt2hpc.errors import RunDirError
 from gpt2hpc.finding import Finding, missing, ok, warn
 from gpt2hpc.training import checkpoint
 
 FILES_EACH = 100
 """Of a checkpoint, generously: two a rank and three more."""
-LOCAL = ("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "overlay", "tmpfs", "ramfs")
 SMALL_SHM_BYTES = 512 << 20
 
 
@@ -69,38 +69,16 @@ def _run_dir(scene: Scene, place: Path) -> list[Finding]:
     return found
 
 
-def mount_of(path: Path, mounts: str) -> tuple[str, str, str] | None:
-    """Where it is mounted, the file system's kind and its options, from the text of /proc/self/mountinfo (proc(5))."""
-    best = None
-    for line in mounts.splitlines():
-        before, _, after = line.partition(" - ")
-        fields = before.split()
-        if len(fields) < 6 or not after:
-            continue
-        where = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), fields[4])
-        if path.is_relative_to(where) and (best is None or len(where) >= len(best[0])):  # a later one hides an earlier
-            best = (where, after.split()[0], fields[5])
-    return best
-
-
-def _mounts() -> str:
-    try:
-        return Path("/proc/self/mountinfo").read_text(errors="replace")
-    except OSError:
-        return ""
-
-
 def _file_system(scene: Scene, place: Path) -> list[Finding]:
-    name, mount = "file system", mount_of(Path(os.path.realpath(place)), _mounts())
+    name, mount = "file system", file_system.of(place)
     if mount is None:
         return []
-    where, kind, _ = mount
-    what = f"{place} is on {kind} ({where})"
+    kind, what = mount.kind, f"{place} is on {mount.kind} ({mount.where})"
     if kind in ("tmpfs", "ramfs"):
         return [warn(name, f"{what}: memory, gone with the node and the job; choose another --run-dir")]
     if kind == "overlay":
         return [warn(name, f"{what}: a container's own layer, gone with it; bind a directory of the host's")]
-    if kind in LOCAL and (scene.has_slurm or scene.is_in_job):
+    if mount.is_local and (scene.has_slurm or scene.is_in_job):
         text = f"{what}, which may be this machine's own: a job needs a run directory that all its nodes see, unless they are this one"
         return [warn(name, text)]
     hints = {
@@ -113,16 +91,16 @@ def _file_system(scene: Scene, place: Path) -> list[Finding]:
 
 def _quota(scene: Scene, place: Path) -> list[Finding]:
     """What `lfs quota` or `quota` says, where one of them says anything."""
-    mount = mount_of(Path(os.path.realpath(place)), _mounts())
+    mount = file_system.of(place)
     user = scene.env.get("USER", str(os.getuid()))
     needed = (scene.config.checkpoint.keep_last + 1) * scene.checkpoint_bytes
-    if mount and mount[1] == "lustre":
+    if mount and mount.kind == "lustre":
         answer = ask(("lfs", "quota", "-q", "-u", user, str(place)))
     else:
         answer = ask(("quota", "-w", "-p", "-v", "--show-mntpoint", "--hide-device"))
     if answer is None or answer.code is None or mount is None:
         return []
-    left = blocks_left(answer.out, mount[0] if mount[1] != "lustre" else None)
+    left = blocks_left(answer.out, mount.where if mount.kind != "lustre" else None)
     if left is None:
         return []
     if left < needed:
@@ -152,19 +130,19 @@ def _scratch(scene: Scene) -> Finding:
     what = f"{place} (${name})" if name else str(place)
     if not (place.is_dir() and os.access(place, os.W_OK)):
         return missing("scratch", f"{what} is no directory that can be written; unset {name}, or make it")
-    facts, mount = os.statvfs(place), mount_of(Path(os.path.realpath(place)), _mounts())
+    facts, mount = os.statvfs(place), file_system.of(place)
     free = facts.f_bavail * facts.f_frsize
-    if mount and "noexec" in mount[2].split(","):
+    if mount and "noexec" in mount.options.split(","):
         text = f"{what} is mounted noexec, and torch.compile loads programs from there; set TMPDIR to another directory on the node"
         return warn("scratch", text)
-    if mount and mount[1].startswith(("nfs", "lustre", "gpfs", "beegfs")):
-        text = f"{what} is on {mount[1]}, which nodes share: compilers' caches break there; set TMPDIR to the node's own disk"
+    if mount and mount.kind.startswith(("nfs", "lustre", "gpfs", "beegfs")):
+        text = f"{what} is on {mount.kind}, which nodes share: compilers' caches break there; set TMPDIR to the node's own disk"
         return warn("scratch", text)
     needed = scene.config.data.cache_gib * 2**30 if _is_staged(scene) else 2**30
     if free < needed:
         text = f"{what} has {free / 1e9:,.1f} GB free, and {needed / 1e9:,.1f} GB may be needed; lower --data.cache_gib, or set TMPDIR"
         return warn("scratch", text)
-    kind = f", {mount[1]}" if mount else ""
+    kind = f", {mount.kind}" if mount else ""
     return ok("scratch", f"{what}{kind}, {free / 1e9:,.0f} GB free")
 
 

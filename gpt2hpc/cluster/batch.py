@@ -79,7 +79,7 @@ class BatchJob:
             "MASTER_ADDR_SUFFIX": self.site.master_addr_suffix,
             "GUARD": "1" if self.guard else "",
         }
-        submitter = f"export {SUBMITTED_VERSION}={__version__} # the ranks' own must be the same"
+        submitter = f"export {SUBMITTED_VERSION}={__version__} # at the first start the ranks' own must be the same"
         site = dataclasses.replace(self.site, binds=(*self.site.binds, *self.begins_with))
         trap, *rest = set_up_lines("set-up", variables, site, self.image)
         return [trap, submitter, *rest]

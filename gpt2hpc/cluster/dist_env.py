@@ -5,6 +5,7 @@ Ours and torchrun's variables come first, then those of a Slurm step; without ei
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import socket
@@ -40,6 +41,7 @@ class DistEnv:
         gpus_allotted: Whether the job was given GPUs, so that training on the CPU would be a mistake.
         nodes: Slurm's list of nodes, or this host.
         gpus_on_node: How many of them on this node, where Slurm tells.
+        gpus_shown: How many CUDA_VISIBLE_DEVICES lists; None where it is not set, and all are shown.
         node: This one's name, by which Slurm knows it.
     """
 
@@ -58,6 +60,7 @@ class DistEnv:
     is_launched: bool = False
     gpus_allotted: bool = False
     gpus_on_node: int | None = None
+    gpus_shown: int | None = None
     node: str = ""
 
     @classmethod
@@ -90,6 +93,7 @@ class DistEnv:
             job_end=float(env[JOB_END]) if JOB_END in env else None,
             launcher_pid=_integer(env, LAUNCHER_PID, 0) or None,
             gpus_on_node=_integer(env, "SLURM_GPUS_ON_NODE", 0) or None,
+            gpus_shown=_listed(env["CUDA_VISIBLE_DEVICES"]) if "CUDA_VISIBLE_DEVICES" in env else None,
             gpus_allotted=bool(
                 env.get("SLURM_STEP_GPUS")  # a list: "0" is a GPU
                 or env.get("SLURM_JOB_GPUS")
@@ -118,6 +122,12 @@ def _tasks_here(env: Mapping[str, str]) -> int | None:
     nodes = [int(tasks) for tasks, times in counts for _ in range(int(times or 1))]
     node = _integer(env, "SLURM_NODEID", 0)
     return nodes[node] if node < len(nodes) else None
+
+
+def _listed(devices: str) -> int:
+    """Of CUDA_VISIBLE_DEVICES: a GPU behind an invalid one, as "-1", is not shown (CUDA C++ Programming Guide)."""
+    names = (name.strip() for name in devices.split(","))
+    return sum(1 for _ in itertools.takewhile(lambda name: name and not name.startswith("-"), names))
 
 
 def _integer(env: Mapping[str, str], name: str, default: int) -> int:

@@ -284,7 +284,7 @@ elif [ -n "$action" ] && is_guarded; then # there is nothing to take over
     scancel "$guard"
 fi
 if [ -z "$action" ]; then code=$((rc == 0 ? 1 : rc)); fi
-[ "$code" -le 9 ] || code=1 # other codes mean something to Slurm, to shells or to submitit
+[ "$code" -le 10 ] || code=1 # other codes mean something to Slurm, to shells or to submitit
 exit "$code"
 """
 
@@ -297,7 +297,7 @@ if [ "$rc" = 6 ] || { [ "$rc" -ge 128 ] && [ "$SLURM_RESTART_COUNT" -lt 5 ]; }; 
         if scontrol requeue "$job"; then exit 6; fi
     fi
 fi
-[ "$rc" -le 9 ] || rc=1 # other codes mean something to Slurm, to shells or to submitit
+[ "$rc" -le 10 ] || rc=1 # other codes mean something to Slurm, to shells or to submitit
 exit "$rc"
 """
 
@@ -309,7 +309,7 @@ if [ "$rc" -ge 128 ] && [ "$SLURM_RESTART_COUNT" -lt 5 ] && [ "$(fact JobState)"
     scontrol update "JobId=$job" Requeue=1
     if scontrol requeue "$job"; then exit 6; fi
 fi
-[ "$rc" -le 9 ] || rc=1 # other codes mean something to Slurm, to shells or to submitit
+[ "$rc" -le 10 ] || rc=1 # other codes mean something to Slurm, to shells or to submitit
 exit "$rc"
 """
 

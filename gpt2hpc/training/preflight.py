@@ -22,14 +22,16 @@ from gpt2hpc.cluster.ledger import Attempt, Ledger
 from gpt2hpc.config import Config
 from gpt2hpc.data import hub
 from gpt2hpc.data.manifest import Manifest
-from gpt2hpc.errors import ConfigError, NodeError, RunDirError
+from gpt2hpc.errors import ConfigError, MissingError, NodeError, RunDirError
 from gpt2hpc.run_dir import RunDir
 from gpt2hpc.training import bandwidth, checkpoint, rank_facts
 from gpt2hpc.training.process_group import Ranks
 from gpt2hpc.training.rank_facts import Fault, RankFacts
 
 FLOOR = "GPT2HPC_MIN_ALLREDUCE_GB_S"
-"""Of the site: what train.min_allreduce_gb_s is, unless that is set."""
+"""Of the site: what train.min_allreduce_gb_s is between GPUs of several nodes, unless that is set."""
+UNSEEN_S = 60.0
+"""For which a client of NFS may not see a new name: acdirmax of nfs(5)."""
 
 
 @dataclass(frozen=True)
@@ -54,17 +56,16 @@ class Preflight:
     environ: Mapping[str, str]
     beat: Callable[[], object] = lambda: None
 
-    @property
-    def level(self) -> Literal["full", "thin", "off"]:
-        """What is done: auto is full in a batch job, thin here."""
+    def level(self, attempt: Attempt) -> Literal["full", "thin", "off"]:
+        """What is done, by all ranks: auto is full in a batch job, thin here. Of such a job not every rank of torchrun may know."""
         wish = self.config.train.preflight
         if wish != "auto":
             return wish
-        return "thin" if self.ranks.env.job.startswith(LOCAL) else "full"
+        return "thin" if attempt.job.startswith(LOCAL) else "full"
 
     def check(self, ledger: Ledger, attempt: Attempt) -> None:
         """Raise, on every rank, NodeError with the suspects noted, or an error of the user's. Collective."""
-        if self.level == "off":
+        if self.level(attempt) == "off":
             return
         began = time.monotonic()
         facts = self._ask(attempt, ledger)
@@ -85,14 +86,18 @@ class Preflight:
         failure = _written(mine, word) if leads else None
         ranks.barrier()  # all look at their clocks now
         local = None if hub.is_remote(self.manifest.where) else Path(self.manifest.where)
-        told = ranks.gather((rank_facts.seen(ranks, local), failure))
+        told = ranks.gather((rank_facts.seen(ranks, self.run.path, local), failure))
         facts = [each for each, _ in told]
         try:
             with ranks.first_decides():
                 if ranks.is_first:
                     failures = {each.node: text for each, text in told if text}
-                    found = [*rank_facts.faults(facts, self.environ), *self._disk(attempt, word, facts, failures)]
-                    _refuse(self._tolerated(found), ledger, attempt)
+                    found = [
+                        *self._submitter(attempt),
+                        *rank_facts.faults(facts),
+                        *self._disk(attempt, word, facts, failures),
+                    ]
+                    _refuse(self._tolerated(found, attempt), ledger, attempt)
                     self._check_space()
         finally:
             if leads:
@@ -106,9 +111,17 @@ class Preflight:
             size = 12 * self.config.model.parameters
             checkpoint.check_space(self.run.checkpoints, bytes_each=size, config=self.config.checkpoint)
 
-    def _tolerated(self, faults: Sequence[Fault]) -> list[Fault]:
+    def _submitter(self, attempt: Attempt) -> Iterator[Fault]:
+        """A run that has begun goes on with a newer gpt2hpc, as with any restart."""
+        text = rank_facts.other_version(self.environ)
+        if text and attempt.restart == 0 and not self.run.has_checkpoints:
+            yield Fault(text, kind=MissingError)
+        elif text:
+            cli.warn(text)
+
+    def _tolerated(self, faults: Sequence[Fault], attempt: Attempt) -> list[Fault]:
         """All of them; in a thin preflight those of nodes are but warned of: there is no other node to go to."""
-        if self.level == "full":
+        if self.level(attempt) == "full":
             return list(faults)
         for fault in faults:
             if fault.nodes:
@@ -133,13 +146,13 @@ class Preflight:
             why = "; ".join(f"{node}: {reason}" for node, reason in bad.items())
             text = f"--run-dir={self.run.path} is not shared by all nodes ({why})"
             user = Fault(f"{text}; choose a directory on a file system that all of them mount", kind=RunDirError)
-            yield rank_facts.blamed(list(bad), facts, text, user)
+            yield rank_facts.blamed(list(bad), facts, text, user, lambda each: each.run_mount)
 
     # How fast they talk -----------------------------------------------------------------------------------------
 
     @property
-    def _floor(self) -> tuple[float, str] | None:
-        """GB/s, and who says so."""
+    def floor(self) -> tuple[float, str] | None:
+        """GB/s, and who says so. The site's is one of its network; ConfigError where that is no number."""
         wish = self.config.train.min_allreduce_gb_s
         if wish is not None:
             return wish, f"train.min_allreduce_gb_s={wish:g}"
@@ -147,19 +160,20 @@ class Preflight:
         if not text:
             return None
         try:
-            return float(text), f"{FLOOR}={text}"
+            of_site = float(text), f"{FLOOR}={text}"
         except ValueError:
             raise ConfigError(
                 f"{FLOOR}={text} in the environment must be a number of GB/s; unset it or mend it"
             ) from None
+        return of_site if len(set(self.nodes)) > 1 and self.ranks.device.type == "cuda" else None
 
     def _all_reduce(self, attempt: Attempt, ledger: Ledger) -> float | None:
         """Bus bandwidth in GB/s; None where it is not measured."""
         ranks = self.ranks
         with ranks.first_decides():
-            floor = self._floor if ranks.is_first else None
+            floor = self.floor if ranks.is_first else None
         floor = ranks.from_first(floor)
-        if ranks.world_size == 1 or (self.level == "thin" and self.config.train.min_allreduce_gb_s is None):
+        if ranks.world_size == 1 or (self.level(attempt) == "thin" and self.config.train.min_allreduce_gb_s is None):
             return None
         rate = bandwidth.all_reduce_gb_s(ranks)
         if floor is not None and rate < floor[0]:
@@ -211,13 +225,18 @@ def _refuse(faults: Sequence[Fault], ledger: Ledger, attempt: Attempt) -> None:
 
 
 def _written(path: Path, word: str) -> OSError | None:
-    """Write and fsync; what went wrong, if anything."""
-    try:
-        durable.write_bytes(path, word.encode())
-        durable.fsync_dir(path.parent)
-    except OSError as error:
-        return OSError(error.errno, error.strerror or os.strerror(error.errno or 0))
-    return None
+    """Write and fsync; what went wrong, if anything. A client of NFS may take a new directory for missing for a while."""
+    patient_until = time.monotonic() + UNSEEN_S
+    while True:
+        try:
+            durable.write_bytes(path, word.encode())
+            durable.fsync_dir(path.parent)
+        except OSError as error:
+            if error.errno == errno.ENOENT and time.monotonic() < patient_until:
+                time.sleep(1)
+                continue
+            return OSError(error.errno, error.strerror or os.strerror(error.errno or 0))
+        return None
 
 
 def _read(path: Path) -> str | None:

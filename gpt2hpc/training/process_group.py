@@ -155,16 +155,18 @@ def joined(env: DistEnv, device: torch.device, timeout: datetime.timedelta = TIM
 def _refuse_strangers(ranks: Ranks) -> None:
     """Jobs that meet at one port would train together: no rank goes on then, and the restarts meet elsewhere."""
     env = ranks.env
-    if not env.job.startswith(LOCAL):  # else torchrun's ranks have no name in common
-        jobs = sorted(set(ranks.gather(f"{env.job} (restart {env.restart})")))
-        if len(jobs) > 1:
-            raise PeerGoneError(f"rank {env.rank} met ranks of other jobs at port {env.master_port}: {', '.join(jobs)}")
+    told = set(
+        ranks.gather((env.job, env.restart))
+    )  # by all: torchrun's ranks may know of a batch job on some nodes only
+    jobs = sorted(f"{job} (restart {restart})" for job, restart in told if not job.startswith(LOCAL))
+    if len(jobs) > 1:  # names of no batch job are never in common
+        raise PeerGoneError(f"rank {env.rank} met ranks of other jobs at port {env.master_port}: {', '.join(jobs)}")
 
 
 def select_device(name: str, env: DistEnv) -> torch.device:
     """The device of this rank; MissingError where a GPU is due and cannot be used: never a silent run on the CPU.
 
-    NodeError where some of the GPUs that Slurm allotted have gone.
+    NodeError where GPUs that Slurm allotted have gone, some of them or all.
     """
     if name == "cpu":
         return torch.device("cpu")
@@ -173,7 +175,7 @@ def select_device(name: str, env: DistEnv) -> torch.device:
             raise MissingError("train.device=mps, but this machine has CUDA; use --device cuda")
         visible = torch.cuda.device_count()
         if visible not in (1, *range(env.local_world_size, 1025)):
-            if (env.gpus_on_node or 0) >= env.local_world_size:
+            if _is_allotted(env.local_world_size, env):
                 raise NodeError(
                     f"Slurm allotted {env.gpus_on_node} GPUs of {env.node}, but only {visible} answer there"
                 )
@@ -181,6 +183,8 @@ def select_device(name: str, env: DistEnv) -> torch.device:
         device = torch.device("cuda", 0 if visible == 1 else env.local_rank)
         torch.cuda.set_device(device)
         return device
+    if _is_allotted(1, env) and (why := _cuda_trouble()):
+        raise NodeError(f"Slurm allotted {env.gpus_on_node} GPUs of {env.node}, but none answers there: {why}")
     if name == "cuda" or env.gpus_allotted:
         build = "a CPU build" if torch.version.cuda is None else f"built for CUDA {torch.version.cuda}"
         raise MissingError(
@@ -192,6 +196,23 @@ def select_device(name: str, env: DistEnv) -> torch.device:
     if name == "mps":
         raise MissingError("train.device=mps, but there is no MPS device; use --device cpu")
     return torch.device("cpu")
+
+
+def _is_allotted(gpus: int, env: DistEnv) -> bool:
+    """Whether Slurm gave this node so many, and the user has hidden none of them from the ranks."""
+    return (env.gpus_on_node or 0) >= gpus and (env.gpus_shown is None or env.gpus_shown >= gpus)
+
+
+def _cuda_trouble() -> str | None:
+    """Why CUDA does not start, where a node may be to blame for it: neither a CPU build is, nor one that is newer than the driver."""
+    if torch.version.cuda is None:
+        return None
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        said = next(iter(str(error).splitlines()), "")
+        return None if "driver on your system is too old" in said else said
+    return None
 
 
 def make_deterministic() -> None:

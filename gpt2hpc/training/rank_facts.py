@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import hashlib
 import os
 import time
@@ -12,10 +11,12 @@ from pathlib import Path
 
 import torch
 
-from gpt2hpc import __version__, cli
+from gpt2hpc import __version__
+from gpt2hpc.cluster import file_system
 from gpt2hpc.cluster.dist_env import SUBMITTED_VERSION
+from gpt2hpc.cluster.file_system import Mount
 from gpt2hpc.data import manifest
-from gpt2hpc.errors import ConfigError, DataError, Gpt2hpcError, MissingError, NodeError
+from gpt2hpc.errors import DataError, Gpt2hpcError, MissingError, NodeError
 from gpt2hpc.training.process_group import Ranks
 
 HELD_SHARE, HELD_BYTES = 0.1, 1 << 30
@@ -26,13 +27,12 @@ _UNREADABLE = "nothing"
 
 @dataclass(frozen=True)
 class Gpu:
-    """A rank's GPU, and how many it could have chosen from."""
+    """A rank's GPU."""
 
     name: str
     uuid: str
     total_bytes: int
     free_bytes: int
-    visible: int
 
     @property
     def kind(self) -> str:
@@ -42,7 +42,11 @@ class Gpu:
 
 @dataclass(frozen=True)
 class RankFacts:
-    """What a rank sees. `data` identifies the bytes of the manifest, None where it is not on a disk of the nodes."""
+    """What a rank sees.
+
+    `data` identifies the bytes of the manifest, None where it is not on a disk of the nodes. The mounts are of the run directory and
+    of the data. `trouble` is what CUDA said instead of facts of the GPU.
+    """
 
     rank: int
     node: str
@@ -52,6 +56,9 @@ class RankFacts:
     clock_s: float
     gpu: Gpu | None = None
     data: str | None = None
+    run_mount: Mount | None = None
+    data_mount: Mount | None = None
+    trouble: str | None = None
 
 
 @dataclass(frozen=True)
@@ -63,8 +70,13 @@ class Fault:
     kind: type[Gpt2hpcError] = NodeError
 
 
-def seen(ranks: Ranks, data: Path | None) -> RankFacts:
-    """By this rank, at this moment. `data` is the prepared directory, if that is on a disk."""
+def seen(ranks: Ranks, run: Path, data: Path | None) -> RankFacts:
+    """By this rank, at this moment. `run` is the run directory, `data` the prepared one, if that is on a disk."""
+    gpu, trouble = None, None
+    try:
+        gpu = _gpu(ranks.device, ranks.rank) if ranks.device.type == "cuda" else None
+    except RuntimeError as error:  # of CUDA
+        trouble = next(iter(str(error).splitlines()), "")
     return RankFacts(
         rank=ranks.rank,
         node=ranks.env.node,
@@ -72,16 +84,19 @@ def seen(ranks: Ranks, data: Path | None) -> RankFacts:
         torch=torch.__version__,
         threads=torch.get_num_threads(),
         clock_s=time.time(),
-        gpu=_gpu(ranks.device) if ranks.device.type == "cuda" else None,
+        gpu=gpu,
         data=None if data is None else _identity(data),
+        run_mount=file_system.of(run),
+        data_mount=None if data is None else file_system.of(data),
+        trouble=trouble,
     )
 
 
-def _gpu(device: torch.device) -> Gpu:
+def _gpu(device: torch.device, rank: int) -> Gpu:
     facts = torch.cuda.get_device_properties(device)
     free, total = torch.cuda.mem_get_info(device)
-    uuid = str(getattr(facts, "uuid", device.index))
-    return Gpu(facts.name, uuid, total, free, torch.cuda.device_count())
+    uuid = str(getattr(facts, "uuid", f"rank{rank}"))  # which torch may not tell, and then none is taken for another's
+    return Gpu(facts.name, uuid, total, free)
 
 
 def _identity(data: Path) -> str:
@@ -95,17 +110,22 @@ def _identity(data: Path) -> str:
         return f"{_UNREADABLE} ({error.strerror})"
 
 
-def faults(facts: Sequence[RankFacts], environ: Mapping[str, str]) -> Iterator[Fault]:
+def faults(facts: Sequence[RankFacts]) -> Iterator[Fault]:
     """All that cannot be right; those of the user's first, since they are not mended by other nodes."""
-    yield from _versions(facts, environ)
+    yield from _versions(facts)
     yield from _shared_gpus(facts)
-    yield from _kinds(facts)
     yield from _held(facts)
+    for each in facts:
+        if each.trouble is not None:
+            yield Fault(f"the GPU of rank {each.rank} on {each.node} does not work: {each.trouble}", (each.node,))
     yield from _data(facts)
 
 
 def remarks(facts: Sequence[RankFacts]) -> Iterator[str]:
     """What is odd, but works."""
+    kind = lambda each: each.gpu.kind if each.gpu else "no GPU"  # noqa: E731
+    if len(set(map(kind, facts))) > 1:
+        yield f"the nodes have different GPUs: {_listed(facts, kind)}; the slowest sets the pace, and a rank's bits depend on its kind"
     if len({each.threads for each in facts}) > 1:
         yield f"OMP_NUM_THREADS differs: {_listed(facts, lambda each: str(each.threads))}; on a CPU the slowest rank sets the pace"
     clocks = [each.clock_s for each in facts]
@@ -115,31 +135,48 @@ def remarks(facts: Sequence[RankFacts]) -> Iterator[str]:
         yield f"clocks differ from that of {facts[0].node}: {told}; times in logs are not comparable"
 
 
-def blamed(bad: Sequence[str], facts: Sequence[RankFacts], text: str, user: Fault) -> Fault:
-    """A fault of the `bad` nodes; the user's, if it is so on every node but the first, and these are several."""
-    others = {each.node for each in facts} - {facts[0].node}
-    return user if len(others) > 1 and set(bad) >= others else Fault(text, tuple(bad))
+def blamed(
+    bad: Sequence[str], facts: Sequence[RankFacts], text: str, user: Fault, mount: Callable[[RankFacts], Mount | None]
+) -> Fault:
+    """A fault of the `bad` nodes, or the user's.
+
+    The user's if it is so on every node but the first, and these are several, or if the `mount` of these nodes and of the first one
+    is the same, and a node's own: nodes that lack a file system have another one in its place.
+    """
+    first = facts[0]
+    others = {each.node for each in facts} - {first.node}
+    own = mount(first)
+    alike = own is not None and own.is_local and all(_is_same(mount(each), own) for each in facts)
+    return user if set(bad) >= others and (alike or len(others) > 1) else Fault(text, tuple(bad))
 
 
-def _versions(facts: Sequence[RankFacts], environ: Mapping[str, str]) -> Iterator[Fault]:
+def _is_same(one: Mount | None, other: Mount) -> bool:
+    return one is not None and (one.where, one.kind) == (other.where, other.kind)
+
+
+def _versions(facts: Sequence[RankFacts]) -> Iterator[Fault]:
     for name, value in (("gpt2hpc", lambda each: each.version), ("torch", lambda each: each.torch)):
         if len(set(map(value, facts))) > 1:
             mend = f"install one version of {name} on every node, or run all ranks in one image"
             yield Fault(
                 f"the ranks have different versions of {name}: {_listed(facts, value)}; {mend}", kind=MissingError
             )
+
+
+def other_version(environ: Mapping[str, str]) -> str | None:
+    """What is wrong if another gpt2hpc than this one submitted the job.
+
+    That stands in the batch script, which is the same at each restart, while what is installed may be newer by then.
+    """
     submitted = environ.get(SUBMITTED_VERSION)
-    if submitted and submitted != facts[0].version:
-        mend = (
-            f"build the image anew with {submitted}"
-            if any(name in environ for name in ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER"))
-            else f"install {submitted} for the job's Python"
-        )
-        yield Fault(
-            f"gpt2hpc {submitted} submitted the job, but its ranks run gpt2hpc {facts[0].version}; {mend}, or submit with "
-            f"{facts[0].version}",
-            kind=MissingError,
-        )
+    if not submitted or submitted == __version__:
+        return None
+    mend = (
+        f"build the image anew with {submitted}"
+        if any(name in environ for name in ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER"))
+        else f"install {submitted} for the job's Python"
+    )
+    return f"gpt2hpc {submitted} submitted the job, but its ranks run gpt2hpc {__version__}; {mend}, or submit with {__version__}"
 
 
 def _shared_gpus(facts: Sequence[RankFacts]) -> Iterator[Fault]:
@@ -155,27 +192,6 @@ def _shared_gpus(facts: Sequence[RankFacts]) -> Iterator[Fault]:
             )
 
 
-def _kinds(facts: Sequence[RankFacts]) -> Iterator[Fault]:
-    """GPUs of every node: their number and kind."""
-    kinds: dict[str, str] = {}
-    for each in facts:
-        if each.gpu:
-            kinds.setdefault(each.node, f"{cli.plural(each.gpu.visible, 'GPU')}, {each.gpu.kind}")
-            if each.gpu.kind not in kinds[each.node]:
-                kinds[each.node] += f" and {each.gpu.kind}"
-    if len(set(kinds.values())) < 2:
-        return
-    usual, count = collections.Counter(kinds.values()).most_common(1)[0]
-    if 2 * count <= len(kinds):
-        told = "; ".join(f"{node} has {kind}" for node, kind in kinds.items())
-        mend = "ask for one kind (--constraint, or its type in --gpus-per-node), or set --train.preflight off"
-        yield Fault(f"the nodes have different GPUs: {told}; {mend}", kind=ConfigError)
-        return
-    for node, kind in kinds.items():
-        if kind != usual:
-            yield Fault(f"{node} has {kind}, the others have {usual}", (node,))
-
-
 def _held(facts: Sequence[RankFacts]) -> Iterator[Fault]:
     """Memory of a GPU that somebody else's process holds."""
     for each in facts:
@@ -185,7 +201,8 @@ def _held(facts: Sequence[RankFacts]) -> Iterator[Fault]:
         ):
             free = f"{each.gpu.free_bytes / 2**30:.1f} of {each.gpu.total_bytes / 2**30:.1f} GiB"
             yield Fault(
-                f"the GPU of rank {each.rank} on {each.node} has {free} free: another process holds {held / 2**30:.1f}",
+                f"the GPU of rank {each.rank} on {each.node} has {free} free: another process holds {held / 2**30:.1f}; "
+                "set --train.preflight thin where GPUs are shared on purpose",
                 (each.node,),
             )
 
@@ -197,7 +214,8 @@ def _data(facts: Sequence[RankFacts]) -> Iterator[Fault]:
         text = f"data.dir is not for all nodes what it is for {facts[0].node}: "
         text += ", ".join(f"{node} sees {reason}" for node, reason in why.items())
         mend = "put it on a file system that all nodes mount, at the same path"
-        yield blamed(list(bad), facts, text, Fault(f"{text}; {mend}", kind=DataError))
+        user = Fault(f"{text}; {mend}", kind=DataError)
+        yield blamed(list(bad), facts, text, user, lambda each: each.data_mount)
 
 
 def _listed(facts: Sequence[RankFacts], value: Callable[[RankFacts], str]) -> str:

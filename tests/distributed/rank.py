@@ -2,13 +2,14 @@
 
 rank.py RUN_DIR [--signal STEP RANK] [--kill STEP RANK] [--pause STEP RANK] [--hang STEP RANK] [--once] [--nan STEP]
         [--without warm-up|rng|scaler] [--loss-scale S] [--pause-start] [--full RANK] [--slow-validation SECONDS]
-        [--slow-batches SECONDS] [--slow-tensors SECONDS]
-        [--nodes N] [--other-disk NODE] [--version RANK VERSION] [--slow-link NODE]
+        [--slow-batches SECONDS] [--slow-tensors SECONDS] [--nodes N] [--other-disk NODE] [--version RANK VERSION]
+        [--slow-link NODE] [--own-disks] [--late-dir SECONDS] [--blind RANK]
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import shlex
 import signal
@@ -25,8 +26,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from gpt2hpc import cli, jobs
 from gpt2hpc.cluster import dist_env
+from gpt2hpc.config import Config
 from gpt2hpc.data.shards import Tokens
-from gpt2hpc.training import bandwidth, rank_facts, saver, state, validation
+from gpt2hpc.training import bandwidth, preflight, rank_facts, saver, state, validation
 from gpt2hpc.training.checkpoint import Checkpoint
 from gpt2hpc.training.evaluations import Evaluations
 from gpt2hpc.training.precision import Precision
@@ -45,6 +47,11 @@ def main() -> int:
         "--nodes", type=int, help="so many, n0, n1, …, in the eyes of the ranks, each with as many of them"
     )
     parser.add_argument("--other-disk", help="on that node another file system is mounted where the run directory is")
+    parser.add_argument("--own-disks", action="store_true", help="each node has a disk of its own there")
+    parser.add_argument(
+        "--late-dir", type=float, default=0.0, help="so long others than rank 0 do not see the directory"
+    )
+    parser.add_argument("--blind", type=int, default=-1, metavar="RANK", help="it does not see the settings in time")
     parser.add_argument("--slow-link", help="messages between that node and others take long")
     parser.add_argument("--version", nargs=2, default=("", ""), metavar=("RANK", "VERSION"))
     parser.add_argument("--pause-start", action="store_true")
@@ -130,11 +137,15 @@ def _be_on_a_node(arguments: argparse.Namespace) -> None:
     rank = os.environ.get("RANK", "0")
     if arguments.version[0] == rank:
         rank_facts.__version__ = arguments.version[1]  # type: ignore[attr-defined]
+    if rank == str(arguments.blind):
+        jobs._settings_here = lambda run, env: Config()
     if arguments.nodes is None:
         return
     node = f"n{int(rank) * arguments.nodes // int(os.environ['WORLD_SIZE'])}"
     os.environ["SLURMD_NODENAME"] = node
-    if arguments.other_disk == node and "MOUNTED" not in os.environ:
+    if arguments.late_dir and rank != "0":
+        _see_it_late(arguments.late_dir)
+    if (arguments.other_disk == node or (arguments.own_disks and node != "n0")) and "MOUNTED" not in os.environ:
         os.environ["MOUNTED"] = "1"
         shell = (
             f"mount -t tmpfs none {shlex.quote(arguments.run_dir)} && exec {shlex.join([sys.executable, *sys.argv])}"
@@ -148,6 +159,19 @@ def _be_on_a_node(arguments: argparse.Namespace) -> None:
         exchange(*tensors, partner=partner)
 
     bandwidth._exchange = slowly
+
+
+def _see_it_late(seconds: float) -> None:
+    """As a client of NFS that remembers that a directory was not there."""
+    genuine, until = preflight.durable.write_bytes, []
+
+    def write_bytes(path: Path, contents: bytes | memoryview) -> None:
+        until.append(time.monotonic() + seconds)
+        if time.monotonic() < until[0]:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        genuine(path, contents)
+
+    preflight.durable.write_bytes = write_bytes
 
 
 def hang_here() -> None:

@@ -90,6 +90,18 @@ def test_another_version_than_the_submitters(
     assert "gpt2hpc 9.9 submitted the job, but its ranks run gpt2hpc 0.1.0; install 9.9" in told
 
 
+def test_a_version_that_is_newer_by_the_restart(
+    shared_data: Manifest, run: RunDir, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Installed while the job ran: its batch script still names the old one, at each restart and in a new job."""
+    assert tiny.run_ranks(run, settings(shared_data, total_steps=4), nproc=2) == 0
+    monkeypatch.setenv("GPT2HPC_SUBMITTED_VERSION", "0.0.9")
+    for restart, job, steps in ((1, "tiny", 6), (0, "another", 8)):
+        longer = settings(shared_data, total_steps=steps)
+        assert tiny.run_ranks(run, longer, nproc=2, restart=restart, job=job) == 0
+        assert "gpt2hpc 0.0.9 submitted the job, but its ranks run" in capfd.readouterr().err
+
+
 @as_root
 def test_a_node_with_another_disk(shared_data: Manifest, run: RunDir, capfd: pytest.CaptureFixture[str]) -> None:
     """It mounts something else where the others have the run directory."""
@@ -102,6 +114,35 @@ def test_a_node_with_another_disk(shared_data: Manifest, run: RunDir, capfd: pyt
 
 
 @as_root
+def test_a_directory_on_each_nodes_own_disk(shared_data: Manifest, own_disk: RunDir) -> None:
+    """No node is to blame for a run directory as /tmp/run, not even where the other one is the only one."""
+    options = ["--nodes", "2", "--own-disks"]
+    assert tiny.run_ranks(own_disk, settings(shared_data), nproc=2, options=options) == RunDirError.exit_code
+    assert "; choose a directory on a file system that all of them mount" in refused(own_disk, RunDirError.exit_code)
+
+
+@pytest.fixture
+def own_disk(tmp_path: Path) -> Iterator[RunDir]:
+    """Of the first node, mounted as the others have theirs."""
+    yield from mounted(tmp_path / "own", "10m")
+
+
+def test_a_directory_that_is_seen_late(shared_data: Manifest, run: RunDir) -> None:
+    options = ["--nodes", "2", "--late-dir", "3"]
+    assert tiny.run_ranks(run, settings(shared_data, total_steps=4), nproc=2, options=options) == 0
+
+
+def test_settings_that_are_not_seen_in_time(
+    shared_data: Manifest, run: RunDir, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The rank began with the defaults, and would compute other bits; the preflight is not asked."""
+    wished = settings(shared_data, deterministic=True, preflight="off")
+    assert tiny.run_ranks(run, wished, nproc=2, options=["--nodes", "2", "--blind", "1"]) == NodeError.exit_code
+    assert "ranks on n1 did not see the run's config.yaml when they began" in capfd.readouterr().err
+    assert suspected(run) == ("n1",)
+
+
+@as_root
 def test_a_disk_that_is_too_small(shared_data: Manifest, small_disk: RunDir, capfd: pytest.CaptureFixture[str]) -> None:
     assert tiny.run_ranks(small_disk, settings(shared_data), nproc=2) == RunDirError.exit_code
     assert "GB free, but checkpoints of" in refused(small_disk, RunDirError.exit_code)
@@ -111,18 +152,21 @@ def test_a_disk_that_is_too_small(shared_data: Manifest, small_disk: RunDir, cap
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[RunDir]:
     """A run directory with 400 kB, of which a checkpoint of the tiny model needs as much."""
-    folder = tmp_path / "small"
+    yield from mounted(tmp_path / "small", "400k")
+
+
+def mounted(folder: Path, size: str) -> Iterator[RunDir]:
     folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "none", str(folder)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)], check=True)
     try:
         yield RunDir(folder)
     finally:
         subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_floor_missed_on_one_node(shared_data: Manifest, run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GPT2HPC_MIN_ALLREDUCE_GB_S", "1e6")
-    assert tiny.run_ranks(run, settings(shared_data), nproc=2, options=["--nodes", "1"]) == NodeError.exit_code
+def test_a_floor_missed_on_one_node(shared_data: Manifest, run: RunDir) -> None:
+    high = settings(shared_data, min_allreduce_gb_s=1e6)
+    assert tiny.run_ranks(run, high, nproc=2, options=["--nodes", "1"]) == NodeError.exit_code
     assert suspected(run) == ("n0",)
 
 
@@ -136,12 +180,9 @@ def test_a_floor_missed_because_of_one_node(
     assert suspected(run) == ("n2",)
 
 
-def test_a_setting_is_above_the_sites_floor(
-    shared_data: Manifest, run: RunDir, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_sites_floor_is_not_for_cpus(shared_data: Manifest, run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GPT2HPC_MIN_ALLREDUCE_GB_S", "1e6")
-    low = settings(shared_data, min_allreduce_gb_s=1e-6, total_steps=4)
-    assert tiny.run_ranks(run, low, nproc=2) == 0
+    assert tiny.run_ranks(run, settings(shared_data, total_steps=4), nproc=2, options=["--nodes", "2"]) == 0
 
 
 def test_a_floor_that_is_no_number(shared_data: Manifest, run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,3 +62,10 @@ def test_ranks_of_two_jobs_part_at_once() -> None:
         assert "7 (restart 0), 20007 (restart 0)" in told or "20007 (restart 0), 7 (restart 0)" in told
         assert "Traceback" not in told
         assert "together" not in told
+
+
+def test_ranks_of_torchrun_of_which_some_know_of_the_batch_job() -> None:
+    """As where a person has an allocation's shell on one node, and started torchrun over ssh on the others."""
+    for rank, (code, told) in enumerate(met("7", "local-n2-20260101000000-1")):
+        assert code == 0, told
+        assert f"together as {rank}" in told

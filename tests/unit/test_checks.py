@@ -33,6 +33,7 @@ from gpt2hpc.checks.interpreter import Facts, Probe
 from gpt2hpc.checks.programs import ask
 from gpt2hpc.checks.rounds import Group
 from gpt2hpc.checks.scene import Scene
+from gpt2hpc.cluster import file_system
 from gpt2hpc.cluster.site_profile import Site
 from gpt2hpc.finding import Finding, ok
 from gpt2hpc.run_dir import RunDir
@@ -347,10 +348,10 @@ MOUNTS = r"""
     [("/scratch big/me", "lustre", "/scratch big"), ("/tmp", "tmpfs", "/tmp"), ("/tmpx", "ext4", "/")],
 )
 def test_the_file_system_of_a_path(path: str, kind: str, where: str) -> None:
-    found = disk.mount_of(Path(path), MOUNTS)
+    found = file_system.mount_of(Path(path), MOUNTS)
     assert found is not None
-    assert found[:2] == (where, kind)
-    assert disk.mount_of(Path("/tmp"), "") is None
+    assert (found.where, found.kind, found.is_local) == (where, kind, kind != "lustre")
+    assert file_system.mount_of(Path("/tmp"), "") is None
 
 
 def test_what_a_quota_leaves() -> None:

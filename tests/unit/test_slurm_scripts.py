@@ -15,7 +15,7 @@ from gpt2hpc import __version__
 from gpt2hpc.cluster import batch, script, site_profile
 from gpt2hpc.cluster.dist_env import DistEnv
 from gpt2hpc.cluster.slurm import minutes
-from gpt2hpc.errors import ConfigError, UsageError
+from gpt2hpc.errors import EXIT_CODES, ConfigError, UsageError
 from tests.tiny import gpt2hpc
 
 ROOT = Path(__file__).parents[2]
@@ -29,6 +29,12 @@ def test_a_template_holds_todays_blocks(path: Path) -> None:
     assert script.refreshed(path.read_text(), path) == path.read_text(), (
         "run: python -m gpt2hpc.cluster.script slurm/*.sbatch"
     )
+
+
+def test_a_job_ends_with_any_documented_code() -> None:
+    """Others mean something to Slurm; those of the table are passed on."""
+    for block in ("tear-down", "prepare tear-down", "evaluate tear-down"):
+        assert re.findall(r" -le (\d+) \] \|\| \w+=1", "\n".join(script.lines(block))) == [str(max(EXIT_CODES))]
 
 
 def test_templates_differ_in_size_only() -> None:

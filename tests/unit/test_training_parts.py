@@ -227,6 +227,40 @@ def test_a_rank_takes_its_gpu(visible: int, index: int, monkeypatch: pytest.Monk
         select_device("auto", fourth)
     with pytest.raises(NodeError, match="allotted 4 GPUs of n2, but only 2 answer there"):
         select_device("auto", dataclasses.replace(fourth, gpus_on_node=4, node="n2"))
+    with pytest.raises(MissingError, match="4 ranks on this node but 2 GPUs"):
+        select_device("auto", dataclasses.replace(fourth, gpus_on_node=4, gpus_shown=2, node="n2"))
+
+
+@pytest.mark.parametrize(
+    ("build", "said", "shown", "error"),
+    [
+        ("12.8", "No CUDA GPUs are available", None, NodeError),
+        ("12.8", "CUDA unknown error\nlong", 4, NodeError),
+        ("12.8", "No CUDA GPUs are available", 0, MissingError),
+        ("12.8", "The NVIDIA driver on your system is too old (found version 11040)", None, MissingError),
+        (None, "Torch not compiled with CUDA enabled", None, MissingError),
+    ],
+)
+def test_all_gpus_of_a_node_are_gone(
+    build: str | None, said: str, shown: int | None, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init() -> None:
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "init", init)
+    monkeypatch.setattr(torch.version, "cuda", build)
+    rank = dataclasses.replace(ALONE, gpus_allotted=True, gpus_on_node=4, gpus_shown=shown, node="n2")
+    told = "Slurm allotted 4 GPUs of n2, but none answers there: " if error is NodeError else "--device cpu"
+    with pytest.raises(error, match=told):
+        select_device("auto", rank)
+    assert select_device("cpu", rank).type == "cpu"
+
+
+@pytest.mark.parametrize(("devices", "shown"), [("0,1,2,3", 4), ("", 0), ("-1", 0), ("0,-1,1", 1), ("GPU-8932f937", 1)])
+def test_gpus_that_the_user_shows(devices: str, shown: int) -> None:
+    assert DistEnv.from_env({"CUDA_VISIBLE_DEVICES": devices}).gpus_shown == shown
+    assert DistEnv.from_env({}).gpus_shown is None
 
 
 def test_jobs_pickle_by_reference() -> None:
