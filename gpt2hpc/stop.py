@@ -10,13 +10,15 @@ from pathlib import Path
 
 from gpt2hpc import cli
 from gpt2hpc.cluster import orders, run_jobs
-from gpt2hpc.cluster.ledger import Ledger
+from gpt2hpc.cluster.ledger import Cause, Ledger
 from gpt2hpc.errors import StoppedError
 from gpt2hpc.reporting import run_status, runs
 from gpt2hpc.run_dir import RunDir
 
 POLL_S, ASK_SLURM_S, TELL_S = 0.5, 30.0, 10.0
 WORKS = ("starting", "running", "ending", "suspended")
+GOES_ON = (Cause.PREEMPTED, Cause.TIME_LIMIT)
+"""Ends after which a job starts again, unless it has seen the wish to stop when that is decided."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -85,7 +87,7 @@ def _wait(run: RunDir) -> None:
         if time.monotonic() - asked >= ASK_SLURM_S:
             asked, answers = time.monotonic(), run_status.ask([run])
         newest, status = Ledger(run).newest(), run_status.read_status(run, answers)
-        is_over = status.state == "ending" and newest is not None and newest.cause is not None
+        is_over = status.state == "ending" and newest is not None and newest.cause not in (None, *GOES_ON)
         if is_over or status.state not in WORKS:
             break
         if time.monotonic() - told >= TELL_S:
@@ -94,6 +96,10 @@ def _wait(run: RunDir) -> None:
         time.sleep(POLL_S)
     if status.state in ("pending", "held"):  # preempted at that very moment
         ask_to_stop(run)
+        return
+    decision = Ledger(run).decision()
+    if status.state in GOES_ON and decision is not None and decision.action in ("requeue", "resubmit"):  # no Slurm is seen
+        cli.say(f"{run.path}: {decision.reason}; its job goes on by itself, and its next start saves and ends")
         return
     saved = f"step {newest.saved_step} is saved" if newest and newest.saved_step else "nothing was saved"
     how = newest.cause if newest and newest.cause else status.state
