@@ -86,6 +86,7 @@ def main(argv: Sequence[str]) -> int:
     if options.source and hub.is_remote(config.data.dir):
         raise UsageError(f"--source, but --data.dir={config.data.dir} is prepared already; drop one of them")
     job, chosen = submit.batch_job(RunDir(Path(options.run_dir)), config, options)
+    submit.warn_of_site(job, config)
     checks = (_evaluation(job, config, options.evaluate), _export(job, options.export))
     preparation = _preparation(config, options)
     if options.dry_run:
@@ -171,7 +172,7 @@ def _export(job: BatchJob, words: str) -> Check:
 
 def _after(job: BatchJob, verb: str, variables: dict[str, str], ranks: int, gpus: int) -> ArrayJob:
     return ArrayJob(
-        folder=job.run.slurm,
+        folder=job.run.after,  # else they would count as jobs of the training
         name=f"{job.name}-{verb}",
         cpus=job.options.get("cpus_per_task"),
         minutes=MINUTES[verb],
