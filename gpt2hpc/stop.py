@@ -60,7 +60,7 @@ def ask_to_stop(run: RunDir) -> bool:
         run.stop.unlink(missing_ok=True)  # it would stop the next start
     if left:
         run_jobs.note_end(run, left[-1], action="stopped", reason="taken out of the queue by `gpt2hpc stop`")
-        goes_on = f"nothing is lost, and `gpt2hpc resume {run.path}` goes on"
+        goes_on = f"nothing is lost, and `gpt2hpc resume {run.quoted}` goes on"
         cli.say(
             f"{run.path} did not run; job {', '.join(left)} is out of the queue: {goes_on} at step {status.checkpoint_step or 0}"
         )
@@ -71,12 +71,13 @@ def ask_to_stop(run: RunDir) -> bool:
 
 def _leave_the_queue(run: RunDir) -> list[str]:
     """Cancel those of its jobs that wait; their numbers, but for those that have started meanwhile."""
-    waiting = [row.number for row in run_jobs.live(run) if row.state == "PENDING"]
-    if not waiting:
-        return []
-    orders.cancel(waiting, if_pending=True)
-    there = {row.number for row in run_jobs.live(run)}
-    return [number for number in waiting if number not in there]
+    waiting = [row for row in run_jobs.live(run) if row.is_waiting]
+    held = [row.number for row in waiting if row.is_held]  # no job starts out of that by itself
+    for numbers, if_pending in ((held, False), ([row.number for row in waiting if not row.is_held], True)):
+        if numbers:
+            orders.cancel(numbers, if_pending=if_pending)
+    there = {row.number for row in run_jobs.live(run)} if waiting else set()
+    return [row.number for row in waiting if row.number not in there]
 
 
 def _wait(run: RunDir) -> None:
@@ -98,12 +99,14 @@ def _wait(run: RunDir) -> None:
         ask_to_stop(run)
         return
     decision = Ledger(run).decision()
-    if status.state in GOES_ON and decision is not None and decision.action in ("requeue", "resubmit"):  # no Slurm is seen
+    if (
+        status.state in GOES_ON and decision is not None and decision.action in ("requeue", "resubmit")
+    ):  # no Slurm is seen
         cli.say(f"{run.path}: {decision.reason}; its job goes on by itself, and its next start saves and ends")
         return
     saved = f"step {newest.saved_step} is saved" if newest and newest.saved_step else "nothing was saved"
     how = newest.cause if newest and newest.cause else status.state
-    goes_on = "" if how == "finished" else f"; `gpt2hpc resume {run.path}` goes on"
+    goes_on = "" if how == "finished" else f"; `gpt2hpc resume {run.quoted}` goes on"
     cli.say(f"{run.path}: {how}, {saved}{goes_on}")
 
 
