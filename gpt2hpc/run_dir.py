@@ -140,7 +140,7 @@ class RunDir:
 
     @property
     def after(self) -> Path:
-        """Logs and pickles of jobs that are no part of the training and come after it, as those of a pipeline."""
+        """Logs and pickles of jobs that are no part of the training and come after it, as those of a pipeline, a folder each verb."""
         return self.slurm / "after"
 
     @property

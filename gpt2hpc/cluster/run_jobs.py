@@ -29,7 +29,8 @@ def numbers(run: RunDir) -> set[str]:
 
 def after(run: RunDir) -> set[str]:
     """The numbers of jobs that come after the training, and are no part of it: a pipeline's evaluation and export."""
-    return {number for number in submitted(run.after) | set(_lines(run.dependents)) if NUMBER.fullmatch(number)}
+    known = set(_lines(run.dependents)).union(*map(submitted, run.after.glob("*")))
+    return {number for number in known if NUMBER.fullmatch(number)}
 
 
 def successor(run: RunDir, number: str) -> str | None:

@@ -92,7 +92,7 @@ def drive_pipeline(kit: Kit) -> Pipeline:
         run = RunDir(folder / "run")
         folders = {"train": run.slurm, "finalize": folder / "data" / "slurm"}
         jobs = {
-            name: Job(number, run, folders.get(name, run.after) / f"{number}_0_log.out")
+            name: Job(number, run, folders.get(name, run.after / name) / f"{number}_0_log.out")
             for name, number in numbers.items()
         }
         kit.until_step(jobs["train"], 15)
@@ -148,7 +148,7 @@ def drive_hopeless(kit: Kit) -> list[Ended]:
         assert done.returncode == 0, done.stdout + done.stderr
         numbers = re.findall(r"(?m)^job (\d+):", done.stdout)
         run = RunDir(folder / "run")
-        folders = (run.slurm, run.after, run.after)
+        folders = (run.slurm, run.after / "evaluate", run.after / "export")
         jobs = [Job(number, run, where / f"{number}_0_log.out") for number, where in zip(numbers, folders, strict=True)]
         return [Ended(job, kit.until_ended(job)) for job in jobs]
 

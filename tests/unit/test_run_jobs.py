@@ -19,7 +19,7 @@ from gpt2hpc.run_dir import RunDir
 def run(tmp_path: Path) -> RunDir:
     run = RunDir(tmp_path / "mine")
     run.create()
-    run.after.mkdir(parents=True)
+    (run.after / "evaluate").mkdir(parents=True)
     return run
 
 
@@ -33,7 +33,7 @@ def test_an_odd_line_spoils_no_question(run: RunDir) -> None:
 
 def test_what_comes_after_a_training_is_no_job_of_it(run: RunDir) -> None:
     (run.slurm / "20_submitted.pkl").touch()
-    (run.after / "21_submitted.pkl").touch()
+    (run.after / "evaluate" / "21_submitted.pkl").touch()
     run.dependents.write_text("21\n22\n")
     assert run_jobs.numbers(run) == {"20"}
     assert run_jobs.after(run) == {"21", "22"}
