@@ -87,7 +87,7 @@ def _cancel_jobs(run: RunDir) -> list[str]:
             cancelled += [row.number for row in rows if row.number not in cancelled]
         elif not (cancelled and _is_resubmitting(run, cancelled) and time.monotonic() < until):
             break
-        time.sleep(POLL_S if cancelled else 0)
+        time.sleep(POLL_S)
     return cancelled
 
 
