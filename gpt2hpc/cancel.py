@@ -6,6 +6,7 @@ import argparse
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,11 +18,14 @@ from gpt2hpc.errors import MissingError, RunDirError
 from gpt2hpc.reporting import run_status, runs
 from gpt2hpc.run_dir import RunDir
 
+RESUBMIT_S, POLL_S, TRIES = 10.0, 0.5, 30
+"""How long a job that was cancelled while it submitted another one is waited for, and how often Slurm is asked at most."""
+
 
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="gpt2hpc cancel",
-        description="End a run: scancel its jobs, also those that wait, or TERM to a local job, which saves first. "
+        description="End a run: scancel its jobs, also those that wait or come after it, or TERM to a local job, which saves first. "
         "`gpt2hpc stop` lets any job save first.",
     )
     cli.add_examples(parser, "gpt2hpc cancel runs/mine")
@@ -51,7 +55,12 @@ def _cancel(run: RunDir) -> None:
     if newest is not None and newest.job.startswith(LOCAL) and Ledger(run).seems_alive(newest):
         _cancel_local(run, newest)
         return
-    jobs = [row.number for row in run_jobs.live(run)]
+    if rest := [row.number for row in run_jobs.live_after(run)]:
+        orders.cancel(rest)
+        cli.say(f"{run.path}: what waits for it or comes after it is cancelled: {', '.join(rest)}")
+    jobs = _cancel_jobs(run)
+    if not jobs and rest:
+        return
     if not jobs:
         status = run_status.read_status(run)
         if status.state == "running":
@@ -60,12 +69,36 @@ def _cancel(run: RunDir) -> None:
             )
         cli.say(f"{run.path} has no job in the queue: {status.state}" + (f", {status.detail}" if status.detail else ""))
         return
-    orders.cancel(jobs)
     status = run_status.read_status(run)
     if status.state != "finished":
         run_jobs.note_end(run, jobs[-1], action="cancelled", reason="cancelled with `gpt2hpc cancel`")
     saved = f"step {status.checkpoint_step} is saved" if status.checkpoint_step else "nothing was saved"
-    cli.say(f"{run.path}: job {', '.join(jobs)} cancelled; {saved}, `gpt2hpc resume {run.path}` goes on")
+    cli.say(f"{run.path}: job {', '.join(jobs)} cancelled; {saved}, `gpt2hpc resume {run.quoted}` goes on")
+
+
+def _cancel_jobs(run: RunDir) -> list[str]:
+    """Cancel its jobs, those included that one of them was just submitting to go on as, or has requeued itself as; their numbers."""
+    cancelled: list[str] = []
+    until = time.monotonic() + RESUBMIT_S
+    for _ in range(TRIES):
+        rows = [row for row in run_jobs.live(run) if row.number not in cancelled or row.is_waiting]
+        if rows:
+            orders.cancel([row.number for row in rows])
+            cancelled += [row.number for row in rows if row.number not in cancelled]
+        elif not (cancelled and _is_resubmitting(run, cancelled) and time.monotonic() < until):
+            break
+        time.sleep(POLL_S)
+    return cancelled
+
+
+def _is_resubmitting(run: RunDir, cancelled: Sequence[str]) -> bool:
+    """Whether one of them was about to go on as another job, of which nobody knows yet."""
+    decision = Ledger(run).decision()
+    return (
+        decision is not None
+        and (decision.job in cancelled and decision.action == "resubmit")
+        and run_jobs.successor(run, decision.job) is None
+    )
 
 
 def _cancel_local(run: RunDir, attempt: Attempt) -> None:
@@ -73,7 +106,7 @@ def _cancel_local(run: RunDir, attempt: Attempt) -> None:
     if not liveness.is_here(attempt.process):
         raise RunDirError(
             f"{run.path} runs on {attempt.host} as pid {attempt.pid}, which cannot be signalled from here; call this there, or "
-            f"`gpt2hpc stop {run.path}` from anywhere"
+            f"`gpt2hpc stop {run.quoted}` from anywhere"
         )
     supervisor = _launcher(attempt.pid)
     os.kill(supervisor, signal.SIGTERM)

@@ -184,7 +184,7 @@ def open_run(run: RunDir, config: Config, env: DistEnv) -> Opened:
     ledger.fence(attempt)
     settle(run, config)
     run.finished.unlink(missing_ok=True)
-    if _is_old(run.stop, run.outcome) or (env.job.startswith(LOCAL) and env.restart == 0):
+    if _is_old(run) or (env.job.startswith(LOCAL) and env.restart == 0):
         run.stop.unlink(missing_ok=True)
     first = ledger.attempts()[0].started
     return Opened(
@@ -192,10 +192,14 @@ def open_run(run: RunDir, config: Config, env: DistEnv) -> Opened:
     )
 
 
-def _is_old(wish: Path, outcome: Path) -> bool:
-    """Whether a wish to stop was there when the last attempt ended, which so has obeyed it; one that came later counts."""
+def _is_old(run: RunDir) -> bool:
+    """Whether a wish to stop was there when the run ended; one that came later counts, and one that met an end to be followed by
+    another start, as a preemption's."""
+    outcome = Ledger(run).outcome()
+    if outcome is not None and outcome.cause in (Cause.PREEMPTED, Cause.TIME_LIMIT):
+        return False
     with contextlib.suppress(OSError):
-        return wish.stat().st_mtime <= outcome.stat().st_mtime
+        return run.stop.stat().st_mtime <= run.outcome.stat().st_mtime
     return False
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -11,8 +12,9 @@ from pathlib import Path
 from typing import Literal
 
 from gpt2hpc import cli
+from gpt2hpc.cluster import run_jobs
 from gpt2hpc.cluster.dist_env import LOCAL
-from gpt2hpc.cluster.ledger import Ledger
+from gpt2hpc.cluster.ledger import Decision, Ledger
 from gpt2hpc.errors import DataError, UsageError
 from gpt2hpc.reporting import job_logs, run_status, runs
 from gpt2hpc.reporting.job_logs import JobLog
@@ -84,11 +86,15 @@ class Printer:
     def take(self, log: JobLog) -> list[str]:
         """What is new in it, in whole lines, which count as printed then."""
         before = self._read.get(log.path, 0)
-        if log.path.stat().st_size < before:  # a restart without --open-mode=append has begun anew
-            before = 0
-        with log.path.open("rb") as file:
-            file.seek(before)
-            new = file.read()
+        try:
+            with log.path.open("rb") as file:
+                if os.fstat(file.fileno()).st_size < before:  # a restart without --open-mode=append has begun anew
+                    before = 0
+                file.seek(before)
+                new = file.read()
+        except FileNotFoundError:  # deleted while it is followed; another may come by its name
+            self._read[log.path] = 0
+            return []
         end = new.rfind(b"\n") + 1
         self._read[log.path] = before + end
         lines = job_logs.own(log, new[:end].decode(errors="replace").splitlines())
@@ -137,7 +143,7 @@ def _nothing(run: RunDir, attempt: int | None, rank: int | None) -> str:
     if newest is not None and newest.job.startswith(LOCAL):
         return f"{run.path} has no logs: rank 0 of a local job prints to its terminal only; its losses are in {run.log}"
     which = "no log that holds it" if attempt is not None else "no log yet"
-    return f"{run.path} has {which}; `gpt2hpc status {run.path}` says whether a job of it waits"
+    return f"{run.path} has {which}; `gpt2hpc status {run.quoted}` says whether a job of it waits"
 
 
 def _follow(run: RunDir, printer: Printer, most: int) -> None:
@@ -186,9 +192,15 @@ class _Watch:
         self.said = said
         again = decision is not None and decision.action in ("requeue", "resubmit")
         unseen = decision is not None and (decision.job.startswith(LOCAL) or self._answers.queue is None)
-        if status.state in (*WAITS, *WORKS) or (again and unseen):
+        lost = again and decision is not None and decision.action == "resubmit" and self._has_no_successor(decision)
+        if status.state in (*WAITS, *WORKS) or (again and unseen and not lost):
             return "goes on"
+        if lost:  # it is submitted in a moment, or was not
+            return "silent"
         return "over" if decision is not None or status.state == "finished" else "silent"
+
+    def _has_no_successor(self, decision: Decision) -> bool:
+        return not decision.job.startswith(LOCAL) and run_jobs.successor(self._run, decision.job) is None
 
 
 if __name__ == "__main__":

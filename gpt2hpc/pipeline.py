@@ -20,7 +20,7 @@ from pathlib import Path
 import jsonargparse
 
 from gpt2hpc import cli, config_io, evaluate, export, prepare_array, starting, submit
-from gpt2hpc.cluster import orders
+from gpt2hpc.cluster import orders, queries, run_jobs
 from gpt2hpc.cluster.array_job import ArrayJob
 from gpt2hpc.cluster.batch import BatchJob
 from gpt2hpc.config import Config
@@ -87,6 +87,7 @@ def main(argv: Sequence[str]) -> int:
     if options.source and hub.is_remote(config.data.dir):
         raise UsageError(f"--source, but --data.dir={config.data.dir} is prepared already; drop one of them")
     job, chosen = submit.batch_job(RunDir(Path(options.run_dir)), config, options)
+    submit.warn_of_site(job, config)
     checks = (_evaluation(job, config, options.evaluate), _export(job, options.export))
     preparation = _preparation(config, options)
     if options.dry_run:
@@ -144,9 +145,12 @@ class Check:
     made: Path
 
     def submit(self, run: RunDir, training: str | None) -> list[str]:
-        """Its number, or nothing where what it makes is there and the run has not gone on since."""
+        """Its number, or nothing where what it makes is there, or being made, and the run has not gone on since."""
         if training is None and self.made.exists() and self.made.stat().st_mtime >= run.finished.stat().st_mtime:
             cli.say(f"{self.task.name}: {self.made} is there already")
+            return []
+        if training is None and (before := queries.first_queued(run_jobs.submitted(self.job.folder))):
+            cli.say(f"{self.task.name}: job {before} is in the queue already")
             return []
         self.job.folder.mkdir(parents=True, exist_ok=True)
         number = self.job.submit_after(self.task, None if training is None else f"afterok:{training}")
@@ -181,7 +185,7 @@ def _export(job: BatchJob, words: str) -> Check:
 
 def _after(job: BatchJob, verb: str, variables: dict[str, str], ranks: int, gpus: int) -> ArrayJob:
     return ArrayJob(
-        folder=job.run.slurm,
+        folder=job.run.after / verb,  # else they would count as jobs of the training
         name=f"{job.name}-{verb}",
         cpus=job.options.get("cpus_per_task"),
         minutes=MINUTES[verb],

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gpt2hpc import cli, starting
-from gpt2hpc.cluster import orders, reasons, run_jobs
+from gpt2hpc.cluster import orders, run_jobs
 from gpt2hpc.cluster.dist_env import LOCAL
 from gpt2hpc.cluster.ledger import Ledger
 from gpt2hpc.cluster.queries import Queued
@@ -34,17 +36,17 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "run", nargs="?", type=Path, metavar="RUN", help="run directory (default: the only one in runs/)"
     )
-    own, _, more = _split(argv)
+    own, more = _split(argv)
     arguments = parser.parse_args(own)
     found = runs.named(arguments.run)
     return max(_resume(run, more) for run in found)
 
 
-def _split(argv: Sequence[str]) -> tuple[list[str], bool, list[str]]:
+def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """What is ours, and after `--` what is sbatch's."""
     words = list(argv)
     at = words.index("--") if "--" in words else len(words)
-    return words[:at], at < len(words), words[at + 1 :]
+    return words[:at], words[at + 1 :]
 
 
 def _resume(run: RunDir, more: Sequence[str]) -> int:
@@ -79,10 +81,12 @@ def _after_the_end(run: RunDir) -> list[Queued]:
 
 
 def _release_or_tell(run: RunDir, live: Sequence[Queued]) -> None:
-    held = [row for row in live if row.state == "PENDING" and reasons.is_held(row.reason)]
+    held = [row for row in live if row.is_held]
     for row in held:
         orders.release(row.number)
-        cli.say(f"{run.path}: job {row.number} was held ({row.reason}) and is released")
+        cli.say(
+            f"{run.path}: job {row.number} was held ({row.reason if row.state == 'PENDING' else row.state}) and is released"
+        )
     if not held:
         status = run_status.read_status(run, run_status.ask([run]))
         cli.say(f"{run.path} is in the queue already: {status.state}, {status.detail}")
@@ -101,6 +105,7 @@ def _submit(run: RunDir, more: Sequence[str]) -> None:
         raise RunDirError(
             f"{run.path} has no {run.resume_script.name}, which the first start of a job writes; submit it by the same command again"
         )
+    _refuse_a_copy(run)
     if shutil.which("sbatch") is None:
         raise MissingError("sbatch is not on PATH, so this machine cannot submit to Slurm; use a login node")
     run.stop.unlink(missing_ok=True)  # an old wish
@@ -115,7 +120,7 @@ def _submit(run: RunDir, more: Sequence[str]) -> None:
         )
     except subprocess.TimeoutExpired:
         raise MissingError(
-            f"sbatch does not answer within {SUBMIT_S:g} s; `gpt2hpc status {run.path}` shows if it did"
+            f"sbatch does not answer within {SUBMIT_S:g} s; `gpt2hpc status {run.quoted}` shows if it did"
         ) from None
     said = done.stdout.split()
     if done.returncode != 0 or not said:
@@ -123,7 +128,20 @@ def _submit(run: RunDir, more: Sequence[str]) -> None:
             f"{run.resume_script}: {' '.join((done.stderr or done.stdout).split()) or 'printed no number'}"
         )
     cli.say(f"{run.path}: submitted again as job {said[-1]}")
-    cli.say(f"watch it with `gpt2hpc status --watch {run.path}` and `gpt2hpc logs -f {run.path}`")
+    cli.say(f"watch it with `gpt2hpc status --watch {run.quoted}` and `gpt2hpc logs -f {run.quoted}`")
+
+
+def _refuse_a_copy(run: RunDir) -> None:
+    """Raise RunDirError where the script goes on with another directory than this one, of which this is a copy or a later place."""
+    found = re.search(r"(?m)^export RUN_DIR=(.*)$", run.resume_script.read_text(encoding="utf-8", errors="replace"))
+    if found is None or found[1].startswith("$'"):  # bash's quoting of control characters
+        return
+    named = Path(*shlex.split(found[1]))
+    if not named.exists() or not named.samefile(run.path):
+        raise RunDirError(
+            f"{run.resume_script} goes on with {named}, of which {run.path} is a copy or a later place; submit it by the command that "
+            f"submitted {named}, with --run-dir={run.quoted}, or where it was moved, make {named} a link to it"
+        )
 
 
 if __name__ == "__main__":

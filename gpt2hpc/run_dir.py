@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,11 @@ class RunDir:
     def identity(self) -> Path:
         """A random word that tells this run from every other, in its checkpoints too."""
         return self.path / "identity"
+
+    @property
+    def quoted(self) -> str:
+        """Its path as a word of a command to copy."""
+        return shlex.quote(str(self.path))
 
     @property
     def attempts(self) -> Path:
@@ -131,6 +137,11 @@ class RunDir:
     def dependents(self) -> Path:
         """The numbers of jobs that wait for the run to finish, a line each."""
         return self.slurm / "dependents"
+
+    @property
+    def after(self) -> Path:
+        """Logs and pickles of jobs that are no part of the training and come after it, as those of a pipeline, a folder each verb."""
+        return self.slurm / "after"
 
     @property
     def guard(self) -> Path:

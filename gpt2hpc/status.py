@@ -33,7 +33,6 @@ class Reader:
     def __init__(self, paths: Sequence[Path]) -> None:
         self._paths = paths
         self._answers, self._asked = Answers(), -ASK_SLURM_S
-        self._known: set[Path] = set()
 
     def rows(self) -> list[RunStatus | Survey]:
         """The runs and the prepared directories among the paths and right below them."""
@@ -90,7 +89,6 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="gpt2hpc status",
         description="How far runs are, why one waits or has ended, and what to do then; and directories that are being prepared.",
-        epilog="example: gpt2hpc status runs/mine --watch",
     )
     parser.add_argument(
         "paths",
@@ -114,7 +112,7 @@ def main(argv: Sequence[str]) -> int:
     cli.add_examples(
         parser,
         "gpt2hpc status                          # what is below runs/",
-        "gpt2hpc status runs --watch",
+        "gpt2hpc status runs/mine --watch",
         "gpt2hpc status runs/mine data/mine --json",
     )
     arguments = parser.parse_args(argv)

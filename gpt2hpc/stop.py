@@ -10,13 +10,15 @@ from pathlib import Path
 
 from gpt2hpc import cli
 from gpt2hpc.cluster import orders, run_jobs
-from gpt2hpc.cluster.ledger import Ledger
+from gpt2hpc.cluster.ledger import Cause, Ledger
 from gpt2hpc.errors import StoppedError
 from gpt2hpc.reporting import run_status, runs
 from gpt2hpc.run_dir import RunDir
 
 POLL_S, ASK_SLURM_S, TELL_S = 0.5, 30.0, 10.0
 WORKS = ("starting", "running", "ending", "suspended")
+GOES_ON = (Cause.PREEMPTED, Cause.TIME_LIMIT)
+"""Ends after which a job starts again, unless it has seen the wish to stop when that is decided."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -58,7 +60,7 @@ def ask_to_stop(run: RunDir) -> bool:
         run.stop.unlink(missing_ok=True)  # it would stop the next start
     if left:
         run_jobs.note_end(run, left[-1], action="stopped", reason="taken out of the queue by `gpt2hpc stop`")
-        goes_on = f"nothing is lost, and `gpt2hpc resume {run.path}` goes on"
+        goes_on = f"nothing is lost, and `gpt2hpc resume {run.quoted}` goes on"
         cli.say(
             f"{run.path} did not run; job {', '.join(left)} is out of the queue: {goes_on} at step {status.checkpoint_step or 0}"
         )
@@ -69,12 +71,13 @@ def ask_to_stop(run: RunDir) -> bool:
 
 def _leave_the_queue(run: RunDir) -> list[str]:
     """Cancel those of its jobs that wait; their numbers, but for those that have started meanwhile."""
-    waiting = [row.number for row in run_jobs.live(run) if row.state == "PENDING"]
-    if not waiting:
-        return []
-    orders.cancel(waiting, if_pending=True)
-    there = {row.number for row in run_jobs.live(run)}
-    return [number for number in waiting if number not in there]
+    waiting = [row for row in run_jobs.live(run) if row.is_waiting]
+    held = [row.number for row in waiting if row.is_held]  # no job starts out of that by itself
+    for numbers, if_pending in ((held, False), ([row.number for row in waiting if not row.is_held], True)):
+        if numbers:
+            orders.cancel(numbers, if_pending=if_pending)
+    there = {row.number for row in run_jobs.live(run)} if waiting else set()
+    return [row.number for row in waiting if row.number not in there]
 
 
 def _wait(run: RunDir) -> None:
@@ -85,7 +88,7 @@ def _wait(run: RunDir) -> None:
         if time.monotonic() - asked >= ASK_SLURM_S:
             asked, answers = time.monotonic(), run_status.ask([run])
         newest, status = Ledger(run).newest(), run_status.read_status(run, answers)
-        is_over = status.state == "ending" and newest is not None and newest.cause is not None
+        is_over = status.state == "ending" and newest is not None and newest.cause not in (None, *GOES_ON)
         if is_over or status.state not in WORKS:
             break
         if time.monotonic() - told >= TELL_S:
@@ -95,9 +98,15 @@ def _wait(run: RunDir) -> None:
     if status.state in ("pending", "held"):  # preempted at that very moment
         ask_to_stop(run)
         return
+    decision = Ledger(run).decision()
+    if (
+        status.state in GOES_ON and decision is not None and decision.action in ("requeue", "resubmit")
+    ):  # no Slurm is seen
+        cli.say(f"{run.path}: {decision.reason}; its job goes on by itself, and its next start saves and ends")
+        return
     saved = f"step {newest.saved_step} is saved" if newest and newest.saved_step else "nothing was saved"
     how = newest.cause if newest and newest.cause else status.state
-    goes_on = "" if how == "finished" else f"; `gpt2hpc resume {run.path}` goes on"
+    goes_on = "" if how == "finished" else f"; `gpt2hpc resume {run.quoted}` goes on"
     cli.say(f"{run.path}: {how}, {saved}{goes_on}")
 
 

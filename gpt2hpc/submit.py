@@ -204,8 +204,7 @@ def _on_slurm(run: RunDir, config: Config, options: jsonargparse.Namespace, argv
     chosen.note("run-dir", job.run.path, whence)
     chosen.note("guard", str(job.guard).lower(), "flag" if job.guard else "default")
     chosen.note("signal", f"USR2@{job.stop_margin_s}", "checkpoint.stop_margin_s")
-    for line in [*_purged(job, config), *site_warnings.offline(job.site, config)]:
-        cli.warn(line)
+    warn_of_site(job, config)
     if options.dry_run:
         cli.say(rendered_batch(job, chosen, config, argv))
         before = batch.queued(job.run)
@@ -266,11 +265,13 @@ def refuse_if_queued(run: RunDir) -> None:
         )
 
 
-def _purged(job: BatchJob, config: Config) -> list[str]:
+def warn_of_site(job: BatchJob, config: Config) -> None:
+    """Of files that the site deletes, and of a Hub that its nodes do not reach."""
     named = {"--run-dir": str(job.run.path)}
     if not hub.is_remote(config.data.dir):
         named["--data.dir"] = config.data.dir
-    return site_warnings.purged(job.site, named)
+    for line in [*site_warnings.purged(job.site, named), *site_warnings.offline(job.site, config)]:
+        cli.warn(line)
 
 
 def batch_job(run: RunDir, config: Config, options: jsonargparse.Namespace) -> tuple[BatchJob, Choices]:
@@ -313,8 +314,8 @@ def batch_job(run: RunDir, config: Config, options: jsonargparse.Namespace) -> t
 
 
 def _beginnings(config: Config) -> list[str]:
-    """What of this disk the run begins with, to be seen in a container too."""
-    named = (config.checkpoint.resume, config.train.init or "")
+    """What of this disk the run begins with or is measured by, to be seen in a container too."""
+    named = (config.checkpoint.resume, config.train.init or "", config.train.hellaswag or "")
     return [os.path.abspath(path) for path in named if path and Path(path).exists()]  # noqa: PTH100
 
 

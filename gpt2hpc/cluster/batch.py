@@ -24,6 +24,9 @@ from gpt2hpc.cluster.site_profile import Site
 from gpt2hpc.errors import MissingError, UsageError
 from gpt2hpc.run_dir import RunDir
 
+SILENT = ("Unable to contact", "Could not establish a configuration source")
+"""sbatch's words where no controller answers, or is known."""
+
 
 @dataclass(frozen=True)
 class BatchJob:
@@ -159,7 +162,7 @@ def refusals_explained() -> Iterator[None]:
         yield
     except (FailedJobError, FailedSubmissionError, subprocess.SubprocessError) as error:
         said = _words(str(error))
-        if "contact" in said or "configuration" in said:
+        if any(words in said for words in SILENT):
             raise MissingError(
                 f"Slurm does not answer: {said}; is SLURM_CONF right, and its controller up? --cluster local works on this machine"
             ) from error

@@ -214,6 +214,12 @@ class Ledger:
             return Outcome(**{**facts, "cause": Cause(facts["cause"])}) if facts else None
         return None
 
+    def refused_at(self, job: str, restart: int) -> float | None:
+        """When that was, in seconds since 1970; None where nothing was refused."""
+        with contextlib.suppress(OSError):
+            return self._refusal_path(job, restart).stat().st_mtime
+        return None
+
     def remember(self, decision: Decision) -> None:
         """Keep what was decided, for `gpt2hpc status`; not from a job that another has taken over from."""
         newest = self.newest()

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpt2hpc.cluster import reasons
 from gpt2hpc.cluster.slurm import show_job_facts
 
 PATIENCE_S = 30.0
@@ -52,6 +53,9 @@ OVER = (
     "REVOKED",
 )
 """States of jobs that neither wait nor run."""
+HELD = ("REQUEUE_HOLD", "SPECIAL_EXIT")
+"""Those of jobs that were requeued, and wait for a `scontrol release`."""
+WAITING = ("PENDING", "REQUEUED", "REQUEUE_FED", *HELD)
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,16 @@ class Queued:
     def is_live(self) -> bool:
         """Whether it waits or runs; those that are over stay in Slurm's memory for a while."""
         return self.state not in OVER
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it has no nodes yet, or no more."""
+        return self.state in WAITING
+
+    @property
+    def is_held(self) -> bool:
+        """Whether it waits for a `scontrol release`."""
+        return self.is_waiting and (self.state in HELD or reasons.is_held(self.reason))
 
 
 @dataclass(frozen=True)
@@ -304,8 +318,14 @@ def gpus_of(partition: str | None) -> int | None:
 
 
 def first_queued(known: Iterable[str]) -> str | None:
-    """The number of one of these jobs that waits or runs."""
-    return next(iter(queue(known) or {}), None)
+    """The number of one of these jobs that waits or runs; an array's own number stands for all of its tasks."""
+    return first_of(known, queue(known) or {})
+
+
+def first_of(known: Iterable[str], queued: Iterable[str]) -> str | None:
+    """The first of the queued numbers that is among those known; squeue answers for a task with all of its array."""
+    wanted = set(known)
+    return next((number for number in queued if number in wanted or number.partition("_")[0] in wanted), None)
 
 
 def max_array_size() -> int:

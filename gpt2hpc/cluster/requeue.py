@@ -17,6 +17,8 @@ all the same, the shell asks again with --refused and is told to submit a succes
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
 import os
 import signal
 import sys
@@ -215,6 +217,8 @@ def read_and_decide(run: RunDir, job: Job) -> Action:
     finished = ledger.is_finished(config.train.steps)
     mine = ledger.own_outcome(job.job, job.restart)
     ours = not job.cancelled and job.state == "RUNNING" and job.restarts == job.restart
+    if mine and ours and mine.cause in (Cause.PREEMPTED, Cause.TIME_LIMIT) and run.stop.exists():
+        mine = _stopped(ledger, mine)
     user_error = job.exit_code in _mendable()
     if mine is None and ours and not user_error and not (finished and _has_ended_well(job, ledger.attempts())):
         cause = Cause.PREEMPTED if _signalled(job) else Cause.CRASHED
@@ -222,6 +226,19 @@ def read_and_decide(run: RunDir, job: Job) -> Action:
     action = decide(job, mine, [*ledger.unclaimed(), *ledger.attempts()], config.requeue, finished=finished)
     ledger.remember(Decision(job.job, job.restart, "cancelled" if action.cancelled else action.kind, action.reason))
     return action
+
+
+def _stopped(ledger: Ledger, outcome: Outcome) -> Outcome:
+    """The outcome of an attempt that was saving already when the user wished to stop: what is saved is what that would have saved.
+
+    It is noted, so that the wish is an old one to a later submission.
+    """
+    stopped = dataclasses.replace(outcome, cause=Cause.STOPPED)
+    newest = ledger.newest()
+    if newest is not None:
+        with contextlib.suppress(OSError):  # a full disk must not keep the job from ending
+            ledger.close(newest, stopped)
+    return stopped
 
 
 def main(argv: Sequence[str]) -> int:

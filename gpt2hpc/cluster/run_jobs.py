@@ -7,13 +7,16 @@ names, and those whose script has started: it appends a line `JOB PATH`, its log
 from __future__ import annotations
 
 import contextlib
+import re
 from pathlib import Path
 
 from gpt2hpc.cluster import queries
-from gpt2hpc.cluster.dist_env import LOCAL
 from gpt2hpc.cluster.ledger import Decision, Ledger
 from gpt2hpc.cluster.queries import Queued
 from gpt2hpc.run_dir import RunDir
+
+NUMBER = re.compile(r"\d+(_\d+)?")
+"""Of a batch job, or of a task of an array: a local job has none, and an odd line in a file must not spoil the question to Slurm."""
 
 
 def numbers(run: RunDir) -> set[str]:
@@ -21,7 +24,18 @@ def numbers(run: RunDir) -> set[str]:
     ledger = Ledger(run)
     named = {each.job for each in (*ledger.attempts(), ledger.decision()) if each is not None}
     known = named | set(logs(run)) | submitted(run.slurm) | set(_lines(run.jobs))
-    return {number for number in known if not number.startswith(LOCAL)}
+    return {number for number in known if NUMBER.fullmatch(number)}
+
+
+def after(run: RunDir) -> set[str]:
+    """The numbers of jobs that come after the training, and are no part of it: a pipeline's evaluation and export."""
+    known = set(_lines(run.dependents)).union(*map(submitted, run.after.glob("*")))
+    return {number for number in known if NUMBER.fullmatch(number)}
+
+
+def successor(run: RunDir, number: str) -> str | None:
+    """The last of its jobs that was submitted after that one; None where none is known."""
+    return max((each for each in numbers(run) if order(each) > order(number)), key=order, default=None)
 
 
 def submitted(folder: Path) -> set[str]:
@@ -51,7 +65,15 @@ def order(number: str) -> tuple[int, ...]:
 
 def live(run: RunDir) -> list[Queued]:
     """Those that wait or run, asked of Slurm now; none where there is no Slurm."""
-    known = numbers(run)
+    return _live(numbers(run))
+
+
+def live_after(run: RunDir) -> list[Queued]:
+    """The same of those that come after the training."""
+    return _live(after(run))
+
+
+def _live(known: set[str]) -> list[Queued]:
     return [row for number, row in (queries.queue(known) or {}).items() if number in known and row.is_live]
 
 

@@ -59,7 +59,7 @@ class Site:
         image: The container image; without one, Python runs as it is.
         binds: Directories to make visible in the container, `SOURCE` or `SOURCE:TARGET`.
         python: The Python to use without an image; that of `gpt2hpc submit` if absent.
-        environment: Variables to set in the job, inside a container too.
+        environment: Variables to set in the job, inside a container too; their values may name those of who submits.
         setup: Lines of shell before anything else, such as `module load`.
         master_addr_suffix: Appended to the first node's name where another name means the fast network.
         offline: The compute nodes have no internet: the Hub's client does not try.
@@ -220,7 +220,7 @@ def _named(key: str, given: dict[str, str], wrong: Callable[[str], ConfigError])
             raise wrong(f"names of variables; {name!r} is none")
         if name.replace("_", "-") in owned:
             raise wrong(f"options that gpt2hpc does not set itself; drop {name}")
-    return given
+    return {name: os.path.expandvars(value) for name, value in given.items()} if key == "environment" else given
 
 
 def _purged(given: dict[str, str], wrong: Callable[[str], ConfigError]) -> dict[str, int]:

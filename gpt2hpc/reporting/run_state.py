@@ -39,7 +39,7 @@ def judge(
     if ledger.is_finished(steps or 0):
         return State("finished")
     if job is not None and job.is_live:
-        return _waiting(job, ledger.decision()) if job.state == "PENDING" else _working(job, ledger, attempts)
+        return _waiting(job, ledger.decision()) if job.is_waiting else _working(job, ledger, attempts)
     newest = attempts[-1] if attempts else None
     if newest is not None and ledger.seems_alive(newest):
         return _running(newest)
@@ -48,7 +48,7 @@ def judge(
     if newest is not None and over is not None and job is not None and _is_later(job, newest):
         saved = max(max(attempt.first_step, attempt.saved_step) for attempt in attempts)
         return State("crashed", f"{over.detail}, before an attempt began; it would resume at step {saved}", again)
-    return _ended(ledger, newest, attempts, over, again)
+    return _ended(run, newest, attempts, over, again)
 
 
 def _is_later(job: Queued, newest: Attempt) -> bool:
@@ -61,7 +61,9 @@ def _waiting(job: Queued, decision: Decision | None) -> State:
     told = f"job {job.number} waits: {reasons.waits(job.reason)}"
     if decision and decision.action in ("requeue", "resubmit"):
         told = f"{decision.reason}; {told}"
-    if reasons.is_held(job.reason):
+    if job.is_held and not reasons.is_held(job.reason):
+        return State("held", f"{told}; held ({job.state})", f"scontrol release {job.number}")
+    if job.is_held:
         return State("held", told, reasons.mend(job.reason, job.number) or None)
     return State("pending", told, reasons.mend(job.reason, job.number) or None)
 
@@ -69,11 +71,12 @@ def _waiting(job: Queued, decision: Decision | None) -> State:
 def _working(job: Queued, ledger: Ledger, attempts: Sequence[Attempt]) -> State:
     newest = attempts[-1] if attempts else None
     on = f"job {job.number} on {job.nodes}" if job.nodes else f"job {job.number}"
-    if job.state not in ("RUNNING", "COMPLETING", "CONFIGURING"):
-        return State(job.state.lower(), on)
+    if job.state in ("SUSPENDED", "STOPPED"):
+        return State("suspended", on)
+    is_ending = job.state in ("COMPLETING", "STAGE_OUT")
     if newest is None or newest.job != job.number or _began_before(newest, job):
-        return State("ending" if job.state == "COMPLETING" else "starting", on)
-    if newest.cause is not None or job.state == "COMPLETING":
+        return State("ending" if is_ending else "starting", on)
+    if newest.cause is not None or is_ending:
         decision = ledger.decision()
         return State("ending", f"{on}: {decision.reason if decision else newest.cause or job.state.lower()}")
     if ledger.seems_alive(newest):
@@ -96,9 +99,8 @@ def _running(attempt: Attempt) -> State:
     )
 
 
-def _ended(
-    ledger: Ledger, newest: Attempt | None, attempts: Sequence[Attempt], over: State | None, again: str
-) -> State:
+def _ended(run: RunDir, newest: Attempt | None, attempts: Sequence[Attempt], over: State | None, again: str) -> State:
+    ledger = Ledger(run)
     decision = ledger.decision()
     gave_up = decision.reason if decision and decision.action in ("exit", "cancelled", "stopped") else ""
     if newest is None:
@@ -122,7 +124,7 @@ def _ended(
         return State(newest.cause, gave_up or _explained(newest, ledger.outcome()), again)
     if over is not None:  # it was to go on, and something outside has ended that
         return State(over.word, f"{decision.reason}; then {over.detail}", again)
-    return State(newest.cause, _queued(decision) or _explained(newest, ledger.outcome()), again)
+    return State(newest.cause, _queued(run, decision) or _explained(newest, ledger.outcome()), again)
 
 
 def _over(job: Queued | None, newest: Attempt | None, accounts: Mapping[str, Accounted]) -> State | None:
@@ -152,11 +154,18 @@ def _user(number: str) -> str:
         return number
 
 
-def _queued(decision: Decision) -> str:
+def _queued(run: RunDir, decision: Decision) -> str:
     """Of a batch job that has requeued itself, where Slurm is not seen; a local one is seen running, or ended with its terminal."""
     if decision.job.startswith(LOCAL):
         return ""
-    how = "requeued itself" if decision.action == "requeue" else "was submitted again as another job"
+    how = "requeued itself"
+    if decision.action == "resubmit":
+        number = run_jobs.successor(run, decision.job)
+        how = (
+            f"was submitted again as job {number}"
+            if number
+            else "was to be submitted again, as a job that is not known"
+        )
     return f"{decision.reason}; job {decision.job} {how}"
 
 

@@ -17,7 +17,7 @@ from gpt2hpc.cluster import queries, reasons, run_jobs, slurm
 from gpt2hpc.cluster.ledger import Attempt, Ledger
 from gpt2hpc.cluster.queries import Accounted, Queued
 from gpt2hpc.config import Config
-from gpt2hpc.errors import ConfigError, UsageError
+from gpt2hpc.errors import ConfigError, RunDirError, UsageError
 from gpt2hpc.reporting import outlook, run_state
 from gpt2hpc.reporting.outlook import Logged
 from gpt2hpc.run_dir import RunDir
@@ -125,10 +125,8 @@ def read_status(run: RunDir, answers: Answers | None = None) -> RunStatus:
         nodes=(live.nodes if live else attempts[-1].nodes if attempts and running else "") or None,
         slurm_state=job.state if job else None,
         slurm_reason=job.reason if job and job.reason not in ("", "None") else None,
-        waits=reasons.waits(job.reason) if job and job.state == "PENDING" else None,
-        expected_start=live.start.replace("T", " ")
-        if live and live.state == "PENDING" and live.start[:1].isdigit()
-        else None,
+        waits=reasons.waits(job.reason) if job and job.is_waiting else None,
+        expected_start=live.start.replace("T", " ") if live and live.is_waiting and live.start[:1].isdigit() else None,
         left_s=_seconds(live.left) if live and live.state == "RUNNING" else None,
         limit_s=_seconds(job.limit) if job else None,
         tokens_per_s=logged.tokens_per_s,
@@ -143,14 +141,24 @@ def read_status(run: RunDir, answers: Answers | None = None) -> RunStatus:
 
 
 def _current(run: RunDir, queue: Mapping[str, Queued]) -> Queued | None:
-    """The job that works on the run, or waits to; else the last one that did, as long as Slurm remembers it. No guard's before that."""
+    """The job that works on the run, or waits to; else the last one that did, as long as Slurm remembers it. No guard's before that,
+    and none that was refused because another one worked on the run."""
     known, guards = run_jobs.numbers(run), run_jobs.guards(run)
     rows = [row for number, row in queue.items() if number in known]
     live = [row for row in rows if row.is_live]
     if live:
-        return max(live, key=lambda row: (row.state != "PENDING", row.number not in guards, run_jobs.order(row.number)))
-    over = [row for row in rows if row.number not in guards]
+        return max(live, key=lambda row: (not row.is_waiting, row.number not in guards, run_jobs.order(row.number)))
+    over = [row for row in rows if row.number not in guards and not _was_in_its_way(run, row.number)]
     return max(over, key=lambda row: run_jobs.order(row.number), default=None)
+
+
+def _was_in_its_way(run: RunDir, number: str) -> bool:
+    """Whether the job was a second one, which met another at work on the run, and ended with nothing done."""
+    ledger = Ledger(run)
+    refused_at, newest, outcome = ledger.refused_at(number, 0), ledger.newest(), ledger.own_outcome(number, 0)
+    if refused_at is None or newest is None or outcome is None or outcome.exit_code != RunDirError.exit_code:
+        return False
+    return refused_at <= ((_unix(newest.ended) if newest.ended else ledger.last_beat(newest)) or 0.0)
 
 
 def _with_outlook(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from gpt2hpc import cli
 from gpt2hpc.errors import RunDirError, UsageError
 from gpt2hpc.run_dir import RunDir
 
@@ -17,7 +18,10 @@ def is_run(path: Path) -> bool:
 
 
 def within(paths: Sequence[Path], *, also: Callable[[Path], bool] = lambda path: False) -> list[Path]:
-    """The runs among `paths` and right below them, and what is `also` looked for; RunDirError where one is no directory."""
+    """The runs among `paths` and right below them, and what is `also` looked for; RunDirError where one is no directory.
+
+    What lies below them and may not be read is left out, with a warning.
+    """
     found: list[Path] = []
     for path in paths:
         if not path.is_dir():
@@ -26,10 +30,13 @@ def within(paths: Sequence[Path], *, also: Callable[[Path], bool] = lambda path:
             found.append(path)
             continue
         for each in sorted(path.iterdir(), key=lambda each: (not each.name.isdigit(), each.name.zfill(9), each.name)):
-            if is_run(each) or also(each):
-                found.append(each)
-            elif each.is_dir() and not each.is_symlink():
-                found += array_of(each)
+            try:
+                if is_run(each) or also(each):
+                    found.append(each)
+                elif each.is_dir() and not each.is_symlink():
+                    found += array_of(each)
+            except PermissionError as error:  # somebody else's, beside one's own
+                cli.warn(f"{each} is left out: {error.strerror}")
     return found
 
 

@@ -90,7 +90,11 @@ def drive_pipeline(kit: Kit) -> Pipeline:
         numbers = dict(zip(("train", "evaluate", "export"), re.findall(r"(?m)^job (\d+):", done.stdout), strict=True))
         numbers["finalize"] = re.findall(r"then job (\d+) finalizes", done.stdout)[0]
         run = RunDir(folder / "run")
-        jobs = {name: Job(number, run, run.slurm / f"{number}_0_log.out") for name, number in numbers.items()}
+        folders = {"train": run.slurm, "finalize": folder / "data" / "slurm"}
+        jobs = {
+            name: Job(number, run, folders.get(name, run.after / name) / f"{number}_0_log.out")
+            for name, number in numbers.items()
+        }
         kit.until_step(jobs["train"], 15)
         kit.until_saved(jobs["train"], 10)
         node = nodes.split(",")[1]
@@ -144,7 +148,8 @@ def drive_hopeless(kit: Kit) -> list[Ended]:
         assert done.returncode == 0, done.stdout + done.stderr
         numbers = re.findall(r"(?m)^job (\d+):", done.stdout)
         run = RunDir(folder / "run")
-        jobs = [Job(number, run, run.slurm / f"{number}_0_log.out") for number in numbers]
+        folders = (run.slurm, run.after / "evaluate", run.after / "export")
+        jobs = [Job(number, run, where / f"{number}_0_log.out") for number, where in zip(numbers, folders, strict=True)]
         return [Ended(job, kit.until_ended(job)) for job in jobs]
 
 

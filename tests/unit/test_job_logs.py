@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 
-from gpt2hpc import durable
-from gpt2hpc.cluster.ledger import Attempt, Ledger
+from gpt2hpc import durable, logs
+from gpt2hpc.cluster.ledger import Attempt, Decision, Ledger
 from gpt2hpc.reporting import job_logs
 from gpt2hpc.run_dir import RunDir
 from tests.tiny import gpt2hpc
@@ -97,3 +99,47 @@ def test_no_run(verb: str, tmp_path: Path) -> None:
     assert (absent.returncode, empty.returncode) == (9, 9)
     assert "is not a directory; name a run directory" in absent.stderr
     assert "is not a run directory: it has no config.yaml" in empty.stderr
+
+
+def test_a_copy_is_not_taken_for_its_original(run: RunDir, tmp_path: Path) -> None:
+    """What submits it again names the original, by its whole path."""
+    for path in run.attempts.glob("*.json"):
+        path.unlink()
+    original = RunDir(tmp_path / "an original")
+    run.path.rename(original.path)
+    original.resume_script.write_text(f"#!/bin/bash\nexport RUN_DIR={shlex.quote(str(original.path))}\nexport DATA=x\n")
+    copy = tmp_path / "a copy"
+    shutil.copytree(original.path, copy)
+    done = gpt2hpc("resume", copy, env={"PATH": "/nowhere"})
+    assert (done.returncode, f"goes on with {original.path}, of which {copy} is a copy" in done.stderr) == (9, True), (
+        done.stderr
+    )
+    assert f"--run-dir='{copy}'" in done.stderr
+    (tmp_path / "link").symlink_to(original.path)
+    done = gpt2hpc("resume", tmp_path / "link", env={"PATH": "/nowhere"})
+    assert (done.returncode, "sbatch is not on PATH" in done.stderr) == (8, True), done.stderr
+
+
+def test_a_log_that_is_deleted_while_it_is_followed(tmp_path: Path) -> None:
+    log = job_logs.JobLog(tmp_path / "12_0_log.out", "12")
+    log.path.write_text("first\nsecond\n")
+    printer = logs.Printer(None)
+    assert printer.take(log) == ["first", "second"]
+    log.path.unlink()
+    assert printer.take(log) == []
+    log.path.write_text("anew\n")
+    assert printer.take(log) == ["anew"]
+
+
+def test_nobody_waits_for_a_job_that_was_not_submitted(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Slurm is not seen, what was to be submitted again must at least be known by its number."""
+    monkeypatch.setenv("PATH", "/nowhere")
+    run.attempts.joinpath("0005.json").unlink()
+    ledger = Ledger(run)
+    newest = ledger.newest()
+    assert newest is not None
+    ledger.note(newest, cause="preempted", last_step=4)
+    ledger.remember(Decision("14", 0, "resubmit", "preempted at step 4"))
+    assert logs._Watch(run).look() == "silent"
+    run.jobs.write_text("15\n")
+    assert logs._Watch(run).look() == "goes on"

@@ -352,3 +352,32 @@ def test_a_node_that_lacks_gpus_is_left_out(tmp_path: Path) -> None:
     job = Job("7", 0, exit_code=NodeError.exit_code, nodes="n[1-2]", died_on="n1")
     action = requeue.read_and_decide(run, job)
     assert (action.kind, action.exclude_nodes) == ("requeue", "n2")
+
+
+@pytest.mark.parametrize("cause", [Cause.PREEMPTED, Cause.TIME_LIMIT])
+def test_a_wish_to_stop_during_the_save_of_a_preemption_is_heard(cause: Cause, tmp_path: Path) -> None:
+    """STOP comes after the ranks have agreed to save and go on, and before their end is written down."""
+    run = RunDir(tmp_path)
+    run.create()
+    ledger = Ledger(run)
+    made = ledger.claim(DistEnv(0, 0, 1, 1, "7", 0, "n1", is_launched=True, node="n1"))
+    run.stop.touch()
+    ledger.close(made, Outcome(made.number, "7", 0, cause, 50))
+    assert not jobs._is_old(run), "the next start, of a job that Slurm itself has requeued, must obey it"
+    elsewhere = requeue.read_and_decide(run, Job("7", 0, restarts=1, exit_code=0))
+    assert (elsewhere.kind, ledger.attempts()[0].cause) == ("exit", cause)
+    action = requeue.read_and_decide(run, Job("7", 0, exit_code=0))
+    assert (action.kind, action.exit_code, action.reason) == ("exit", 6, "stopped by the user at step 50")
+    assert ledger.attempts()[0].cause == "stopped"
+    assert jobs._is_old(run), "a later submission goes on"
+
+
+def test_a_wish_that_was_obeyed_and_left_lying_is_old(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    run.create()
+    ledger = Ledger(run)
+    run.stop.touch()
+    assert not jobs._is_old(run)
+    made = ledger.claim(DistEnv(0, 0, 1, 1, "7", 0, "n1", is_launched=True, node="n1"))
+    ledger.close(made, Outcome(made.number, "7", 0, Cause.ERROR, 50))
+    assert jobs._is_old(run)

@@ -13,7 +13,8 @@ import pytest
 from gpt2hpc import config_io, durable
 from gpt2hpc.cluster.ledger import Attempt, Decision, Ledger
 from gpt2hpc.cluster.queries import Accounted, Queued
-from gpt2hpc.reporting import run_status, status_table
+from gpt2hpc.errors import RunDirError
+from gpt2hpc.reporting import run_status, runs, status_table
 from gpt2hpc.reporting.run_status import Answers, RunStatus
 from gpt2hpc.run_dir import RunDir
 from tests import tiny
@@ -65,6 +66,11 @@ def attempt(run: RunDir, number: int, *, restart: int = 0, **facts: Any) -> None
         ),
         (queued(state="PENDING", reason="Unheard"), "pending", "job 12 waits: Unheard", None),
         (queued(state="SUSPENDED"), "suspended", "job 12 on n[1-2]", None),
+        (queued(state="STOPPED"), "suspended", "job 12 on n[1-2]", None),
+        (queued(state="SIGNALING"), "starting", "job 12 on n[1-2]", None),
+        (queued(state="STAGE_OUT"), "ending", "job 12 on n[1-2]", None),
+        (queued(state="REQUEUE_HOLD"), "held", "held (REQUEUE_HOLD)", "scontrol release 12"),
+        (queued(state="SPECIAL_EXIT", reason="BeginTime"), "held", "held (SPECIAL_EXIT)", "scontrol release 12"),
         (
             queued(state="NODE_FAIL"),
             "crashed",
@@ -138,6 +144,47 @@ def test_a_job_that_was_resumed_and_failed_at_once(run: RunDir) -> None:
     told = run_status.read_status(run, answers(queued("15", "FAILED"), accounts={"15": account}))
     assert told.state == "crashed"
     assert "job 15 on n1 ended: FAILED: its script ended with exit code 8" in told.detail
+
+
+def test_a_second_job_that_was_refused_tells_nothing_of_the_run(run: RunDir) -> None:
+    """It met the first at work, and the first has ended since."""
+    run.slurm.mkdir()
+    run.jobs.write_text("15\n")
+    account = Accounted("15", "FAILED", "9:0", NOW, "n1")
+    rows = answers(queued(state="FAILED"), queued("15", "FAILED"), accounts={"15": account})
+    Ledger(run).refuse("15", 0, RunDirError("--run-dir is in use by attempt 2"))
+    attempt(run, 2, restart=1, first_step=6, cause="stopped", last_step=8, ended="2026-01-02T09:00:00Z")
+    assert run_status.read_status(run, rows).job == "15", "refused after the end of the other: its own word counts"
+    attempt(run, 2, restart=1, first_step=6, cause="stopped", last_step=8, ended="2999-01-02T09:00:00Z")
+    Ledger(run).remember(Decision("12", 1, "exit", "stopped by the user at step 8"))
+    told = run_status.read_status(run, rows)
+    assert (told.state, told.job, told.detail) == ("stopped", "12", "stopped by the user at step 8")
+
+
+def test_a_successor_that_nobody_knows_is_not_promised(run: RunDir) -> None:
+    attempt(run, 2, restart=1, first_step=6, cause="preempted", last_step=8)
+    Ledger(run).remember(Decision("12", 1, "resubmit", "preempted at step 8"))
+    assert "was to be submitted again, as a job that is not known" in run_status.read_status(run).detail
+    run.slurm.mkdir()
+    run.jobs.write_text("15\n")
+    assert "job 12 was submitted again as job 15" in run_status.read_status(run).detail
+
+
+def test_a_directory_that_may_not_be_read_is_left_out(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As root may read all, the refusal is raised here where the system would raise it for others."""
+    (run.path.parent / "theirs").mkdir()
+    is_run = runs.is_run
+
+    def refused(path: Path) -> bool:
+        if path.name == "theirs":
+            raise PermissionError(13, "Permission denied", str(path / "config.yaml"))
+        return is_run(path)
+
+    monkeypatch.setattr(runs, "is_run", refused)
+    assert runs.within([run.path.parent]) == [run.path]
+    assert "theirs is left out: Permission denied" in capsys.readouterr().err
 
 
 def test_what_is_read_beside_the_state(run: RunDir) -> None:

@@ -271,6 +271,15 @@ def test_a_dry_run_warns_too_and_stays_a_script(words: list[str], tmp_path: Path
     assert shellcheck(done.stdout, tmp_path) == ""
 
 
+def test_a_pipeline_warns_too(tmp_path: Path) -> None:
+    (tmp_path / "site.yaml").write_text(f"purged: {{{tmp_path}: 14}}\noffline: true\n")
+    words = ["--source", ".", "--data.dir", "data", "--run-dir", "run", "--checkpoint.repo", "me/model"]
+    done = dry_run("pipeline", "--site", "site.yaml", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for told in (r"--run-dir=\S+ lies on", r"--data.dir=\S+ lies on", r"checkpoints for me/model wait"):
+        assert re.search(told, done.stderr), done.stderr
+
+
 def test_an_array_for_a_directory_that_is_purged_is_warned_of(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("text\n")
     (tmp_path / "site.yaml").write_text(f"purged: {{{tmp_path}: 14}}\nenvironment: {{A: b}}\n")

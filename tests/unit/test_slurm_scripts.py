@@ -320,12 +320,22 @@ def test_a_path_in_a_profile_may_name_a_variable(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("SCRATCH", "/scratch/me")
     path = tmp_path / "site.yaml"
     path.write_text(
-        "image: $SCRATCH/kit.sif\nbinds: $SCRATCH\ngpus_per_node: 4\ntime: 24:00:00\nenvironment: {A: true, B: 1:30:00}\n"
+        "image: $SCRATCH/kit.sif\nbinds: $SCRATCH\ngpus_per_node: 4\ntime: 24:00:00\n"
+        "environment: {A: true, B: 1:30:00, HF_HOME: $SCRATCH/hf, C: $NOT_SET_HERE/c}\n"
     )
     loaded = site_profile.load(path)
     assert (loaded.image, loaded.binds, loaded.gpus_per_node) == ("/scratch/me/kit.sif", ("/scratch/me",), 4)
     assert loaded.time == "24:00:00"
-    assert loaded.environment == {"A": "true", "B": "1:30:00"}  # as they are written
+    assert loaded.environment == {"A": "true", "B": "1:30:00", "HF_HOME": "/scratch/me/hf", "C": "$NOT_SET_HERE/c"}
+
+
+def test_what_is_read_beside_the_data_is_seen_in_a_container(tmp_path: Path) -> None:
+    (tmp_path / "hellaswag.jsonl").touch()
+    (tmp_path / "kit.sif").touch()
+    (tmp_path / "site.yaml").write_text("image: kit.sif\n")
+    words = ["--cluster", "slurm", "--site", "site.yaml", "--train.hellaswag", "hellaswag.jsonl", "--dry-run"]
+    done = gpt2hpc("submit", *words, cwd=tmp_path)
+    assert re.search(rf"(?m)^BINDS='?{tmp_path}/hellaswag\.jsonl'?$", done.stdout), done.stdout + done.stderr
 
 
 def test_words_of_sbatch_are_passed_on() -> None:
