@@ -173,6 +173,7 @@ def test_the_first_step_teaches_how_long_steps_take(dumps: Dumps) -> None:
         with dog.phase("first step", more_s=0.0, teaches=STEP):
             step(dog, 2 * LEAST_S)
             step(dog)
+        step(dog)
         step(dog, 4 * LEAST_S)
 
     assert watched(dumps, work, factor=20) == []
