@@ -132,7 +132,7 @@ def test_a_second_job_changes_nothing_that_the_first_has_kept(driven: list[objec
 
 def test_a_job_that_slurm_has_forgotten_is_not_waited_for(kit: Kit) -> None:
     """A guard asks sacct then, and an empty answer is no answer."""
-    (show,) = re.findall(r"(?ms)^show\(\) \{.*?^\}", script.BLOCKS["set-up"])
+    (show,) = re.findall(r"(?ms)^show\(\) \{.*?^\}", script.text_of("set-up"))
     began = time.monotonic()
     told = kit.cluster.run("bash", "-c", f'{show}\nshow 99999999 || echo "forgotten"')
     assert told == "forgotten"

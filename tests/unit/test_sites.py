@@ -79,7 +79,7 @@ def test_what_a_profile_makes_of_the_environment(tmp_path: Path) -> None:
 @pytest.mark.parametrize("block", [name for name in script.BLOCKS if name.endswith("set-up")])
 def test_every_variable_that_a_block_exports_is_found(block: str) -> None:
     """By bash itself: the names after each `export` of the block."""
-    text = script.BLOCKS[block]
+    text = script.text_of(block)
     for name in re.findall(r"export (?:[A-Z_]+ )?([A-Z_]+)\b", text):
         assert name in job_environment.exported(block)
 

@@ -404,7 +404,7 @@ def test_a_pipeline_that_cannot_be(words: list[str], said: str, tmp_path: Path) 
 
 def test_what_is_kept_to_submit_again_drops_what_was_that_jobs_alone() -> None:
     """Else a task of an array would begin the whole array again, and a job of a pipeline wait for one that is gone."""
-    (rule,) = re.findall(r"sed -i -E '([^']+)'", script.BLOCKS["set-up"])
+    (rule,) = re.findall(r"sed -i -E '([^']+)'", script.text_of("set-up"))
     lines = [
         "#SBATCH --array=0-3",
         "#SBATCH -a 0-3",

@@ -1,0 +1,8 @@
+rc=$?
+# Nothing is kept between starts. Signalled, as by a preemption: begun anew, unless it was cancelled, or requeued by Slurm itself.
+if [ "$rc" -ge 128 ] && [ "$SLURM_RESTART_COUNT" -lt 5 ] && [ "$(fact JobState)" = RUNNING ]; then
+    scontrol update "JobId=$job" Requeue=1
+    if scontrol requeue "$job"; then exit 6; fi
+fi
+[ "$rc" -le 10 ] || rc=1 # other codes mean something to Slurm, to shells or to submitit
+exit "$rc"

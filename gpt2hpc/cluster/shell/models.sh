@@ -1,0 +1,1 @@
+paths=(${MODEL:+"$MODEL"} ${HELLASWAG:+"$HELLASWAG"} ${DATA:+"$DATA"} "$(dirname "${OUT:-.}")")
