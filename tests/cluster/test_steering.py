@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -38,12 +39,21 @@ class Steered:
         return {**self.kit.cluster.environment, **self.kit.variables, "KIT_PACE_S": "0.3"}
 
     def call(self, step: str, verb: str, *more: str) -> str:
-        """`gpt2hpc VERB RUN` in a pipe."""
+        """`gpt2hpc VERB RUN`, on a terminal but for JSON, which programs read from a pipe."""
         command = [sys.executable, "-m", "gpt2hpc", verb, str(self.job.run.path), *more]
+        if "--json" not in more:
+            command = ["script", "--quiet", "--return", "--command", shlex.join(command), "/dev/null"]
         done = subprocess.run(
-            command, env=self.env, cwd=self.kit.folder, capture_output=True, text=True, timeout=300, check=False
+            command,
+            env={**self.env, "TERM": "xterm"},
+            cwd=self.kit.folder,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
         )
-        self.said[step] = done.stdout + done.stderr
+        self.said[step] = (done.stdout + done.stderr).replace("\r\n", "\n")
         assert done.returncode == 0, f"{step}: {self.said[step]}"
         return self.said[step]
 
