@@ -49,7 +49,7 @@ def login_python(where: Path = WHERE) -> Path:
     def fill(folder: Path, final: Path) -> None:
         machine.run(["/usr/bin/python3", "-m", "venv", folder])
         parts.copy(folder / "source", *INPUTS)
-        pip = [
+        pip: list[str | Path] = [
             folder / "bin/python3",
             *("-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index"),
         ]
