@@ -29,9 +29,7 @@ def main(argv: Sequence[str]) -> int:
         "`gpt2hpc stop` lets any job save first.",
     )
     cli.add_examples(parser, "gpt2hpc cancel runs/mine")
-    parser.add_argument(
-        "run", nargs="?", type=Path, metavar="RUN", help="run directory (default: the only one in runs/)"
-    )
+    runs.add_argument(parser)
     arguments = parser.parse_args(argv)
     found = runs.named(arguments.run)
     for run in found:

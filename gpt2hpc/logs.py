@@ -18,6 +18,7 @@ from gpt2hpc.cluster.ledger import Decision, Ledger
 from gpt2hpc.errors import DataError, UsageError
 from gpt2hpc.reporting import job_logs, run_status, runs
 from gpt2hpc.reporting.job_logs import JobLog
+from gpt2hpc.reporting.run_state import WAITS, WORKS
 from gpt2hpc.run_dir import RunDir
 
 POLL_S = 1.0
@@ -25,7 +26,6 @@ ASK_SLURM_S = 30.0
 FOLLOWED_LINES = 20
 SETTLE_S = {"over": 3.0, "silent": 30.0}
 """How long nothing more must come until a run in which nothing happens is left alone."""
-WAITS, WORKS = ("pending", "held"), ("starting", "running", "ending", "suspended")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -34,9 +34,7 @@ def main(argv: Sequence[str]) -> int:
         description="What the jobs of a run have printed: all attempts, all ranks, in the order of their jobs.",
     )
     cli.add_examples(parser, "gpt2hpc logs -f runs/mine", "gpt2hpc logs runs/mine --attempt 2 --rank 3 -n 50")
-    parser.add_argument(
-        "run", nargs="?", type=Path, metavar="RUN", help="run directory (default: the only one in runs/)"
-    )
+    runs.add_argument(parser)
     parser.add_argument(
         "-f", "--follow", action="store_true", help="go on, through requeues, until the run is over, or Ctrl-C"
     )

@@ -91,7 +91,7 @@ def main(argv: Sequence[str]) -> int:
     checks = (_evaluation(job, config, options.evaluate), _export(job, options.export))
     preparation = _preparation(config, options)
     if options.dry_run:
-        return _show(preparation, job, checks, submit.rendered_batch(job, chosen, config, argv))
+        return _show(preparation, checks, submit.rendered_batch(job, chosen, config, argv))
     submit.refuse_if_queued(job.run)
     config = starting.check_start_without_data(job.run, config, world_size=job.world_size)
     finalize = prepare_array.submit(preparation, prepare_array.array_job(preparation)[0]) if preparation else None
@@ -199,7 +199,7 @@ def _after(job: BatchJob, verb: str, variables: dict[str, str], ranks: int, gpus
     )
 
 
-def _show(preparation: argparse.Namespace | None, job: BatchJob, checks: Sequence[Check], training: str) -> int:
+def _show(preparation: argparse.Namespace | None, checks: Sequence[Check], training: str) -> int:
     """Every script, in their order."""
     steps: list[tuple[str, str]] = []
     if preparation is None:

@@ -6,17 +6,16 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from gpt2hpc import cli
 from gpt2hpc.cluster import orders, run_jobs
 from gpt2hpc.cluster.ledger import Cause, Ledger
 from gpt2hpc.errors import StoppedError
 from gpt2hpc.reporting import run_status, runs
+from gpt2hpc.reporting.run_state import WAITS, WORKS
 from gpt2hpc.run_dir import RunDir
 
 POLL_S, ASK_SLURM_S, TELL_S = 0.5, 30.0, 10.0
-WORKS = ("starting", "running", "ending", "suspended")
 GOES_ON = (Cause.PREEMPTED, Cause.TIME_LIMIT)
 """Ends after which a job starts again, unless it has seen the wish to stop when that is decided."""
 
@@ -27,9 +26,7 @@ def main(argv: Sequence[str]) -> int:
         description="Let a run save and end, without a requeue; a job of it that waits leaves the queue. `gpt2hpc resume` goes on.",
     )
     cli.add_examples(parser, "gpt2hpc stop runs/mine")
-    parser.add_argument(
-        "run", nargs="?", type=Path, metavar="RUN", help="run directory (default: the only one in runs/)"
-    )
+    runs.add_argument(parser)
     parser.add_argument("--no-wait", action="store_true", help="say it, and do not wait until it has happened")
     arguments = parser.parse_args(argv)
     asked = [run for run in runs.named(arguments.run) if ask_to_stop(run)]
@@ -95,7 +92,7 @@ def _wait(run: RunDir) -> None:
             told = time.monotonic()
             cli.say(f"{run.path}: {status.state} still, at step {status.step}, asked {cli.duration(told - began)} ago")
         time.sleep(POLL_S)
-    if status.state in ("pending", "held"):  # preempted at that very moment
+    if status.state in WAITS:  # preempted at that very moment
         ask_to_stop(run)
         return
     decision = Ledger(run).decision()

@@ -32,7 +32,7 @@ def look(scene: Scene) -> list[Finding]:
     if not wanted and (graceless := _graceless(partitions, settings, but=names)):
         text = f"a job that is preempted in {', '.join(graceless)} has no grace, and may lose the steps since its last save"
         found.append(warn("other partitions", f"{text}; look with --partition NAME"))
-    return [*found, *_account(scene, settings), *([] if scene.is_in_job else [_trial(scene)])]
+    return [*found, *_account(scene), *([] if scene.is_in_job else [_trial(scene)])]
 
 
 def _graceless(partitions: Partitions, settings: Mapping[str, str], *, but: Sequence[str | None]) -> list[str]:
@@ -152,14 +152,14 @@ def _grace_s(name: str, partitions: Partitions, settings: Mapping[str, str]) -> 
     return None
 
 
-def _account(scene: Scene, settings: Mapping[str, str]) -> list[Finding]:
+def _account(scene: Scene) -> list[Finding]:
     """Account and QOS, as far as Slurm keeps any."""
     found = []
     for name in ("account", "qos"):
         value = scene.asked.get(name)
         if value is None:
             continue
-        there = queries.own_accounts(scene.env.get("USER", "")) if name == "account" else set(queries.qualities())
+        there = _accounts(scene) if name == "account" else set(queries.qualities())
         if not there:
             found.append(ok(name, f"{value}; Slurm has no list of them here"))
         elif value in there:
@@ -167,6 +167,10 @@ def _account(scene: Scene, settings: Mapping[str, str]) -> list[Finding]:
         else:
             found.append(missing(name, f"{value} is none of yours; there are {', '.join(sorted(there)[:20])}"))
     return found
+
+
+def _accounts(scene: Scene) -> set[str]:
+    return {each.account for each in queries.associations(scene.env.get("USER", "")) or ()}
 
 
 def _trial(scene: Scene) -> Finding:

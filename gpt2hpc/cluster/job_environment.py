@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gpt2hpc.cluster import script
+from gpt2hpc.cluster.dist_env import MIN_ALLREDUCE
 from gpt2hpc.cluster.site_profile import Site
-
-MIN_ALLREDUCE = "GPT2HPC_MIN_ALLREDUCE_GB_S"
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 

@@ -183,12 +183,6 @@ def qualities(name: str | None = None) -> dict[str, dict[str, str]]:
     return {row["Name"]: row for row in rows if len(row) == len(columns)}
 
 
-def own_accounts(user: str) -> set[str]:
-    """The accounts that a user may charge; empty where Slurm keeps none."""
-    said = ask("sacctmgr", "-n", "-P", "show", "assoc", f"user={user}", "format=Account") or ""
-    return {line.strip() for line in said.splitlines() if line.strip()}
-
-
 def refusal(options: Mapping[str, Any]) -> str | None:
     """Slurm's words where it would not take a batch job with these options of sbatch; None where it would. Submits nothing."""
     flags = [f"--{name}" if value is True else f"--{name}={value}" for name, value in options.items()]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import os
 import re
 import shutil
 import socket
@@ -67,7 +66,7 @@ def gather(env: Mapping[str, str]) -> Facts | None:
         associations=queries.associations(user),
         default_account=queries.default_account(user),
         programs=[program for program in RUNTIMES if shutil.which(program)],
-        pyxis="--container-image" in (queries.ask("srun", "--help") or ""),
+        pyxis=queries.has_option("srun", "--container-image"),
         modules=_modules(),
         interfaces=interfaces,
         suffix=_suffix(node) if node and any(name.startswith(("ib", "hsn")) for name in interfaces) else None,
@@ -116,12 +115,3 @@ def _suffix(node: str) -> str | None:
             continue
         return suffix
     return None
-
-
-def is_installed() -> bool:
-    """Whether Slurm's programs are here, even if no controller answers them."""
-    return shutil.which("sinfo") is not None
-
-
-def machine() -> str:
-    return os.uname().nodename

@@ -16,6 +16,8 @@ from gpt2hpc.run_dir import RunDir
 
 RESUME = "gpt2hpc resume RUN"
 AGAIN = "the command that submitted it, again"
+WAITS, WORKS = ("pending", "held"), ("starting", "running", "ending", "suspended")
+"""Words of states: its job is in the queue, or has nodes."""
 
 
 @dataclass(frozen=True)
