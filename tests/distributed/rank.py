@@ -31,6 +31,7 @@ from gpt2hpc.data.shards import Tokens
 from gpt2hpc.training import bandwidth, preflight, rank_facts, saver, state, validation
 from gpt2hpc.training.checkpoint import Checkpoint
 from gpt2hpc.training.evaluations import Evaluations
+from gpt2hpc.training.learner import Learner
 from gpt2hpc.training.precision import Precision
 from gpt2hpc.training.trainer import Trainer
 
@@ -87,7 +88,7 @@ def _add_faults(arguments: argparse.Namespace) -> None:
             hang_here()
         if here[0] == arguments.nan:
             with torch.no_grad():
-                self.model.ln_f.weight.fill_(torch.nan)
+                self.learner.model.ln_f.weight.fill_(torch.nan)
         return genuine(self, stream)
 
     Trainer.optimizer_step = optimizer_step  # type: ignore[method-assign]
@@ -182,7 +183,7 @@ def hang_here() -> None:
 def _take_out(safeguard: str | None) -> None:
     """The negative controls: without the safeguard, a resumed run must differ."""
     if safeguard == "warm-up":
-        Trainer.warm_up = lambda self: None  # type: ignore[method-assign]
+        Learner.warm_up = lambda self: None  # type: ignore[method-assign]
     elif safeguard == "scaler":
         state.load_scaler = lambda scaler, facts: None
     elif safeguard == "rng":
