@@ -18,7 +18,8 @@ import jsonargparse
 import yaml
 
 from gpt2hpc import durable
-from gpt2hpc.config import Config, check
+from gpt2hpc.config import Config
+from gpt2hpc.config_rules import check
 from gpt2hpc.errors import ConfigError, UsageError
 from gpt2hpc.run_dir import RunDir
 

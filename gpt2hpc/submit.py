@@ -25,7 +25,8 @@ from gpt2hpc.cluster.batch import BatchJob
 from gpt2hpc.cluster.choices import Choices
 from gpt2hpc.cluster.ledger import Ledger
 from gpt2hpc.cluster.supervisor import supervise
-from gpt2hpc.config import Config, grad_accum_steps, warnings
+from gpt2hpc.config import Config
+from gpt2hpc.config_rules import grad_accum_steps, warnings
 from gpt2hpc.data import hub
 from gpt2hpc.errors import DataError, RunDirError, UsageError
 from gpt2hpc.run_dir import RunDir

@@ -19,7 +19,8 @@ from gpt2hpc.cluster.dist_env import DistEnv, new_local_job
 from gpt2hpc.cluster.launch import LocalJob, SignalRelay, count_gpus, run_attempt
 from gpt2hpc.cluster.ledger import Cause, Ledger
 from gpt2hpc.cluster.signals import SignalFlag
-from gpt2hpc.config import Config, warnings
+from gpt2hpc.config import Config
+from gpt2hpc.config_rules import warnings
 from gpt2hpc.errors import EXIT_CODES, INTERNAL_ERROR, DivergedError, StoppedError, UsageError
 from gpt2hpc.run_dir import RunDir
 from gpt2hpc.training import writers

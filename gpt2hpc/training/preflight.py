@@ -106,8 +106,9 @@ class Preflight:
     def _check_space(self) -> None:
         """Before minutes are spent on loading; what a killed save has left is cleared away only then, and the space looked at again."""
         if not any(self.run.checkpoints.glob("*.tmp")):
-            size = 12 * self.config.model.parameters
-            checkpoint.check_space(self.run.checkpoints, bytes_each=size, config=self.config.checkpoint)
+            checkpoint.check_space(
+                self.run.checkpoints, bytes_each=self.config.model.state_bytes, config=self.config.checkpoint
+            )
 
     def _submitter(self, attempt: Attempt) -> Iterator[Fault]:
         """A run that has begun goes on with a newer gpt2hpc, as with any restart."""

@@ -12,7 +12,18 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "gpt2hpc"
 LAYERS = (
-    {"__init__", "errors", "durable", "run_dir", "config", "config_io", "config_origins", "cli", "finding"},
+    {
+        "__init__",
+        "errors",
+        "durable",
+        "run_dir",
+        "config",
+        "config_rules",
+        "config_io",
+        "config_origins",
+        "cli",
+        "finding",
+    },
     {"cluster", "data", "model"},
     {"training", "evaluation"},
     {"starting", "jobs", "reporting", "checks", "planning"},
