@@ -20,7 +20,7 @@ from typing import Literal
 import jsonargparse
 
 from gpt2hpc import cli, config_io, config_origins, dry_run, jobs, starting
-from gpt2hpc.cluster import batch, choices, job_environment, queries, site_warnings, slurm
+from gpt2hpc.cluster import batch, choices, inventory, job_environment, site_warnings, slurm
 from gpt2hpc.cluster.batch import BatchJob
 from gpt2hpc.cluster.choices import Choices
 from gpt2hpc.cluster.ledger import Ledger
@@ -284,7 +284,7 @@ def batch_job(run: RunDir, config: Config, options: jsonargparse.Namespace) -> t
     if config.train.device == "cpu" and options.gpus_per_node is None:
         gpus = 0
         chosen.note("gpus-per-node", gpus, "train.device=cpu")
-    elif gpus is None and (gpus := queries.gpus_of(chosen.of("partition"))) is not None:
+    elif gpus is None and (gpus := inventory.gpus_of(chosen.of("partition"))) is not None:
         chosen.note("gpus-per-node", gpus, "what sinfo tells")
     ranks = chosen.of("nproc", gpus or 1)
     if gpus and ranks > gpus:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from gpt2hpc.checks.scene import Scene
 from gpt2hpc.checks.slurm import seconds
-from gpt2hpc.cluster import queries, slurm
+from gpt2hpc.cluster import inventory, slurm
 from gpt2hpc.errors import UsageError
 from gpt2hpc.finding import Finding, missing, ok, warn
 
@@ -17,10 +17,10 @@ Partitions = Mapping[str, Mapping[str, str]]
 
 def look(scene: Scene) -> list[Finding]:
     """Empty where Slurm does not answer, which is said elsewhere."""
-    partitions = queries.partition_settings()
+    partitions = inventory.partition_settings()
     if not partitions:
         return []
-    settings = queries.settings()
+    settings = inventory.settings()
     wanted = scene.asked.get("partition")
     names = str(wanted).split(",") if wanted else [_here(scene, partitions)]
     found = []
@@ -81,7 +81,7 @@ def _limit(name: str, facts: Mapping[str, str], scene: Scene) -> Finding:
 def _nodes(name: str, scene: Scene) -> list[Finding]:
     """GPUs and features of its nodes against those asked for: Slurm's own refusal would not say which."""
     found = []
-    kinds = [each for each in queries.partitions() or [] if each.name == name]
+    kinds = [each for each in inventory.partitions() or [] if each.name == name]
     most, wanted = max((each.gpus for each in kinds), default=0), scene.gpus_per_node
     if wanted and wanted > most:
         found.append(
@@ -129,7 +129,7 @@ def _cost(what: str, mode: str, grace_s: int, settings: Mapping[str, str], scene
 def _by_qos(scene: Scene, settings: Mapping[str, str]) -> Finding:
     """Where the quality of service decides."""
     named = scene.asked.get("qos") or scene.env.get("SLURM_JOB_QOS")
-    facts = queries.qualities().get(str(named or "normal"))
+    facts = inventory.qualities().get(str(named or "normal"))
     if facts is None:
         text = f"by QOS, and Slurm does not tell what {named or 'the default one'} allows; ask with `sacctmgr show qos`"
         return warn("preemption", text)
@@ -159,7 +159,7 @@ def _account(scene: Scene) -> list[Finding]:
         value = scene.asked.get(name)
         if value is None:
             continue
-        there = _accounts(scene) if name == "account" else set(queries.qualities())
+        there = _accounts(scene) if name == "account" else set(inventory.qualities())
         if not there:
             found.append(ok(name, f"{value}; Slurm has no list of them here"))
         elif value in there:
@@ -170,14 +170,14 @@ def _account(scene: Scene) -> list[Finding]:
 
 
 def _accounts(scene: Scene) -> set[str]:
-    return {each.account for each in queries.associations(scene.env.get("USER", "")) or ()}
+    return {each.account for each in inventory.associations(scene.env.get("USER", "")) or ()}
 
 
 def _trial(scene: Scene) -> Finding:
     """Slurm's own word: `sbatch --test-only` with all that would be asked for, which submits nothing."""
     options = {"nodes": scene.nodes, **{name: value for name, value in scene.asked.items() if value is not None}}
     words = " ".join(f"--{name}={value}" for name, value in options.items())
-    refusal = queries.refusal(options)
+    refusal = inventory.refusal(options)
     if refusal is None:
         return ok("sbatch", f"would take a job with {words}")
     if re.search(r"not available now|try again|[Tt]ime.?out|[Ss]ocket", refusal):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gpt2hpc.checks.scene import Scene
-from gpt2hpc.cluster import queries
+from gpt2hpc.cluster import inventory
 from gpt2hpc.finding import Finding, missing, ok, warn
 
 Settings = Mapping[str, str]
@@ -39,10 +39,10 @@ def answered(scene: Scene) -> tuple[Settings, list[Finding]]:
     conf = scene.env.get("SLURM_CONF")
     if conf and not Path(conf).is_file():  # Slurm's programs would wait a minute for it
         return {}, [missing("slurm", f"SLURM_CONF={conf} is not a file; unset it, or name the cluster's slurm.conf")]
-    if reason := queries.silence():
+    settings, reason = inventory.settings_or_silence()
+    if reason is not None:
         text = f"it is installed, but does not answer: {reason}; is this a login node, the controller up? --cluster local does without"
         return {}, [missing("slurm", text)]
-    settings = queries.settings()
     return settings, [ok("slurm", f"{settings.get('SLURM_VERSION', '?')}, cluster {settings.get('ClusterName', '?')}")]
 
 

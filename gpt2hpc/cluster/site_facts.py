@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt2hpc.cluster import queries
-from gpt2hpc.cluster.queries import Association, Partition
+from gpt2hpc.cluster import inventory, queries
+from gpt2hpc.cluster.inventory import Association, Partition
 
 RUNTIMES = ("apptainer", "singularity")
 DISKS = ("SCRATCH", "WORK", "PROJECT")
@@ -53,18 +53,18 @@ class Facts:
 
 def gather(env: Mapping[str, str]) -> Facts | None:
     """All of it; None where no Slurm answers."""
-    found = queries.partitions()
-    settings = queries.settings()
+    found = inventory.partitions()
+    settings = inventory.settings()
     if not found or not settings:
         return None
     user = getpass.getuser()
     interfaces = _interfaces()
-    node = queries.first_node()
+    node = inventory.first_node()
     return Facts(
         settings=settings,
         partitions=found,
-        associations=queries.associations(user),
-        default_account=queries.default_account(user),
+        associations=inventory.associations(user),
+        default_account=inventory.default_account(user),
         programs=[program for program in RUNTIMES if shutil.which(program)],
         pyxis=queries.has_option("srun", "--container-image"),
         modules=_modules(),
