@@ -30,7 +30,7 @@ def run(tmp_path: Path) -> RunDir:
 
 def claim(run: RunDir, *, restart: int, job: str = "7") -> None:
     begun = dataclasses.replace(attempt(restart, job=job, cause=None), number=len(Ledger(run).attempts()) + 1)
-    durable.publish_json(run.attempts / f"{begun.number:04d}.json", dataclasses.asdict(begun))
+    durable.publish_json(run.attempt(begun.number), dataclasses.asdict(begun))
 
 
 def asked(run: RunDir, state: str, *, restarts: int = 0) -> Action:
