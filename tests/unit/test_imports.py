@@ -34,6 +34,7 @@ LAYERS = (
         "stage",
         "init",
         "submit",
+        "train_job",
         "dry_run",
         "prepare_array",
         "prepare_options",
