@@ -14,7 +14,7 @@ from pathlib import Path
 
 import jsonargparse
 
-from gpt2hpc import cli, config_io, jobs, starting
+from gpt2hpc import cli, config_io, jobs, opening, starting
 from gpt2hpc.cluster.dist_env import DistEnv, new_local_job
 from gpt2hpc.cluster.launch import LocalJob, SignalRelay, count_gpus, run_attempt
 from gpt2hpc.cluster.ledger import Cause, Ledger
@@ -90,11 +90,11 @@ def local_job(
     starting.check_repo(config)
     for line in warnings(config):
         cli.warn(line)
-    if jobs.is_finished(run, config):
+    if opening.is_finished(run, config):
         return None
     Ledger(run).refuse_if_taken(local.job, 0)
     run.create()
-    jobs.settle(run, config)
+    opening.settle(run, config)
     return local
 
 

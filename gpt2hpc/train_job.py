@@ -10,7 +10,7 @@ from typing import Literal
 
 import jsonargparse
 
-from gpt2hpc import cli, config_origins, dry_run, jobs, starting
+from gpt2hpc import cli, config_origins, dry_run, jobs, opening, starting
 from gpt2hpc.cluster import batch, choices, inventory, job_environment, site_warnings, slurm
 from gpt2hpc.cluster.batch import BatchJob
 from gpt2hpc.cluster.choices import Choices
@@ -101,7 +101,7 @@ def submit(job: BatchJob, config: Config, *, quiet: bool) -> str | None:
     starting.check_repo(config)
     for line in warnings(config):
         cli.warn(line)
-    if jobs.is_finished(job.run, config):
+    if opening.is_finished(job.run, config):
         return None
     refuse_if_queued(job.run)
     Ledger(job.run).refuse_if_taken("", 0)
@@ -112,7 +112,7 @@ def submit(job: BatchJob, config: Config, *, quiet: bool) -> str | None:
         )
     with batch.as_before_if_refused(job.run):
         job.run.create()
-        jobs.settle(job.run, config)
+        opening.settle(job.run, config)
         number = job.submit(jobs.Rank(str(job.run.path), quiet=quiet))
     job.run.stop.unlink(missing_ok=True)  # an old wish
     ranks = f"{cli.plural(job.nodes, 'node')} × {cli.plural(job.ranks_per_node, 'rank')}"

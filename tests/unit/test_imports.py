@@ -26,7 +26,7 @@ LAYERS = (
     },
     {"cluster", "data", "model"},
     {"training", "evaluation"},
-    {"starting", "jobs", "reporting", "checks", "planning"},
+    {"starting", "opening", "jobs", "reporting", "checks", "planning"},
     {
         "prepare",
         "verify",
