@@ -20,6 +20,7 @@ LAYERS = (
         "config",
         "config_rules",
         "config_io",
+        "config_errors",
         "config_origins",
         "cli",
         "finding",
