@@ -188,7 +188,7 @@ class _Watch:
         if status.state in WAITS and said != self.said:
             cli.aside(f"gpt2hpc: {said}")
         self.said = said
-        again = decision is not None and decision.action in ("requeue", "resubmit")
+        again = decision is not None and decision.goes_on
         unseen = decision is not None and (decision.job.startswith(LOCAL) or self._answers.queue is None)
         lost = again and decision is not None and decision.action == "resubmit" and self._has_no_successor(decision)
         if status.state in (*WAITS, *WORKS) or (again and unseen and not lost):

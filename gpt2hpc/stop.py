@@ -96,9 +96,7 @@ def _wait(run: RunDir) -> None:
         ask_to_stop(run)
         return
     decision = Ledger(run).decision()
-    if (
-        status.state in GOES_ON and decision is not None and decision.action in ("requeue", "resubmit")
-    ):  # no Slurm is seen
+    if status.state in GOES_ON and decision is not None and decision.goes_on:  # no Slurm is seen
         cli.say(f"{run.path}: {decision.reason}; its job goes on by itself, and its next start saves and ends")
         return
     saved = f"step {newest.saved_step} is saved" if newest and newest.saved_step else "nothing was saved"

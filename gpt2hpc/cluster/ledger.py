@@ -100,6 +100,11 @@ class Decision:
     action: str
     reason: str
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether the run starts again by itself, as the same job or as another."""
+        return self.action in ("requeue", "resubmit")
+
 
 class Fenced(RunDirError):
     """A newer attempt took over; this one must not write."""
