@@ -7,7 +7,6 @@ import re
 from collections.abc import Mapping, Sequence
 
 from gpt2hpc.checks.scene import Scene
-from gpt2hpc.checks.slurm import seconds
 from gpt2hpc.cluster import inventory, slurm
 from gpt2hpc.errors import UsageError
 from gpt2hpc.finding import Finding, missing, ok, warn
@@ -61,7 +60,7 @@ def _partition(name: str, partitions: Partitions) -> Finding:
 def _limit(name: str, facts: Mapping[str, str], scene: Scene) -> Finding:
     """The time limit of each attempt."""
     longest, given = facts.get("MaxTime", "UNLIMITED"), scene.asked.get("time")
-    longest_s = seconds(longest)
+    longest_s = slurm.seconds(longest)
     if given is None:
         default = facts.get("DefaultTime", "NONE")
         limit = longest if default == "NONE" else default
@@ -116,7 +115,7 @@ def _cost(what: str, mode: str, grace_s: int, settings: Mapping[str, str], scene
     every = scene.config.checkpoint.every_minutes
     mend = f"steps since the last save are lost (checkpoint.every_minutes={every:g}): save more often, as --checkpoint.every_minutes 5"
     if grace_s == 0:
-        wait_s = seconds(settings.get("KillWait", "")) or 0
+        wait_s = slurm.seconds(settings.get("KillWait", "")) or 0
         text = f"{what}: GraceTime=0 leaves KillWait={wait_s} s at most, and {scene.save_words}; else the {mend}"
         return warn("preemption", text)
     if grace_s < 1.5 * scene.save_s:
@@ -137,7 +136,9 @@ def _by_qos(scene: Scene, settings: Mapping[str, str]) -> Finding:
     mode = settings.get("PreemptMode", "") if mode in ("", "CLUSTER") else mode
     if mode == "OFF":
         return ok("preemption", f"none under QOS {facts['Name']}")
-    return _cost(f"QOS {facts['Name']} (PreemptMode={mode})", mode, seconds(facts["GraceTime"]) or 0, settings, scene)
+    return _cost(
+        f"QOS {facts['Name']} (PreemptMode={mode})", mode, slurm.seconds(facts["GraceTime"]) or 0, settings, scene
+    )
 
 
 def _grace_s(name: str, partitions: Partitions, settings: Mapping[str, str]) -> int | None:
@@ -148,7 +149,7 @@ def _grace_s(name: str, partitions: Partitions, settings: Mapping[str, str]) -> 
     nodes, tier = set(slurm.expand_nodes(own.get("Nodes", ""))), int(own.get("PriorityTier", 0))
     for each in partitions.values():
         if int(each.get("PriorityTier", 0)) > tier and nodes & set(slurm.expand_nodes(each.get("Nodes", ""))):
-            return seconds(own.get("GraceTime", "0"))
+            return slurm.seconds(own.get("GraceTime", "0"))
     return None
 
 

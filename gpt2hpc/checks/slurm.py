@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from gpt2hpc.checks.scene import Scene
-from gpt2hpc.cluster import inventory
+from gpt2hpc.cluster import inventory, slurm
 from gpt2hpc.finding import Finding, missing, ok, warn
 
 Settings = Mapping[str, str]
@@ -46,19 +45,8 @@ def answered(scene: Scene) -> tuple[Settings, list[Finding]]:
     return settings, [ok("slurm", f"{settings.get('SLURM_VERSION', '?')}, cluster {settings.get('ClusterName', '?')}")]
 
 
-def seconds(text: str) -> int | None:
-    """`30`, `30 sec` or `00:00:30` as Slurm prints it; None for INFINITE, UNLIMITED and what is no time."""
-    if match := re.fullmatch(r"(\d+)(?: sec)?", text):
-        return int(match[1])
-    match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", text)
-    if match is None:
-        return None
-    days, hours, minutes, rest = (int(part or 0) for part in match.groups())
-    return ((days * 24 + hours) * 60 + minutes) * 60 + rest
-
-
 def _kill_wait(settings: Settings, scene: Scene) -> Finding:
-    wait_s = seconds(settings.get("KillWait", ""))
+    wait_s = slurm.seconds(settings.get("KillWait", ""))
     if wait_s is None:
         return warn(
             "KillWait", "not known: the seconds from SIGTERM to SIGKILL, in which a cancelled job may still save"

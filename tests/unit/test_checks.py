@@ -69,14 +69,6 @@ def states(findings: list[Finding]) -> list[tuple[str, str]]:
 # Slurm ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [("30", 30), ("30 sec", 30), ("00:01:30", 90), ("2-01:00:00", 176_400), ("UNLIMITED", None), ("", None)],
-)
-def test_times_as_slurm_prints_them(text: str, expected: int | None) -> None:
-    assert slurm.seconds(text) == expected
-
-
 def test_what_a_preemption_costs() -> None:
     def cost(name: str, **scene: object) -> Finding:
         return asked.preemption(name, PARTITIONS, SETTINGS, Scene({}, **scene))  # type: ignore[arg-type]

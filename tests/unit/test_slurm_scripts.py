@@ -14,7 +14,7 @@ import pytest
 from gpt2hpc import __version__
 from gpt2hpc.cluster import batch, script, site_profile
 from gpt2hpc.cluster.dist_env import DistEnv
-from gpt2hpc.cluster.slurm import minutes
+from gpt2hpc.cluster.slurm import minutes, seconds
 from gpt2hpc.errors import EXIT_CODES, ConfigError, UsageError
 from tests.tiny import gpt2hpc
 
@@ -269,6 +269,22 @@ def test_times_are_read_as_sbatch_reads_them(text: str, expected: int) -> None:
 def test_times_that_are_none(text: str) -> None:
     with pytest.raises(UsageError, match="--time="):
         minutes(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("30", 30),
+        ("30 sec", 30),
+        ("00:01:30", 90),
+        ("1:30", 90),
+        ("2-01:00:00", 176_400),
+        ("UNLIMITED", None),
+        ("", None),
+    ],
+)
+def test_times_as_slurm_prints_them(text: str, expected: int | None) -> None:
+    assert seconds(text) == expected
 
 
 @pytest.mark.parametrize(
