@@ -15,7 +15,7 @@ from gpt2hpc.reporting import run_status, runs
 from gpt2hpc.reporting.run_state import WAITS, WORKS
 from gpt2hpc.run_dir import RunDir
 
-POLL_S, ASK_SLURM_S, TELL_S = 0.5, 30.0, 10.0
+POLL_S, TELL_S = 0.5, 10.0
 GOES_ON = (Cause.PREEMPTED, Cause.TIME_LIMIT)
 """Ends after which a job starts again, unless it has seen the wish to stop when that is decided."""
 
@@ -79,12 +79,11 @@ def _leave_the_queue(run: RunDir) -> list[str]:
 
 def _wait(run: RunDir) -> None:
     """Until its attempt has ended, with a line now and then."""
-    began = told = asked = time.monotonic()
-    answers = run_status.ask([run])
+    began = told = time.monotonic()
+    inquiry = run_status.Inquiry()
     while True:
-        if time.monotonic() - asked >= ASK_SLURM_S:
-            asked, answers = time.monotonic(), run_status.ask([run])
-        newest, status = Ledger(run).newest(), run_status.read_status(run, answers)
+        inquiry.renew([run])
+        newest, status = Ledger(run).newest(), run_status.read_status(run, inquiry.answers)
         is_over = status.state == "ending" and newest is not None and newest.cause not in (None, *GOES_ON)
         if is_over or status.state not in WORKS:
             break

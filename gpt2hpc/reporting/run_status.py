@@ -25,6 +25,8 @@ from gpt2hpc.training import checkpoint, uploads
 from gpt2hpc.training.uploads import Lag
 
 WITHOUT_A_WORD = "ended without a word"
+ASK_SLURM_S = 30.0
+"""Seconds between two questions to Slurm, whose controller serves a whole cluster."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,21 @@ def ask(runs: Iterable[RunDir]) -> Answers:
         if job is not None and job.state == "FAILED" and job.number not in accounts and not said:
             accounts |= queries.as_accounted(job.number)
     return Answers(queue, accounts, asked)
+
+
+class Inquiry:
+    """Slurm's answers for whoever looks again and again; it is not asked as often as that."""
+
+    def __init__(self) -> None:
+        self.answers = Answers()
+        self._asked = -math.inf
+
+    def renew(self, runs: Iterable[RunDir]) -> bool:
+        """Ask about these runs if it is time to; whether it was."""
+        if time.monotonic() - self._asked < ASK_SLURM_S:
+            return False
+        self.answers, self._asked = ask(runs), time.monotonic()
+        return True
 
 
 def read_status(run: RunDir, answers: Answers | None = None) -> RunStatus:
