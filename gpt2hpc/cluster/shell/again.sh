@@ -28,7 +28,7 @@ keep_again() (
         "constraint=$(word Features <<<"$shown")" "nodelist=$(word ReqNodeList <<<"$shown")" "exclude=$(word ExcNodeList <<<"$shown")" \
         "ntasks-per-node=${SLURM_NTASKS_PER_NODE:-}" "cpus-per-task=${SLURM_CPUS_PER_TASK:-}" \
         "gpus-per-node=${SLURM_GPUS_PER_NODE:-}" "mem=${SLURM_MEM_PER_NODE:-}" "mem-per-cpu=${SLURM_MEM_PER_CPU:-}" \
-        "reservation=${SLURM_JOB_RESERVATION:-}" "output=${log:+${log%/*}/$name}"; do
+        "mem-per-gpu=${SLURM_MEM_PER_GPU:-}" "reservation=${SLURM_JOB_RESERVATION:-}" "output=${log:+${log%/*}/$name}"; do
         case $option in *= | mem*=0) ;; *) options+=("--$option") ;; esac
     done
     {
