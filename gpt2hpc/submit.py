@@ -33,7 +33,7 @@ from gpt2hpc.train import RUN_DIR_HELP, describe, local_job
 
 JOBS = {"prepare": "gpt2hpc.prepare_array", "pipeline": "gpt2hpc.pipeline"}
 """Beside `train`, which is what is meant where none is named."""
-ForSlurm = ("partition", "account", "qos", "constraint", "exclude", "cpus_per_task", "mem", "container")
+ForSlurm = ("partition", "account", "qos", "constraint", "exclude", "cpus_per_task", "mem", "container", "runtime")
 SLURM_OPTIONS = (*ForSlurm, "nodes", "gpus_per_node", "nproc", "time", "job_name", "site")
 
 
