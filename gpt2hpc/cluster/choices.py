@@ -59,7 +59,11 @@ class Choices:
         """The container image to run in, if any; how Python is run is noted with it."""
         image = self.site.image_to_use(option, binds=binds)
         if image is None:
-            self.note("container", "none", "flag" if option else self.of_site("runtime") if self.site.runtime == "none" else "default")
+            self.note(
+                "container",
+                "none",
+                "flag" if option else self.of_site("runtime") if self.site.runtime == "none" else "default",
+            )
             python = self.site.python
             self.note("python", python or sys.executable, "site" if python else "default: the one that runs submit")
             return None

@@ -254,7 +254,7 @@ def test_docker_is_run_by_each_rank(tmp_path: Path) -> None:
     pairs = list(zip(made["run"], made["run"][1:], strict=False))
     mounted = [value for name, value in pairs if name == "--volume"]
     here = str(tmp_path)
-    paths = ("/tmp", here, here, f"{here}/run", f"{here}/run", "/lustre")  # noqa: S108
+    paths = ("/tmp", here, here, f"{here}/run", f"{here}/run", "/lustre")
     assert mounted == [*(f"{path}:{path}" for path in paths), "/a:/b"]
     assert ("--user", f"{os.getuid()}:{os.getgid()}") in pairs
     assert ("--gpus", "all") in pairs
@@ -263,7 +263,9 @@ def test_docker_is_run_by_each_rank(tmp_path: Path) -> None:
     shown.write_text('#!/bin/sh\n[ "$1" = ps ] || printf "%s\\n" "$@"\n')
     shown.chmod(0o755)
     secret = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "HF_TOKEN": "hf_planted", "SLURM_JOB_ID": "7"}
-    said = subprocess.run([*made["run"], "-V"], env={**os.environ, **secret}, capture_output=True, text=True, check=True)
+    said = subprocess.run(
+        [*made["run"], "-V"], env={**os.environ, **secret}, capture_output=True, text=True, check=True
+    )
     words = said.stdout.splitlines()
     assert words[-2:] == ["kit:1", "-V"]
     assert "HF_TOKEN" in words
