@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 from gpt2hpc import __version__
 from gpt2hpc.checks.programs import ask
 from gpt2hpc.checks.scene import Scene
-from gpt2hpc.cluster import queries
+from gpt2hpc.cluster import image_version, queries
 from gpt2hpc.finding import Finding, missing, ok, warn
 
-VERSION_LABEL = "org.opencontainers.image.version"
 SYS = Path("/proc/sys")
 PYXIS = "--container-image"
 """Its option of srun, by which it is known."""
@@ -111,7 +109,7 @@ def _namespaces() -> Finding:
     return missing(name, f"may not be made here ({answer.words}); ask for them, or for a setuid Apptainer")
 
 
-def _image(image: str, runtime: str | None, *, how: str = "apptainer build gpt2hpc.sif apptainer.def") -> list[Finding]:
+def _image(image: str, runtime: str | None, *, how: str = "gpt2hpc image build") -> list[Finding]:
     path = Path(image)
     if not path.exists():
         return [
@@ -127,24 +125,12 @@ def _image(image: str, runtime: str | None, *, how: str = "apptainer build gpt2h
             missing("image", f"{image} has a comma or a colon, which a container's --bind cannot; choose another path")
         ]
     size = "a directory" if path.is_dir() else f"{path.stat().st_size / 1e9:,.2f} GB"
-    labelled = _version(runtime, image) if runtime else None
+    labelled = image_version.version_in(image, runtime) if runtime else None
     if labelled is None:
         return [ok("image", f"{image}, {size}")]
     if labelled != __version__:
-        text = f"{image} is of gpt2hpc {labelled}, and here it is {__version__}: build it again, or install that version here"
-        return [missing("image", text)]
+        return [missing("image", image_version.mismatch(image, labelled))]
     return [ok("image", f"{image}, {size}, gpt2hpc {labelled} as here")]
-
-
-def _version(runtime: str, image: str) -> str | None:
-    """By its labels, for which nothing has to run."""
-    answer = ask((runtime, "inspect", "--labels", image))
-    return version_of(answer.out.splitlines()) if answer and answer.code == 0 else None
-
-
-def version_of(labels: Sequence[str]) -> str | None:
-    """Of gpt2hpc, in the lines `NAME: VALUE` of `apptainer inspect`."""
-    return next((line.partition(": ")[2].strip() for line in labels if line.startswith(f"{VERSION_LABEL}: ")), None)
 
 
 def _binds(scene: Scene) -> list[Finding]:

@@ -245,12 +245,6 @@ def test_packages_that_leak_in() -> None:
     assert python._leaks(Scene({"CONDA_PREFIX": sys.prefix})) == python._leaks(Scene({}))
 
 
-def test_the_version_in_an_images_labels() -> None:
-    labels = ["org.label-schema.usage: no", "org.opencontainers.image.version: 0.1.0", "gpt2hpc.torch: 2.13.0"]
-    assert container.version_of(labels) == "0.1.0"
-    assert container.version_of([]) is None
-
-
 def test_an_image_that_is_not_there() -> None:
     found = container.look(Scene({}, image="/nowhere.sif"))
     assert ("image", "MISSING") in states(found)

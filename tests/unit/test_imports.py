@@ -16,6 +16,7 @@ LAYERS = (
     {"cluster", "data", "model"},
     {"training", "evaluation"},
     {"starting", "jobs", "reporting", "checks", "planning"},
+    {"trials"},
     {
         "prepare",
         "verify",
@@ -37,6 +38,7 @@ LAYERS = (
         "plot",
         "report",
         "doctor",
+        "selftest",
         "evaluate",
         "sample",
         "export",
@@ -109,6 +111,7 @@ def test_no_torch(package: str) -> None:
         ["resume", "--help"],
         ["sync", "--help"],
         ["doctor", "--help"],
+        ["selftest", "--help"],
         ["evaluate", "--help"],
         ["plot", "--help"],
         ["report", "--help"],
