@@ -98,6 +98,8 @@ def _proctrack(settings: Settings, scene: Scene) -> Finding:
         return ok("ProctrackType", f"{effect}; no image is used")
     if scene.uses_pyxis:
         return ok("ProctrackType", f"{effect}; pyxis unpacks the image, so none does")
+    if scene.site.runtime == "docker":
+        return ok("ProctrackType", f"{effect}; docker's daemon serves the image's files, so none does")
     if Path(scene.image).is_dir():
         return ok("ProctrackType", f"{effect}; the image is a directory, so none does")
     return ok(

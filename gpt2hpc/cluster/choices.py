@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gpt2hpc.cluster import site_profile
+from gpt2hpc.cluster import image_version, site_profile
 from gpt2hpc.cluster.site_profile import Site
 
 PASSED_ON = ("account", "qos", "constraint", "exclude", "mem")
@@ -56,7 +56,7 @@ class Choices:
         return "flag" if self._options.get(name) else "site" if name in self.site.given else "default"
 
     def image(self, option: str | None, binds: Sequence[Path]) -> str | None:
-        """The container image to run in, if any; how Python is run is noted with it."""
+        """The container image to run in, if any; how Python is run is noted with it. ConfigError for one of another version."""
         image = self.site.image_to_use(option, binds=binds)
         if image is None:
             self.note(
@@ -67,6 +67,7 @@ class Choices:
             python = self.site.python
             self.note("python", python or sys.executable, "site" if python else "default: the one that runs submit")
             return None
+        image_version.refuse_other_version(image, self.site.runtime)
         self.note("container", image, "flag" if option else "site")
         self.note("runtime", self.site.runtime, self.of_site("runtime"))
         return image
