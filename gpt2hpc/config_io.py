@@ -6,9 +6,7 @@ Later wins: defaults, `--preset`, `--config` files in their order, flags.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
-import typing
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
@@ -17,8 +15,9 @@ from typing import Any
 import jsonargparse
 import yaml
 
-from gpt2hpc import durable
-from gpt2hpc.config import Config, check
+from gpt2hpc import config_errors, durable
+from gpt2hpc.config import Config
+from gpt2hpc.config_rules import check
 from gpt2hpc.errors import ConfigError, UsageError
 from gpt2hpc.run_dir import RunDir
 
@@ -125,7 +124,7 @@ def _parsed(parser: jsonargparse.ArgumentParser, arguments: list[str]) -> jsonar
     try:
         return parser.parse_args(arguments)
     except jsonargparse.ArgumentError as error:
-        raise _explained(str(error), parser) from None
+        raise config_errors.explained(str(error), parser) from None
 
 
 def changes(run: RunDir, config: Config) -> dict[str, tuple[Any, Any]]:
@@ -151,7 +150,7 @@ def load(path: Path) -> Config:
     try:
         return _build(parser, parser.parse_path(str(path)))
     except (jsonargparse.ArgumentError, OSError, TypeError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: {_explained(str(error), parser)}") from None
+        raise ConfigError(f"{path}: {config_errors.explained(str(error), parser)}") from None
 
 
 def dump(config: Config) -> str:
@@ -217,7 +216,9 @@ def ordered(argv: Sequence[str]) -> Iterator[str]:
 def _preset_file(name: str) -> Path:
     known = presets()
     if name not in known:
-        raise UsageError(f"--preset={name} is unknown; {_nearest(name, list(known))}the presets are {', '.join(known)}")
+        raise UsageError(
+            f"--preset={name} is unknown; {config_errors.nearest(name, list(known))}the presets are {', '.join(known)}"
+        )
     return known[name]
 
 
@@ -240,7 +241,7 @@ def _readable(path: str) -> str:
             first, _, rest = str(section).partition(".")
             raise ConfigError(f"--config={path}: write {rest} indented below `{first}:` instead of {section}")
         if section not in _sections():
-            raise _wrong_key(
+            raise config_errors.wrong_key(
                 f"{section}.{next(iter(settings))}" if isinstance(settings, dict) and settings else str(section)
             )
         if not isinstance(settings, dict):
@@ -254,8 +255,8 @@ def _build(parser: jsonargparse.ArgumentParser, namespace: jsonargparse.Namespac
     sections = parser.instantiate(namespace)
     config = Config(**{name: sections[name] for name in _sections()})
     for key, value in flat(dataclasses.asdict(config)):
-        if value is None and "null" not in _kind(key):
-            raise ConfigError(f"{key}=null is not valid; it takes {_kind(key)}")
+        if value is None and "null" not in config_errors.kind(key):
+            raise ConfigError(f"{key}=null is not valid; it takes {config_errors.kind(key)}")
     check(config)
     return config
 
@@ -264,64 +265,5 @@ def _sections() -> list[str]:
     return [field.name for field in dataclasses.fields(Config)]
 
 
-def _known_keys() -> list[str]:
-    return [key for key, _ in flat(dataclasses.asdict(Config()))]
-
-
-def _explained(message: str, parser: jsonargparse.ArgumentParser) -> ConfigError | UsageError:
-    """The parser's words as one line of ours, with the nearest right name."""
-    if match := re.search(r"[Uu]nrecognized arguments: (\S+)", message):
-        word = match[1].partition("=")[0]
-        options = [option for action in parser._actions for option in action.option_strings]
-        return UsageError(f"unknown option {word}; {_nearest(word, options)}see --help")
-    if match := re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message):
-        return _wrong_key(f"{match[1]}.{match[2]}")
-    if match := re.search(r"Option '([\w.]+)' is not accepted", message):
-        return _wrong_key(match[1])
-    if match := re.search(r'Parser key "([\w.]+)"', message):
-        value = re.search(r"(?:Given value|Got value): (.*)\s*$", message)
-        given = value[1] if value else "?"
-        if match[1] in _known_keys():
-            return ConfigError(f"{match[1]}={given} is not valid; it takes {_kind(match[1])}")
-        kinds = {action.dest: action for action in parser._actions}
-        option = f"--{match[1].replace('_', '-')}"
-        return UsageError(f"{option}={given} is not valid; it takes {_option_kind(kinds.get(match[1]))}")
-    return UsageError(" ".join(message.split()))
-
-
-def _kind(key: str) -> str:
-    """What a setting takes, in words."""
-    kind: Any = Config
-    for part in key.split("."):
-        kind = typing.get_type_hints(kind).get(part, str) if dataclasses.is_dataclass(kind) else kind
-    options = typing.get_args(kind)
-    if typing.get_origin(kind) is typing.Literal:
-        return "one of " + ", ".join(options)
-    return " or ".join(_WORDS.get(option, str(option)) for option in options or (kind,))
-
-
-_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
-
-
-def _option_kind(action: Any) -> str:
-    """What an option of a verb takes, in words."""
-    kind = getattr(action, "_typehint", None) or getattr(action, "type", None)
-    if typing.get_origin(kind) is typing.Literal:
-        return "one of " + ", ".join(typing.get_args(kind))
-    return _WORDS.get(kind, "another value; see --help") if isinstance(kind, type) else "another value; see --help"
-
-
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
-
-
-def _wrong_key(key: str) -> ConfigError:
-    return ConfigError(f"unknown setting {key}; {_nearest(key, _known_keys())}--help lists them all")
-
-
-def _nearest(word: str, known: Sequence[str]) -> str:
-    """The right name for a wrong one: `--n_layer` means `--model.n_layer`, and a typo what it is nearest to."""
-    bare = word.lstrip("-").rpartition(".")[2]
-    same = [name for name in known if name.rpartition(".")[2] == bare]
-    near = same[:1] or difflib.get_close_matches(word, known, n=1, cutoff=0.75)
-    return f"did you mean {near[0]}? " if near else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,15 @@ from gpt2hpc.run_dir import RunDir
 DEFAULT, FLAG = "default", "flag"
 
 
-def of(argv: Sequence[str], run: RunDir) -> dict[str, str]:
-    """The origin of each setting by its dotted key, for words that `config_io.parse` has taken; later wins, as it does there."""
+def lines(config: Config, argv: Sequence[str], run: RunDir) -> Iterator[str]:
+    """`section.key = value (origin)`, in the order of the settings, for words that `config_io.parse` has taken."""
+    origins = _origins(argv, run)
+    for key, value in config_io.flat(dataclasses.asdict(config)):
+        yield f"{key} = {_shown(value)} ({origins[key]})"
+
+
+def _origins(argv: Sequence[str], run: RunDir) -> dict[str, str]:
+    """Of each setting, by its dotted key; later wins, as for the settings themselves."""
     known = dict(config_io.flat(dataclasses.asdict(Config())))
     origins = dict.fromkeys(known, DEFAULT)
     if run.config.exists():
@@ -33,12 +40,6 @@ def of(argv: Sequence[str], run: RunDir) -> dict[str, str]:
         elif word.startswith("--") and name in known:
             origins[name] = FLAG
     return origins
-
-
-def lines(config: Config, origins: Mapping[str, str]) -> Iterator[str]:
-    """`section.key = value (origin)`, in the order of the settings."""
-    for key, value in config_io.flat(dataclasses.asdict(config)):
-        yield f"{key} = {_shown(value)} ({origins[key]})"
 
 
 def _keys(path: Path) -> list[str]:

@@ -16,7 +16,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -27,9 +26,9 @@ from gpt2hpc.cluster.signals import SIGNALS
 from gpt2hpc.config import DataConfig, DeviceName, ModelConfig, PrecisionName
 from gpt2hpc.data import catalog, loader, manifest
 from gpt2hpc.errors import EXIT_CODES, INTERNAL_ERROR, DataError, RunDirError, StoppedError, UsageError
-from gpt2hpc.evaluation import examples
-from gpt2hpc.evaluation.baselines import BASELINES
+from gpt2hpc.evaluation import examples, results
 from gpt2hpc.evaluation.examples import Example
+from gpt2hpc.evaluation.results import Result
 from gpt2hpc.model import hf_weights
 from gpt2hpc.run_dir import RunDir
 
@@ -41,22 +40,6 @@ if TYPE_CHECKING:
 
 LINE_EVERY_S = 30.0
 STOPPING = "stopping; Ctrl-C again kills"
-ALL_EXAMPLES = 10_042
-
-
-@dataclass(frozen=True)
-class Result:
-    """What was measured of one model; None of what was not asked for. Losses in nats a token."""
-
-    model: str
-    parameters: int
-    hellaswag_acc: float | None = None
-    hellaswag_acc_norm: float | None = None
-    hellaswag_examples: int | None = None
-    val_loss: float | None = None
-    val_perplexity: float | None = None
-    val_tokens: int | None = None
-    seconds: float = 0.0
 
 
 def new_parser() -> argparse.ArgumentParser:
@@ -79,7 +62,7 @@ def new_parser() -> argparse.ArgumentParser:
         help=f"its JSON Lines or parquet file, what `gpt2hpc stage --hellaswag` made, `none`, or (default) {examples.HUB}",
     )
     parser.add_argument(
-        "--examples", type=int, metavar="N", help=f"the first N of them (default: all {ALL_EXAMPLES:,})"
+        "--examples", type=int, metavar="N", help=f"the first N of them (default: all {results.ALL_EXAMPLES:,})"
     )
     parser.add_argument("--val", metavar="DATA", help="prepared data, whose validation split gives loss and perplexity")
     parser.add_argument("--val-tokens", type=int, metavar="N", help="the first N tokens of it (default: all)")
@@ -150,21 +133,21 @@ def _rank(arguments: argparse.Namespace, env: DistEnv) -> None:
         models = ranks.first_works(lambda: list(_models(arguments)))
         questions = ranks.first_works(lambda: _questions(arguments))
         chosen = precision.choose(arguments.precision, device)
-        results = []
+        found: list[Result] = []
         for source in models:
             if not ranks.from_first(_is_there(source)):
                 if ranks.is_first:
                     cli.warn(f"skipping {source}: it was removed meanwhile, as the run's retention wants it")
                 continue
-            results.append(_evaluated(source, questions, arguments, ranks, chosen))
+            found.append(_evaluated(source, questions, arguments, ranks, chosen))
             if ranks.is_first and arguments.json:
-                cli.say(json.dumps(dataclasses.asdict(results[-1])))
+                cli.say(json.dumps(dataclasses.asdict(found[-1])))
         with ranks.first_decides():
             if ranks.is_first:
                 if not arguments.json:
-                    cli.say("\n".join(table(results)))
+                    cli.say("\n".join(results.table(found)))
                 if arguments.out is not None:
-                    durable.publish_json(arguments.out, [dataclasses.asdict(result) for result in results])
+                    durable.publish_json(arguments.out, [dataclasses.asdict(result) for result in found])
 
 
 def _questions(arguments: argparse.Namespace) -> list[Example]:
@@ -286,29 +269,6 @@ def _progress(name: str, total: int, ranks: Ranks) -> Callable[[int], None]:
 
 def _silent(done: int) -> None:
     """What ranks other than 0 report."""
-
-
-def table(results: Sequence[Result]) -> list[str]:
-    """Lines for people: each model, and the published numbers."""
-    lines = []
-    for result in results:
-        lines.append(f"{result.model}  ({result.parameters / 1e6:,.1f}M parameters, {result.seconds:,.1f} s)")
-        if result.hellaswag_acc_norm is not None and result.hellaswag_acc is not None:
-            lines.append(
-                f"  HellaSwag   acc_norm {result.hellaswag_acc_norm:7.2%}   acc {result.hellaswag_acc:7.2%}   "
-                f"of {result.hellaswag_examples:,} examples"
-            )
-        if result.val_loss is not None:
-            lines.append(
-                f"  validation  loss {result.val_loss:.4f}   perplexity {result.val_perplexity:,.2f}   "
-                f"over {result.val_tokens:,} tokens"
-            )
-    if any(result.hellaswag_examples for result in results):
-        lines += ["", f"Published, of {ALL_EXAMPLES:,} examples:"]
-        for each in BASELINES:
-            acc = "      " if each.acc is None else f"{each.acc:6.2%}"
-            lines.append(f"  {each.model:13} acc_norm {each.acc_norm:6.2%}   acc {acc}   {each.source}")
-    return lines
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -69,13 +70,13 @@ def main(argv: Sequence[str]) -> int:
 def _header(facts: Facts) -> str:
     name, version = facts.settings.get("ClusterName", "?"), facts.settings.get("SLURM_VERSION", "?")
     return (
-        f"Site profile of gpt2hpc for cluster {name} (Slurm {version}), guessed by `gpt2hpc init` on {site_facts.machine()}.\n"
+        f"Site profile of gpt2hpc for cluster {name} (Slurm {version}), guessed by `gpt2hpc init` on {os.uname().nodename}.\n"
         "Look it over: a line `# key: value` is an example that does nothing. What each key means: docs/sites.md."
     )
 
 
 def _no_slurm() -> str:
-    why = "Slurm does not answer (sinfo, scontrol show config)" if site_facts.is_installed() else "sinfo is not on PATH"
+    why = "Slurm does not answer (sinfo, scontrol show config)" if shutil.which("sinfo") else "sinfo is not on PATH"
     examples = ", ".join(site_profile.shipped())
     return (
         f"{why}, so there is no cluster to ask; run it on a login node, or begin with an example: "

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpt2hpc import cli, config_io, durable, starting
+from gpt2hpc import cli, durable, opening, starting
 from gpt2hpc.cluster.dist_env import LOCAL, DistEnv
 from gpt2hpc.cluster.ledger import Attempt, Cause, Ledger, Outcome
 from gpt2hpc.cluster.signals import SignalFlag, Stop
@@ -19,8 +19,8 @@ from gpt2hpc.config import Config
 from gpt2hpc.data import hub, verify
 from gpt2hpc.data.manifest import Manifest
 from gpt2hpc.errors import USER_ERRORS, Gpt2hpcError, MissingError, NodeError, StoppedError, as_users
+from gpt2hpc.opening import Opened
 from gpt2hpc.run_dir import RunDir
-from gpt2hpc.training import writers
 from gpt2hpc.training.dumps import Dumps
 from gpt2hpc.training.watchdog import PREFLIGHT, Watchdog, collective_timeout, limits
 
@@ -32,16 +32,6 @@ SLOW_DISK_BYTES_PER_S = 10e6
 """At which shards may be hashed, before that is taken for hung."""
 UNSEEN_SETTINGS_S = 10.0
 """For which a rank waits for settings that it does not see; longer would delay the verdict on a node that never does."""
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A run that an attempt may work on; None of an attempt means that it is finished already."""
-
-    config: Config
-    manifest: Manifest
-    attempt: Attempt | None
-    run_started: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,7 +65,7 @@ class Train:
                 opened = None
                 with ranks.first_decides():
                     if ranks.is_first:
-                        opened = open_run(run, config, env)
+                        opened = opening.open_run(run, config, env)
                 opened = ranks.from_first(opened)
                 if opened.attempt is not None:
                     _run_attempt(opened, run, ranks, signals)
@@ -153,54 +143,6 @@ def check_shards(run: RunDir, config: Config, manifest: Manifest, ranks: Ranks) 
     if hashed and ranks.is_first:
         seconds = time.monotonic() - began
         cli.note(f"hashed {hashed / 1e6:,.1f} MB of shards in {seconds:.1f} s: as the manifest says")
-
-
-def is_finished(run: RunDir, config: Config) -> bool:
-    """Whether there is nothing left to do, and say so."""
-    ledger = Ledger(run)
-    if not ledger.is_finished(config.train.steps):
-        return False
-    cli.say(f"{run.path} finished at step {ledger.finished_step()} already; raise train.total_steps to go on")
-    return True
-
-
-def settle(run: RunDir, config: Config) -> None:
-    """Make `config` the settings of the run, and say which of them are new."""
-    for key, (old, new) in config_io.changes(run, config).items():
-        cli.note(f"the run goes on with another {key}: {new} instead of {old}")
-    config_io.store(config, run.config)
-
-
-def open_run(run: RunDir, config: Config, env: DistEnv) -> Opened:
-    """Check, claim an attempt, settle the settings: rank 0's part before anything is computed."""
-    writers.check(config.train)
-    config, manifest = starting.check_start(run, config, world_size=env.world_size)
-    starting.check_repo(config)
-    run.create()
-    if is_finished(run, config):
-        return Opened(config, manifest, None)
-    ledger = Ledger(run)
-    attempt = ledger.claim(env)
-    ledger.fence(attempt)
-    settle(run, config)
-    run.finished.unlink(missing_ok=True)
-    if _is_old(run) or (env.job.startswith(LOCAL) and env.restart == 0):
-        run.stop.unlink(missing_ok=True)
-    first = ledger.attempts()[0].started
-    return Opened(
-        config, manifest, attempt, first.replace("-", "").replace(":", "").replace("T", "-").removesuffix("Z")
-    )
-
-
-def _is_old(run: RunDir) -> bool:
-    """Whether a wish to stop was there when the run ended; one that came later counts, and one that met an end to be followed by
-    another start, as a preemption's."""
-    outcome = Ledger(run).outcome()
-    if outcome is not None and outcome.cause in (Cause.PREEMPTED, Cause.TIME_LIMIT):
-        return False
-    with contextlib.suppress(OSError):
-        return run.stop.stat().st_mtime <= run.outcome.stat().st_mtime
-    return False
 
 
 def _run_attempt(opened: Opened, run: RunDir, ranks: Ranks, signals: SignalFlag) -> None:

@@ -18,14 +18,13 @@ from gpt2hpc.cluster.ledger import Decision, Ledger
 from gpt2hpc.errors import DataError, UsageError
 from gpt2hpc.reporting import job_logs, run_status, runs
 from gpt2hpc.reporting.job_logs import JobLog
+from gpt2hpc.reporting.run_state import WAITS, WORKS
 from gpt2hpc.run_dir import RunDir
 
 POLL_S = 1.0
-ASK_SLURM_S = 30.0
 FOLLOWED_LINES = 20
 SETTLE_S = {"over": 3.0, "silent": 30.0}
 """How long nothing more must come until a run in which nothing happens is left alone."""
-WAITS, WORKS = ("pending", "held"), ("starting", "running", "ending", "suspended")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -34,9 +33,7 @@ def main(argv: Sequence[str]) -> int:
         description="What the jobs of a run have printed: all attempts, all ranks, in the order of their jobs.",
     )
     cli.add_examples(parser, "gpt2hpc logs -f runs/mine", "gpt2hpc logs runs/mine --attempt 2 --rank 3 -n 50")
-    parser.add_argument(
-        "run", nargs="?", type=Path, metavar="RUN", help="run directory (default: the only one in runs/)"
-    )
+    runs.add_argument(parser)
     parser.add_argument(
         "-f", "--follow", action="store_true", help="go on, through requeues, until the run is over, or Ctrl-C"
     )
@@ -175,23 +172,21 @@ class _Watch:
 
     def __init__(self, run: RunDir) -> None:
         self._run = run
-        self._asked = -ASK_SLURM_S
-        self._answers = run_status.Answers()
+        self._inquiry = run_status.Inquiry()
         self.said = ""
         self.just_asked = False
 
     def look(self) -> Literal["goes on", "over", "silent"]:
         """`silent` where nothing runs and nobody has said why yet, as between an end and what is decided then."""
-        self.just_asked = time.monotonic() - self._asked >= ASK_SLURM_S
-        if self.just_asked:
-            self._answers, self._asked = run_status.ask([self._run]), time.monotonic()
-        status, decision = run_status.read_status(self._run, self._answers), Ledger(self._run).decision()
+        self.just_asked = self._inquiry.renew([self._run])
+        answers = self._inquiry.answers
+        status, decision = run_status.read_status(self._run, answers), Ledger(self._run).decision()
         said = f"{status.run}: {status.state}" + (f", {status.detail}" if status.detail else "")
         if status.state in WAITS and said != self.said:
             cli.aside(f"gpt2hpc: {said}")
         self.said = said
-        again = decision is not None and decision.action in ("requeue", "resubmit")
-        unseen = decision is not None and (decision.job.startswith(LOCAL) or self._answers.queue is None)
+        again = decision is not None and decision.goes_on
+        unseen = decision is not None and (decision.job.startswith(LOCAL) or answers.queue is None)
         lost = again and decision is not None and decision.action == "resubmit" and self._has_no_successor(decision)
         if status.state in (*WAITS, *WORKS) or (again and unseen and not lost):
             return "goes on"

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import jsonargparse
 
-from gpt2hpc import cli, config_io, evaluate, export, prepare_array, starting, submit
+from gpt2hpc import cli, config_io, evaluate, export, prepare_array, starting, train_job
 from gpt2hpc.cluster import orders, queries, run_jobs
 from gpt2hpc.cluster.array_job import ArrayJob
 from gpt2hpc.cluster.batch import BatchJob
@@ -29,7 +29,7 @@ from gpt2hpc.errors import MissingError, UsageError
 from gpt2hpc.run_dir import RunDir
 
 MINUTES = {"evaluate": 120, "export": 30}
-SHARED = ("partition", "account", "qos", "constraint", "exclude", "container", "site")
+SHARED = ("partition", "account", "qos", "constraint", "exclude", "container", "runtime", "site")
 """Options of Slurm that hold for `prepare` too, unless --prepare has others."""
 
 
@@ -52,7 +52,7 @@ def new_parser() -> jsonargparse.ArgumentParser:
         "submit pipeline",
         "Prepare, train, evaluate and export as Slurm jobs that wait for each other. The same again does what is missing.",
     )
-    submit.add_options(parser)
+    train_job.add_options(parser)
     cli.add_examples(
         parser,
         "gpt2hpc submit pipeline --source texts/ --data.dir data/mine --run-dir runs/mine --nodes 4 --dry-run",
@@ -77,7 +77,7 @@ def new_parser() -> jsonargparse.ArgumentParser:
 
 def main(argv: Sequence[str]) -> int:
     options, config = config_io.parse(new_parser(), argv)
-    submit.check_numbers(options)
+    train_job.check_numbers(options)
     if options.cluster not in ("auto", "slurm"):
         raise UsageError(
             f"--cluster={options.cluster}: a pipeline is jobs of Slurm; run its commands one after the other instead"
@@ -86,13 +86,13 @@ def main(argv: Sequence[str]) -> int:
         raise MissingError("sbatch is not on PATH, and a pipeline is jobs of Slurm; use a login node, or --dry-run")
     if options.source and hub.is_remote(config.data.dir):
         raise UsageError(f"--source, but --data.dir={config.data.dir} is prepared already; drop one of them")
-    job, chosen = submit.batch_job(RunDir(Path(options.run_dir)), config, options)
-    submit.warn_of_site(job, config)
+    job, chosen = train_job.batch_job(RunDir(Path(options.run_dir)), config, options)
+    train_job.warn_of_site(job, config)
     checks = (_evaluation(job, config, options.evaluate), _export(job, options.export))
     preparation = _preparation(config, options)
     if options.dry_run:
-        return _show(preparation, job, checks, submit.rendered_batch(job, chosen, config, argv))
-    submit.refuse_if_queued(job.run)
+        return _show(preparation, checks, train_job.rendered(job, chosen, config, argv))
+    train_job.refuse_if_queued(job.run)
     config = starting.check_start_without_data(job.run, config, world_size=job.world_size)
     finalize = prepare_array.submit(preparation, prepare_array.array_job(preparation)[0]) if preparation else None
     if finalize is None:
@@ -100,7 +100,7 @@ def main(argv: Sequence[str]) -> int:
     else:
         job = dataclasses.replace(job, dependency=f"afterok:{finalize}")
     # Held until those that wait for it are known to it: it takes them along where it goes on as another job.
-    training = submit.submit(
+    training = train_job.submit(
         dataclasses.replace(job, options={**job.options, "hold": True}), config, quiet=options.quiet
     )
     numbers: list[str] = []
@@ -199,7 +199,7 @@ def _after(job: BatchJob, verb: str, variables: dict[str, str], ranks: int, gpus
     )
 
 
-def _show(preparation: argparse.Namespace | None, job: BatchJob, checks: Sequence[Check], training: str) -> int:
+def _show(preparation: argparse.Namespace | None, checks: Sequence[Check], training: str) -> int:
     """Every script, in their order."""
     steps: list[tuple[str, str]] = []
     if preparation is None:

@@ -33,9 +33,7 @@ def main(argv: Sequence[str]) -> int:
         description="Go on with a run: a held job is released, one that has ended is submitted again, a local one goes on here.",
     )
     cli.add_examples(parser, "gpt2hpc resume runs/mine", "gpt2hpc resume runs/mine -- --time=2:00:00 --exclude=n7")
-    parser.add_argument(
-        "run", nargs="?", type=Path, metavar="RUN", help="run directory (default: the only one in runs/)"
-    )
+    runs.add_argument(parser)
     own, more = _split(argv)
     arguments = parser.parse_args(own)
     found = runs.named(arguments.run)

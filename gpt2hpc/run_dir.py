@@ -39,6 +39,21 @@ class RunDir:
         """One JSON file an attempt, claimed by exclusive creation: the ledger."""
         return self.path / "attempts"
 
+    def attempt(self, number: int) -> Path:
+        return self.attempts / f"{number:04d}.json"
+
+    def beat(self, attempt: int) -> Path:
+        """Its signs of life."""
+        return self.attempts / f"{attempt:04d}.beat"
+
+    def unclaimed(self, job: str, restart: int) -> Path:
+        """How a start ended that could not claim an attempt."""
+        return self.attempts / f"unclaimed-{job}-{restart}.json"
+
+    def refusal(self, job: str, restart: int) -> Path:
+        """The user's error for which a start could not even begin."""
+        return self.attempts / f"refused-{job}-{restart}.json"
+
     @property
     def log(self) -> Path:
         """`step kind value`, a line each."""

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from gpt2hpc import cli, config_io
-from gpt2hpc.config import Config, check, grad_accum_steps
+from gpt2hpc.config import Config
+from gpt2hpc.config_rules import check, grad_accum_steps
 from gpt2hpc.data import catalog, hub, loader, shards, tokenizer
 from gpt2hpc.data.manifest import Manifest
 from gpt2hpc.errors import ConfigError, DataError

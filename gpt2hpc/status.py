@@ -19,12 +19,10 @@ from gpt2hpc.data import survey
 from gpt2hpc.data.survey import Survey
 from gpt2hpc.errors import DataError, UsageError
 from gpt2hpc.reporting import run_status, runs, status_table
-from gpt2hpc.reporting.run_status import Answers, RunStatus
+from gpt2hpc.reporting.run_status import ASK_SLURM_S, Inquiry, RunStatus
 from gpt2hpc.run_dir import RunDir
 
 WATCH_S = 5.0
-ASK_SLURM_S = 30.0
-"""Seconds between two questions to Slurm, whose controller serves a whole cluster."""
 
 
 class Reader:
@@ -32,16 +30,15 @@ class Reader:
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._paths = paths
-        self._answers, self._asked = Answers(), -ASK_SLURM_S
+        self._inquiry = Inquiry()
 
     def rows(self) -> list[RunStatus | Survey]:
         """The runs and the prepared directories among the paths and right below them."""
         found = runs.within(self._paths, also=survey.is_prepared)
         trained = [path for path in found if not survey.is_prepared(path)]
-        if time.monotonic() - self._asked >= ASK_SLURM_S:
-            self._answers, self._asked = run_status.ask(map(RunDir, trained)), time.monotonic()
+        self._inquiry.renew(map(RunDir, trained))
         return [
-            _surveyed(path) if survey.is_prepared(path) else run_status.read_status(RunDir(path), self._answers)
+            _surveyed(path) if survey.is_prepared(path) else run_status.read_status(RunDir(path), self._inquiry.answers)
             for path in found
         ]
 

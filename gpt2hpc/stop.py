@@ -6,17 +6,16 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from gpt2hpc import cli
 from gpt2hpc.cluster import orders, run_jobs
 from gpt2hpc.cluster.ledger import Cause, Ledger
 from gpt2hpc.errors import StoppedError
 from gpt2hpc.reporting import run_status, runs
+from gpt2hpc.reporting.run_state import WAITS, WORKS
 from gpt2hpc.run_dir import RunDir
 
-POLL_S, ASK_SLURM_S, TELL_S = 0.5, 30.0, 10.0
-WORKS = ("starting", "running", "ending", "suspended")
+POLL_S, TELL_S = 0.5, 10.0
 GOES_ON = (Cause.PREEMPTED, Cause.TIME_LIMIT)
 """Ends after which a job starts again, unless it has seen the wish to stop when that is decided."""
 
@@ -27,9 +26,7 @@ def main(argv: Sequence[str]) -> int:
         description="Let a run save and end, without a requeue; a job of it that waits leaves the queue. `gpt2hpc resume` goes on.",
     )
     cli.add_examples(parser, "gpt2hpc stop runs/mine")
-    parser.add_argument(
-        "run", nargs="?", type=Path, metavar="RUN", help="run directory (default: the only one in runs/)"
-    )
+    runs.add_argument(parser)
     parser.add_argument("--no-wait", action="store_true", help="say it, and do not wait until it has happened")
     arguments = parser.parse_args(argv)
     asked = [run for run in runs.named(arguments.run) if ask_to_stop(run)]
@@ -82,12 +79,11 @@ def _leave_the_queue(run: RunDir) -> list[str]:
 
 def _wait(run: RunDir) -> None:
     """Until its attempt has ended, with a line now and then."""
-    began = told = asked = time.monotonic()
-    answers = run_status.ask([run])
+    began = told = time.monotonic()
+    inquiry = run_status.Inquiry()
     while True:
-        if time.monotonic() - asked >= ASK_SLURM_S:
-            asked, answers = time.monotonic(), run_status.ask([run])
-        newest, status = Ledger(run).newest(), run_status.read_status(run, answers)
+        inquiry.renew([run])
+        newest, status = Ledger(run).newest(), run_status.read_status(run, inquiry.answers)
         is_over = status.state == "ending" and newest is not None and newest.cause not in (None, *GOES_ON)
         if is_over or status.state not in WORKS:
             break
@@ -95,13 +91,11 @@ def _wait(run: RunDir) -> None:
             told = time.monotonic()
             cli.say(f"{run.path}: {status.state} still, at step {status.step}, asked {cli.duration(told - began)} ago")
         time.sleep(POLL_S)
-    if status.state in ("pending", "held"):  # preempted at that very moment
+    if status.state in WAITS:  # preempted at that very moment
         ask_to_stop(run)
         return
     decision = Ledger(run).decision()
-    if (
-        status.state in GOES_ON and decision is not None and decision.action in ("requeue", "resubmit")
-    ):  # no Slurm is seen
+    if status.state in GOES_ON and decision is not None and decision.goes_on:  # no Slurm is seen
         cli.say(f"{run.path}: {decision.reason}; its job goes on by itself, and its next start saves and ends")
         return
     saved = f"step {newest.saved_step} is saved" if newest and newest.saved_step else "nothing was saved"

@@ -14,12 +14,13 @@ from pathlib import Path
 
 import jsonargparse
 
-from gpt2hpc import cli, config_io, jobs, starting
+from gpt2hpc import cli, config_io, jobs, opening, starting
 from gpt2hpc.cluster.dist_env import DistEnv, new_local_job
 from gpt2hpc.cluster.launch import LocalJob, SignalRelay, count_gpus, run_attempt
 from gpt2hpc.cluster.ledger import Cause, Ledger
 from gpt2hpc.cluster.signals import SignalFlag
-from gpt2hpc.config import Config, warnings
+from gpt2hpc.config import Config
+from gpt2hpc.config_rules import warnings
 from gpt2hpc.errors import EXIT_CODES, INTERNAL_ERROR, DivergedError, StoppedError, UsageError
 from gpt2hpc.run_dir import RunDir
 from gpt2hpc.training import writers
@@ -89,11 +90,11 @@ def local_job(
     starting.check_repo(config)
     for line in warnings(config):
         cli.warn(line)
-    if jobs.is_finished(run, config):
+    if opening.is_finished(run, config):
         return None
     Ledger(run).refuse_if_taken(local.job, 0)
     run.create()
-    jobs.settle(run, config)
+    opening.settle(run, config)
     return local
 
 

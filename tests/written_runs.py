@@ -53,5 +53,5 @@ def write(
                 }
                 file.write(json.dumps({"step": step, "loss": loss, "ms": 1.0, **facts}) + "\n")
     for each in attempts:
-        durable.publish_json(run.attempts / f"{each.number:04d}.json", dataclasses.asdict(each))
+        durable.publish_json(run.attempt(each.number), dataclasses.asdict(each))
     return run

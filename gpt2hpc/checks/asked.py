@@ -7,8 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from gpt2hpc.checks.scene import Scene
-from gpt2hpc.checks.slurm import seconds
-from gpt2hpc.cluster import queries, slurm
+from gpt2hpc.cluster import inventory, slurm
 from gpt2hpc.errors import UsageError
 from gpt2hpc.finding import Finding, missing, ok, warn
 
@@ -17,10 +16,10 @@ Partitions = Mapping[str, Mapping[str, str]]
 
 def look(scene: Scene) -> list[Finding]:
     """Empty where Slurm does not answer, which is said elsewhere."""
-    partitions = queries.partition_settings()
+    partitions = inventory.partition_settings()
     if not partitions:
         return []
-    settings = queries.settings()
+    settings = inventory.settings()
     wanted = scene.asked.get("partition")
     names = str(wanted).split(",") if wanted else [_here(scene, partitions)]
     found = []
@@ -32,7 +31,7 @@ def look(scene: Scene) -> list[Finding]:
     if not wanted and (graceless := _graceless(partitions, settings, but=names)):
         text = f"a job that is preempted in {', '.join(graceless)} has no grace, and may lose the steps since its last save"
         found.append(warn("other partitions", f"{text}; look with --partition NAME"))
-    return [*found, *_account(scene, settings), *([] if scene.is_in_job else [_trial(scene)])]
+    return [*found, *_account(scene), *([] if scene.is_in_job else [_trial(scene)])]
 
 
 def _graceless(partitions: Partitions, settings: Mapping[str, str], *, but: Sequence[str | None]) -> list[str]:
@@ -61,7 +60,7 @@ def _partition(name: str, partitions: Partitions) -> Finding:
 def _limit(name: str, facts: Mapping[str, str], scene: Scene) -> Finding:
     """The time limit of each attempt."""
     longest, given = facts.get("MaxTime", "UNLIMITED"), scene.asked.get("time")
-    longest_s = seconds(longest)
+    longest_s = slurm.seconds(longest)
     if given is None:
         default = facts.get("DefaultTime", "NONE")
         limit = longest if default == "NONE" else default
@@ -81,7 +80,7 @@ def _limit(name: str, facts: Mapping[str, str], scene: Scene) -> Finding:
 def _nodes(name: str, scene: Scene) -> list[Finding]:
     """GPUs and features of its nodes against those asked for: Slurm's own refusal would not say which."""
     found = []
-    kinds = [each for each in queries.partitions() or [] if each.name == name]
+    kinds = [each for each in inventory.partitions() or [] if each.name == name]
     most, wanted = max((each.gpus for each in kinds), default=0), scene.gpus_per_node
     if wanted and wanted > most:
         found.append(
@@ -116,7 +115,7 @@ def _cost(what: str, mode: str, grace_s: int, settings: Mapping[str, str], scene
     every = scene.config.checkpoint.every_minutes
     mend = f"steps since the last save are lost (checkpoint.every_minutes={every:g}): save more often, as --checkpoint.every_minutes 5"
     if grace_s == 0:
-        wait_s = seconds(settings.get("KillWait", "")) or 0
+        wait_s = slurm.seconds(settings.get("KillWait", "")) or 0
         text = f"{what}: GraceTime=0 leaves KillWait={wait_s} s at most, and {scene.save_words}; else the {mend}"
         return warn("preemption", text)
     if grace_s < 1.5 * scene.save_s:
@@ -129,7 +128,7 @@ def _cost(what: str, mode: str, grace_s: int, settings: Mapping[str, str], scene
 def _by_qos(scene: Scene, settings: Mapping[str, str]) -> Finding:
     """Where the quality of service decides."""
     named = scene.asked.get("qos") or scene.env.get("SLURM_JOB_QOS")
-    facts = queries.qualities().get(str(named or "normal"))
+    facts = inventory.qualities().get(str(named or "normal"))
     if facts is None:
         text = f"by QOS, and Slurm does not tell what {named or 'the default one'} allows; ask with `sacctmgr show qos`"
         return warn("preemption", text)
@@ -137,7 +136,9 @@ def _by_qos(scene: Scene, settings: Mapping[str, str]) -> Finding:
     mode = settings.get("PreemptMode", "") if mode in ("", "CLUSTER") else mode
     if mode == "OFF":
         return ok("preemption", f"none under QOS {facts['Name']}")
-    return _cost(f"QOS {facts['Name']} (PreemptMode={mode})", mode, seconds(facts["GraceTime"]) or 0, settings, scene)
+    return _cost(
+        f"QOS {facts['Name']} (PreemptMode={mode})", mode, slurm.seconds(facts["GraceTime"]) or 0, settings, scene
+    )
 
 
 def _grace_s(name: str, partitions: Partitions, settings: Mapping[str, str]) -> int | None:
@@ -148,18 +149,18 @@ def _grace_s(name: str, partitions: Partitions, settings: Mapping[str, str]) -> 
     nodes, tier = set(slurm.expand_nodes(own.get("Nodes", ""))), int(own.get("PriorityTier", 0))
     for each in partitions.values():
         if int(each.get("PriorityTier", 0)) > tier and nodes & set(slurm.expand_nodes(each.get("Nodes", ""))):
-            return seconds(own.get("GraceTime", "0"))
+            return slurm.seconds(own.get("GraceTime", "0"))
     return None
 
 
-def _account(scene: Scene, settings: Mapping[str, str]) -> list[Finding]:
+def _account(scene: Scene) -> list[Finding]:
     """Account and QOS, as far as Slurm keeps any."""
     found = []
     for name in ("account", "qos"):
         value = scene.asked.get(name)
         if value is None:
             continue
-        there = queries.own_accounts(scene.env.get("USER", "")) if name == "account" else set(queries.qualities())
+        there = _accounts(scene) if name == "account" else set(inventory.qualities())
         if not there:
             found.append(ok(name, f"{value}; Slurm has no list of them here"))
         elif value in there:
@@ -169,11 +170,15 @@ def _account(scene: Scene, settings: Mapping[str, str]) -> list[Finding]:
     return found
 
 
+def _accounts(scene: Scene) -> set[str]:
+    return {each.account for each in inventory.associations(scene.env.get("USER", "")) or ()}
+
+
 def _trial(scene: Scene) -> Finding:
     """Slurm's own word: `sbatch --test-only` with all that would be asked for, which submits nothing."""
     options = {"nodes": scene.nodes, **{name: value for name, value in scene.asked.items() if value is not None}}
     words = " ".join(f"--{name}={value}" for name, value in options.items())
-    refusal = queries.refusal(options)
+    refusal = inventory.refusal(options)
     if refusal is None:
         return ok("sbatch", f"would take a job with {words}")
     if re.search(r"not available now|try again|[Tt]ime.?out|[Ss]ocket", refusal):

@@ -21,6 +21,9 @@ def look(scene: Scene) -> list[Finding]:
         return [ok("image", "this is one; the host's doctor looks at what runs it")]
     if scene.uses_pyxis:
         return [_pyxis(queries.has_option("srun", PYXIS)), *_image_of_pyxis(str(scene.image)), *_binds(scene)]
+    if scene.image is not None and scene.site.runtime == "docker":
+        runtime, found = _runtime(scene)
+        return [*found, *(_image_of_docker(scene.image) if runtime else []), *_binds(scene)]
     runtime, found = _runtime(scene)
     if scene.image is None:
         return [*found, ok("image", "none is given, so none is needed")] if runtime else []
@@ -65,6 +68,15 @@ def _image_of_pyxis(image: str) -> list[Finding]:
         text = f"{image} is in a registry, and not looked at; each node fetches it at each start: `enroot import` makes a file of it"
         return [warn("image", text)]
     return _image(image, None, how="enroot import")
+
+
+def _image_of_docker(image: str) -> list[Finding]:
+    answer = ask(("docker", "image", "inspect", image))
+    if answer is None or answer.code:
+        said = answer.words if answer else "no answer"
+        text = f"{image} is not known here ({said}); load it on each node: `docker load --input FILE`"
+        return [missing("image", text)]
+    return [_of_version(image, image_version.version_in(image, "docker"), "loaded here; other nodes may lack it")]
 
 
 def _unprivileged(runtime: str, image: str) -> list[Finding]:
@@ -125,12 +137,15 @@ def _image(image: str, runtime: str | None, *, how: str = "gpt2hpc image build")
             missing("image", f"{image} has a comma or a colon, which a container's --bind cannot; choose another path")
         ]
     size = "a directory" if path.is_dir() else f"{path.stat().st_size / 1e9:,.2f} GB"
-    labelled = image_version.version_in(image, runtime) if runtime else None
+    return [_of_version(image, image_version.version_in(image, runtime) if runtime else None, size)]
+
+
+def _of_version(image: str, labelled: str | None, words: str) -> Finding:
     if labelled is None:
-        return [ok("image", f"{image}, {size}")]
+        return ok("image", f"{image}, {words}")
     if labelled != __version__:
-        return [missing("image", image_version.mismatch(image, labelled))]
-    return [ok("image", f"{image}, {size}, gpt2hpc {labelled} as here")]
+        return missing("image", image_version.mismatch(image, labelled))
+    return ok("image", f"{image}, {words}, gpt2hpc {labelled} as here")
 
 
 def _binds(scene: Scene) -> list[Finding]:

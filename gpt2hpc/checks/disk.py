@@ -26,7 +26,7 @@ def look(scene: Scene) -> list[Finding]:
         *_file_system(scene, place),
         *_quota(scene, place),
         _scratch(scene),
-        *_shared_memory(scene),
+        *_shared_memory(),
     ]
 
 
@@ -150,7 +150,7 @@ def _is_staged(scene: Scene) -> bool:
     return scene.config.data.stage or (scene.data or scene.config.data.dir).startswith("hf://")
 
 
-def _shared_memory(scene: Scene) -> list[Finding]:
+def _shared_memory() -> list[Finding]:
     """NCCL's ranks on a node meet in /dev/shm."""
     try:
         facts = os.statvfs("/dev/shm")

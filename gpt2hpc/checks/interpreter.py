@@ -95,6 +95,8 @@ def command(scene: Scene, *, nv: bool) -> list[str]:
     """How Python is run in a job, as the batch script does it."""
     if scene.image is None:
         return [scene.site.python or sys.executable]
+    if scene.site.runtime == "docker":
+        return ["docker", "run", "--rm", *(["--gpus", "all"] if nv else []), "--entrypoint", "python3", scene.image]
     binds = [word for path in scene.site.binds if Path(path.partition(":")[0]).exists() for word in ("--bind", path)]
     return [scene.site.runtime, "--quiet", "exec", *(["--nv"] if nv else []), *binds, scene.image, "python3"]
 
@@ -126,10 +128,10 @@ def look(scene: Scene, found: Probe) -> list[Finding]:
         if scene.image and ("is not here" in found.failure or not os.path.exists(scene.image)):  # noqa: PTH110
             return [warn(name, f"{where} cannot be asked from here")]  # what is lacking, the container's checks say
         return [missing(name, f"{where} does not start: {found.failure}")]
-    return [_ours(name, where, facts, scene), _torch(where, facts, scene)]
+    return [_ours(name, where, facts), _torch(where, facts, scene)]
 
 
-def _ours(name: str, where: str, facts: Facts, scene: Scene) -> Finding:
+def _ours(name: str, where: str, facts: Facts) -> Finding:
     if facts.gpt2hpc is None:
         return missing(name, f"{where} does not import gpt2hpc ({facts.gpt2hpc_error}); install it there")
     if facts.gpt2hpc != __version__:

@@ -57,9 +57,8 @@ def ask(
     except subprocess.TimeoutExpired:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
-        return Answer(
-            None, "", f"no answer in {patience_s:g} s"
-        )  # a process that hangs in the kernel is not waited for
+        # Not waited for: it may hang in the kernel.
+        return Answer(None, "", f"no answer in {patience_s:g} s")
     return Answer(process.returncode, out, err)
 
 

@@ -80,7 +80,7 @@ class Scene:
     def checkpoint_bytes(self) -> int:
         """Weights and two moments of AdamW's, in fp32; of a run that has some, the largest."""
         sizes = [int(row["save_bytes"]) for row in self._saves]
-        return max(sizes, default=12 * self.config.model.parameters)
+        return max(sizes, default=self.config.model.state_bytes)
 
     @property
     def save_s(self) -> float:

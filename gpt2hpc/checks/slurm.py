@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from gpt2hpc.checks.scene import Scene
-from gpt2hpc.cluster import queries
+from gpt2hpc.cluster import inventory, slurm
 from gpt2hpc.finding import Finding, missing, ok, warn
 
 Settings = Mapping[str, str]
@@ -39,26 +38,15 @@ def answered(scene: Scene) -> tuple[Settings, list[Finding]]:
     conf = scene.env.get("SLURM_CONF")
     if conf and not Path(conf).is_file():  # Slurm's programs would wait a minute for it
         return {}, [missing("slurm", f"SLURM_CONF={conf} is not a file; unset it, or name the cluster's slurm.conf")]
-    if reason := queries.silence():
+    settings, reason = inventory.settings_or_silence()
+    if reason is not None:
         text = f"it is installed, but does not answer: {reason}; is this a login node, the controller up? --cluster local does without"
         return {}, [missing("slurm", text)]
-    settings = queries.settings()
     return settings, [ok("slurm", f"{settings.get('SLURM_VERSION', '?')}, cluster {settings.get('ClusterName', '?')}")]
 
 
-def seconds(text: str) -> int | None:
-    """`30`, `30 sec` or `00:00:30` as Slurm prints it; None for INFINITE, UNLIMITED and what is no time."""
-    if match := re.fullmatch(r"(\d+)(?: sec)?", text):
-        return int(match[1])
-    match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", text)
-    if match is None:
-        return None
-    days, hours, minutes, rest = (int(part or 0) for part in match.groups())
-    return ((days * 24 + hours) * 60 + minutes) * 60 + rest
-
-
 def _kill_wait(settings: Settings, scene: Scene) -> Finding:
-    wait_s = seconds(settings.get("KillWait", ""))
+    wait_s = slurm.seconds(settings.get("KillWait", ""))
     if wait_s is None:
         return warn(
             "KillWait", "not known: the seconds from SIGTERM to SIGKILL, in which a cancelled job may still save"
@@ -98,11 +86,12 @@ def _proctrack(settings: Settings, scene: Scene) -> Finding:
         return ok("ProctrackType", f"{effect}; no image is used")
     if scene.uses_pyxis:
         return ok("ProctrackType", f"{effect}; pyxis unpacks the image, so none does")
+    if scene.site.runtime == "docker":
+        return ok("ProctrackType", f"{effect}; docker's daemon serves the image's files, so none does")
     if Path(scene.image).is_dir():
         return ok("ProctrackType", f"{effect}; the image is a directory, so none does")
-    mend = f"unpack it, and give the directory: `{scene.site.runtime} build --sandbox gpt2hpc/ {scene.image}`"
-    return warn(
-        "ProctrackType", f"{effect}: unless that is mounted by root, the training dies of a signal unsaved; {mend}"
+    return ok(
+        "ProctrackType", f"{effect}: unless root mounts it, each job has it unpacked on its nodes, in /tmp, first"
     )
 
 

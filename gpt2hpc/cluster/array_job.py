@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt2hpc.cluster import mounts, queries, script
+from gpt2hpc.cluster import inventory, mounts, script
 from gpt2hpc.cluster.batch import (
     gpu_request,
     new_executor,
@@ -96,7 +96,7 @@ class ArrayJob:
 
     def submit(self, tasks: Sequence[Callable[[], int]], *, at_once: int) -> list[str]:
         """Hand the tasks to Slurm, as many arrays as its MaxArraySize makes necessary; returns the arrays' numbers."""
-        size = queries.max_array_size()
+        size = inventory.max_array_size()
         groups = [tasks[start : start + size] for start in range(0, len(tasks), size)]
         numbers = []
         with refusals_explained():

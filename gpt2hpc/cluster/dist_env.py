@@ -25,6 +25,8 @@ SRUN = "GPT2HPC_SRUN"
 
 SUBMITTED_VERSION = "GPT2HPC_SUBMITTED_VERSION"
 """Of the gpt2hpc that wrote the batch script; the ranks compare it with their own."""
+MIN_ALLREDUCE = "GPT2HPC_MIN_ALLREDUCE_GB_S"
+"""Of the site: what train.min_allreduce_gb_s is between GPUs of several nodes, unless that is set."""
 
 
 @dataclass(frozen=True)

@@ -42,8 +42,7 @@ def mount_of(path: Path, mounts: str) -> Mount | None:
         if len(fields) < 6 or not after:
             continue
         where = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), fields[4])
-        if path.is_relative_to(where) and (
-            best is None or len(where) >= len(best.where)
-        ):  # a later one hides an earlier
+        # Of two at one place the later one hides the earlier.
+        if path.is_relative_to(where) and (best is None or len(where) >= len(best.where)):
             best = Mount(where, after.split()[0], fields[5])
     return best

@@ -10,8 +10,12 @@ from gpt2hpc import __version__, cli
 from gpt2hpc.errors import ConfigError
 
 VERSION_LABEL = "org.opencontainers.image.version"
-READERS = ("apptainer", "singularity")
-"""Runtimes that tell the labels of a file or a directory; pyxis does not, and nothing is known of its images before a job."""
+READERS = {
+    "apptainer": ("inspect", "--json", "--labels"),
+    "singularity": ("inspect", "--json", "--labels"),
+    "docker": ("image", "inspect"),
+}
+"""Runtimes that tell the labels of an image, and how; pyxis does not, and nothing is known of its images before a job."""
 PATIENCE_S = 30.0
 
 
@@ -50,7 +54,7 @@ def labels_of(image: str, runtime: str) -> dict[str, str] | None:
         return None
     try:
         done = subprocess.run(
-            [program, "inspect", "--json", "--labels", image],
+            [program, *READERS[runtime], image],
             capture_output=True,
             stdin=subprocess.DEVNULL,
             text=True,
@@ -64,11 +68,12 @@ def labels_of(image: str, runtime: str) -> dict[str, str] | None:
 
 
 def labels_in(said: str) -> dict[str, str] | None:
-    """Out of what `apptainer inspect --json --labels` prints; None where that is something else."""
+    """Out of what `apptainer inspect --json --labels` or `docker image inspect` prints; None where that is something else."""
     try:
-        labels = json.loads(said)["data"]["attributes"]["labels"]
+        facts = json.loads(said)
+        labels = facts[0]["Config"]["Labels"] if isinstance(facts, list) else facts["data"]["attributes"]["labels"]
         return {str(name): str(value) for name, value in labels.items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError):
         return None
 
 

@@ -100,6 +100,11 @@ class Decision:
     action: str
     reason: str
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether the run starts again by itself, as the same job or as another."""
+        return self.action in ("requeue", "resubmit")
+
 
 class Fenced(RunDirError):
     """A newer attempt took over; this one must not write."""
@@ -111,7 +116,7 @@ class Ledger:
 
     def attempts(self) -> list[Attempt]:
         """All attempts in their order."""
-        return list(self._read())
+        return list(filter(None, map(self._read, self._numbers())))
 
     def claim(self, env: DistEnv) -> Attempt:
         """Become the run's newest attempt; RunDirError while another one lives.
@@ -119,7 +124,7 @@ class Ledger:
         The restart of a job supersedes its earlier attempts without asking: Slurm ended them, or thinks so.
         """
         # The number first: whoever claims after this is met by the refusal, or by our own claim, which then fails.
-        number = self._last_number()
+        number = max(self._numbers(), default=0)
         newest = self.newest()
         self._refuse_if_taken(env.job, env.restart, newest)
         attempt = Attempt(
@@ -133,11 +138,11 @@ class Ledger:
             nodes=env.nodes,
             world_size=env.world_size,
         )
-        if not durable.create_text(self._path(attempt.number), durable.to_json(dataclasses.asdict(attempt))):
+        if not durable.create_text(self._run.attempt(attempt.number), durable.to_json(dataclasses.asdict(attempt))):
             raise RunDirError(
                 f"--run-dir={self._run.path} was taken by another start a moment ago; choose another --run-dir"
             )
-        self._refusal_path(env.job, env.restart).unlink(missing_ok=True)  # of an earlier start by the same name
+        self._run.refusal(env.job, env.restart).unlink(missing_ok=True)  # of an earlier start by the same name
         return attempt
 
     def refuse_if_taken(self, job: str, restart: int) -> None:
@@ -153,7 +158,7 @@ class Ledger:
             )
 
     def superseded(self, attempt: Attempt) -> bool:
-        return self._path(attempt.number + 1).exists()
+        return self._run.attempt(attempt.number + 1).exists()
 
     def fence(self, attempt: Attempt) -> None:
         """Raise Fenced if a newer attempt exists: to be called before anything is published."""
@@ -165,12 +170,11 @@ class Ledger:
     def update(self, attempt: Attempt) -> None:
         """Replace the attempt's record by a newer state of it."""
         self.fence(attempt)
-        durable.publish_json(self._path(attempt.number), dataclasses.asdict(attempt))
+        durable.publish_json(self._run.attempt(attempt.number), dataclasses.asdict(attempt))
 
     def note(self, attempt: Attempt, **facts: Any) -> None:
         """Change some facts of the attempt's record, and leave the others as they are."""
-        newest = next((each for each in self.attempts() if each.number == attempt.number), attempt)
-        self.update(dataclasses.replace(newest, **facts))
+        self.update(dataclasses.replace(self._read(attempt.number) or attempt, **facts))
 
     def close(self, attempt: Attempt, outcome: Outcome) -> None:
         """Write the outcome, then the attempt's end."""
@@ -181,10 +185,7 @@ class Ledger:
 
     def outcome(self) -> Outcome | None:
         """The last one written; None where there is none, or what there is cannot be read."""
-        with contextlib.suppress(TypeError, KeyError, ValueError):
-            facts = durable.read_json(self._run.outcome)
-            return Outcome(**{**facts, "cause": Cause(facts["cause"])}) if facts else None
-        return None
+        return _outcome_in(self._run.outcome)
 
     def finished_step(self) -> int | None:
         """The step that FINISHED names, if the run got there."""
@@ -199,26 +200,19 @@ class Ledger:
 
     def own_outcome(self, job: str, restart: int) -> Outcome | None:
         """The outcome, if it is of the newest attempt and that is this job's restart; or why it did not become one."""
-        return self._refusal(job, restart) or outcome_of(job, restart, self.outcome(), self.attempts())
+        refusal = _outcome_in(self._run.refusal(job, restart))
+        return refusal or outcome_of(job, restart, self.outcome(), self.attempts())
 
     def refuse(self, job: str, restart: int, error: Gpt2hpcError) -> None:
         """Remember why a rank cannot even begin: the exit codes of the others, ended for it, may hide its own."""
         facts = dataclasses.asdict(Outcome(0, job, restart, Cause.ERROR, 0, error.exit_code, error.line))
         with contextlib.suppress(OSError):
             self._run.attempts.mkdir(parents=True, exist_ok=True)
-            durable.create_text(self._refusal_path(job, restart), durable.to_json(facts))
-
-    def _refusal(self, job: str, restart: int) -> Outcome | None:
-        with contextlib.suppress(TypeError, KeyError, ValueError):
-            facts = durable.read_json(self._refusal_path(job, restart))
-            return Outcome(**{**facts, "cause": Cause(facts["cause"])}) if facts else None
-        return None
+            durable.create_text(self._run.refusal(job, restart), durable.to_json(facts))
 
     def refused_at(self, job: str, restart: int) -> float | None:
         """When that was, in seconds since 1970; None where nothing was refused."""
-        with contextlib.suppress(OSError):
-            return self._refusal_path(job, restart).stat().st_mtime
-        return None
+        return _changed_at(self._run.refusal(job, restart))
 
     def remember(self, decision: Decision) -> None:
         """Keep what was decided, for `gpt2hpc status`; not from a job that another has taken over from."""
@@ -255,24 +249,22 @@ class Ledger:
         end = {"cause": str(cause), "exit_code": exit_code, "ended": utc_now(), "died_on": died_on}
         if newest and (newest.job, newest.restart) == (job, restart):
             if newest.cause is None:
-                if (
-                    newest.exit_code is not None
-                ):  # a hang, which it noted itself; that a rank was killed then tells less
+                if newest.exit_code is not None:  # a hang's, by itself; that a rank was killed then tells less
                     end["exit_code"] = newest.exit_code
                 self.update(dataclasses.replace(newest, **end))  # type: ignore[arg-type]
             return
         unclaimed = Attempt(0, job, restart, "", 0, utc_now(), "", nodes, 0, suspects=suspects, **end)  # type: ignore[arg-type]
         with contextlib.suppress(OSError):
             self._run.attempts.mkdir(parents=True, exist_ok=True)
-            path = self._run.attempts / f"unclaimed-{job}-{restart}.json"
-            durable.create_text(path, durable.to_json(dataclasses.asdict(unclaimed)))
+            durable.create_text(self._run.unclaimed(job, restart), durable.to_json(dataclasses.asdict(unclaimed)))
 
     def unclaimed(self) -> list[Attempt]:
         """Starts that ended before they could claim an attempt, as far as somebody saw it."""
-        return list(self._read("unclaimed-*.json"))
+        return list(filter(None, map(_attempt_in, sorted(self._run.attempts.glob("unclaimed-*.json")))))
 
     def newest(self) -> Attempt | None:
-        return max(self._read(), key=lambda attempt: attempt.number, default=None)
+        """The last one whose file can be read."""
+        return next(filter(None, map(self._read, reversed(self._numbers()))), None)
 
     def alive(self, attempt: Attempt) -> bool:
         """Whether the attempt runs still: by its process where that can be seen, elsewhere by 2.5 beats' watching."""
@@ -280,21 +272,18 @@ class Ledger:
             return False
         if liveness.is_here(attempt.process):
             return liveness.process_identity(attempt.pid) == attempt.process
-        return liveness.is_beating(self._beat_path(attempt.number))
+        return liveness.is_beating(self._run.beat(attempt.number))
 
     def seems_alive(self, attempt: Attempt) -> bool:
         """The same at a glance, for a table: on another machine by the age of its heartbeat."""
         if attempt.cause is not None or liveness.is_here(attempt.process):
             return self.alive(attempt)
-        with contextlib.suppress(OSError):
-            return time.time() - self._beat_path(attempt.number).stat().st_mtime < 6 * liveness.BEAT_S
-        return False
+        beat = self.last_beat(attempt)
+        return beat is not None and time.time() - beat < 6 * liveness.BEAT_S
 
     def last_beat(self, attempt: Attempt) -> float | None:
         """When it gave its last sign of life, in seconds since 1970; None where there is none."""
-        with contextlib.suppress(OSError):
-            return self._beat_path(attempt.number).stat().st_mtime
-        return None
+        return _changed_at(self._run.beat(attempt.number))
 
     @contextlib.contextmanager
     def heartbeat(self, attempt: Attempt, *, writes: bool) -> Iterator[None]:
@@ -302,27 +291,36 @@ class Ledger:
         if not writes:
             yield
             return
-        with liveness.heartbeat(self._beat_path(attempt.number)):
+        with liveness.heartbeat(self._run.beat(attempt.number)):
             yield
 
-    def _read(self, pattern: str = "[0-9]*.json") -> Iterator[Attempt]:
-        for path in sorted(self._run.attempts.glob(pattern)):
-            with contextlib.suppress(TypeError):
-                if facts := durable.read_json(path):
-                    yield Attempt(**{**facts, "suspects": tuple(facts.get("suspects", ()))})
+    def _numbers(self) -> list[int]:
+        """Of the attempts' files, in their order, readable or not."""
+        return sorted(int(path.stem) for path in self._run.attempts.glob("[0-9]*.json") if path.stem.isdecimal())
 
-    def _last_number(self) -> int:
-        """Of the newest file, readable or not."""
-        return max((int(path.stem) for path in self._run.attempts.glob("[0-9]*.json")), default=0)
+    def _read(self, number: int) -> Attempt | None:
+        return _attempt_in(self._run.attempt(number))
 
-    def _path(self, number: int) -> Path:
-        return self._run.attempts / f"{number:04d}.json"
 
-    def _refusal_path(self, job: str, restart: int) -> Path:
-        return self._run.attempts / f"refused-{job}-{restart}.json"
+def _attempt_in(path: Path) -> Attempt | None:
+    with contextlib.suppress(TypeError):
+        if facts := durable.read_json(path):
+            return Attempt(**{**facts, "suspects": tuple(facts.get("suspects", ()))})
+    return None
 
-    def _beat_path(self, number: int) -> Path:
-        return self._run.attempts / f"{number:04d}.beat"
+
+def _outcome_in(path: Path) -> Outcome | None:
+    with contextlib.suppress(TypeError, KeyError, ValueError):
+        if facts := durable.read_json(path):
+            return Outcome(**{**facts, "cause": Cause(facts["cause"])})
+    return None
+
+
+def _changed_at(path: Path) -> float | None:
+    """In seconds since 1970; None where there is no such file."""
+    with contextlib.suppress(OSError):
+        return path.stat().st_mtime
+    return None
 
 
 def outcome_of(job: str, restart: int, outcome: Outcome | None, attempts: Sequence[Attempt]) -> Outcome | None:

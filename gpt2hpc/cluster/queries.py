@@ -1,4 +1,4 @@
-"""What Slurm knows, asked of its own programs: its settings, its nodes, its queue and its accounts.
+"""What Slurm knows of jobs, asked of its own programs: its queue and its accounts; what a cluster has, `inventory` asks.
 
 Nothing here raises for a Slurm that is not there, does not answer or keeps no accounts: the answer is then None, or empty.
 """
@@ -9,17 +9,14 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from gpt2hpc.cluster import reasons
 from gpt2hpc.cluster.slurm import show_job_facts
 
 PATIENCE_S = 30.0
-MAX_ARRAY_SIZE = 1001
-"""Slurm's own default."""
 
 _QUEUE = {
     "number": "%i",
@@ -101,39 +98,14 @@ class Accounted:
     by: str = ""
 
 
-@dataclass(frozen=True)
-class Partition:
-    """Nodes of one kind in a partition, as sinfo tells: `time_limit` as sbatch reads it, `gpus` of a node, `memory_mb` of a node."""
-
-    name: str
-    is_default: bool
-    time_limit: str
-    nodes: int
-    cpus: int
-    memory_mb: int
-    gpus: int
-    gres: str
-    features: str
-
-
-@dataclass(frozen=True)
-class Association:
-    """A right to submit: an account, for one partition or (empty) for all, with these QOS."""
-
-    account: str
-    partition: str
-    qos: tuple[str, ...]
-    default_qos: str
-
-
 def ask(program: str, *arguments: str) -> str | None:
     """Standard output of one of Slurm's programs; None where there is none, or it does not answer."""
-    said, refusal = _asked(program, *arguments)
+    said, refusal = asked(program, *arguments)
     return said if refusal is None else None
 
 
-def _asked(program: str, *arguments: str) -> tuple[str, str | None]:
-    """Its standard output, and where it failed or is not there what it said of that."""
+def asked(program: str, *arguments: str) -> tuple[str, str | None]:
+    """Its standard output, and, where it failed or is not there, why."""
     path = shutil.which(program)
     if path is None:
         return "", f"{program} is not on PATH"
@@ -154,49 +126,6 @@ def _asked(program: str, *arguments: str) -> tuple[str, str | None]:
     if done.returncode == 0:
         return done.stdout, None
     return done.stdout, done.stderr.strip() or f"exit code {done.returncode}"
-
-
-def settings() -> dict[str, str]:
-    """`scontrol show config`, by name."""
-    return dict(re.findall(r"(?m)^(\S+)\s*= (.*?)\s*$", ask("scontrol", "show", "config") or ""))
-
-
-def silence() -> str | None:
-    """Why Slurm's controller does not answer; None where it does."""
-    said = _asked("scontrol", "show", "config")[1]
-    return None if said is None else " ".join(said.split())
-
-
-def partition_settings() -> dict[str, dict[str, str]]:
-    """`scontrol show partition`, by the partition's name and by key; empty without a Slurm."""
-    said = ask("scontrol", "show", "partition", "-o", "--all") or ""
-    rows = [dict(word.partition("=")[::2] for word in line.split() if "=" in word) for line in said.splitlines()]
-    return {row["PartitionName"]: row for row in rows if "PartitionName" in row}
-
-
-def qualities(name: str | None = None) -> dict[str, dict[str, str]]:
-    """QOS of the accounts, by name: PreemptMode, GraceTime and MaxWall as sacctmgr writes them; empty without accounts."""
-    columns = ("Name", "PreemptMode", "GraceTime", "MaxWall")
-    wanted = [name] if name else []
-    said = ask("sacctmgr", "-n", "-P", "show", "qos", *wanted, f"format={','.join(columns)}") or ""
-    rows = [dict(zip(columns, line.split("|"), strict=False)) for line in said.splitlines()]
-    return {row["Name"]: row for row in rows if len(row) == len(columns)}
-
-
-def own_accounts(user: str) -> set[str]:
-    """The accounts that a user may charge; empty where Slurm keeps none."""
-    said = ask("sacctmgr", "-n", "-P", "show", "assoc", f"user={user}", "format=Account") or ""
-    return {line.strip() for line in said.splitlines() if line.strip()}
-
-
-def refusal(options: Mapping[str, Any]) -> str | None:
-    """Slurm's words where it would not take a batch job with these options of sbatch; None where it would. Submits nothing."""
-    flags = [f"--{name}" if value is True else f"--{name}={value}" for name, value in options.items()]
-    _, said = _asked("sbatch", "--test-only", *flags, "--wrap=true")
-    if said is None:
-        return None
-    lines = (re.sub(r"^(sbatch: )?(error: |fatal: )?(allocation failure: )?", "", line) for line in said.splitlines())
-    return "; ".join(dict.fromkeys(line.strip() for line in lines if line.strip()))
 
 
 def has_option(program: str, option: str) -> bool:
@@ -224,7 +153,7 @@ def queue(numbers: Iterable[str], *, ended: bool = False) -> dict[str, Queued] |
     if not wanted:
         return {} if shutil.which("squeue") else None
     states = ["-t", "all"] if ended else []
-    said, refusal = _asked("squeue", "-h", "-r", *states, "-j", ",".join(wanted), "-o", "\t".join(_QUEUE.values()))
+    said, refusal = asked("squeue", "-h", "-r", *states, "-j", ",".join(wanted), "-o", "\t".join(_QUEUE.values()))
     if refusal is not None:  # a single job that it knows no more is an error to squeue
         return {} if "Invalid job id" in refusal else None
     rows = [Queued(**dict(zip(_QUEUE, line.split("\t"), strict=True))) for line in said.splitlines()]
@@ -260,63 +189,6 @@ def as_accounted(number: str) -> dict[str, Accounted]:
     return {number: Accounted(number, **{key: facts.get(name, "") for key, name in names.items()})} if facts else {}
 
 
-def associations(user: str) -> list[Association] | None:
-    """What this user may submit under; None where Slurm keeps no accounts, or does not tell."""
-    said = ask("sacctmgr", "-n", "-P", "show", "assoc", f"user={user}", "format=Account,Partition,QOS,DefaultQOS")
-    return None if said is None else associations_in(said)
-
-
-def associations_in(said: str) -> list[Association]:
-    """Out of sacctmgr's lines `account|partition|qos,qos|default`."""
-    rows = [line.split("|") for line in said.splitlines()]
-    return [
-        Association(account, partition, tuple(name for name in qos.split(",") if name), default)
-        for account, partition, qos, default in (row for row in rows if len(row) == 4)
-    ]
-
-
-def default_account(user: str) -> str | None:
-    """The account that Slurm takes where none is named."""
-    return (ask("sacctmgr", "-n", "-P", "show", "user", user, "format=DefaultAccount") or "").strip() or None
-
-
-def first_node() -> str | None:
-    """The name of a node, as its neighbours may have it."""
-    return next(iter((ask("sinfo", "-h", "-N", "-o", "%N") or "").split()), None)
-
-
-def partitions() -> list[Partition] | None:
-    """What sinfo tells, a row for each partition and kind of node; None without a Slurm."""
-    said = ask("sinfo", "-h", "-e", "-o", "%P\t%l\t%D\t%c\t%m\t%G\t%f")
-    if said is None:
-        return None
-    found = []
-    for line in said.splitlines():
-        name, limit, nodes, cpus, memory, gres, features = line.split("\t")
-        found.append(
-            Partition(
-                name=name.rstrip("*"),
-                is_default=name.endswith("*"),
-                time_limit=limit,
-                nodes=int(nodes),
-                cpus=int(cpus.rstrip("+")),
-                memory_mb=int(memory.rstrip("+")),
-                gpus=sum(int(count) for count in re.findall(r"\bgpu:(?:[^:,()\s]+:)?(\d+)", gres)),
-                gres="" if gres == "(null)" else gres,
-                features="" if features == "(null)" else features,
-            )
-        )
-    return found
-
-
-def gpus_of(partition: str | None) -> int | None:
-    """GPUs on the nodes that have most, of this partition or the default one; None without a Slurm."""
-    found = partitions()
-    if found is None:
-        return None
-    return max((each.gpus for each in found if (each.name == partition if partition else each.is_default)), default=0)
-
-
 def first_queued(known: Iterable[str]) -> str | None:
     """The number of one of these jobs that waits or runs; an array's own number stands for all of its tasks."""
     return first_of(known, queue(known) or {})
@@ -326,9 +198,3 @@ def first_of(known: Iterable[str], queued: Iterable[str]) -> str | None:
     """The first of the queued numbers that is among those known; squeue answers for a task with all of its array."""
     wanted = set(known)
     return next((number for number in queued if number in wanted or number.partition("_")[0] in wanted), None)
-
-
-def max_array_size() -> int:
-    """The most tasks that this cluster takes in one array."""
-    size = settings().get("MaxArraySize", "")
-    return max(1, int(size)) if size.isdecimal() else MAX_ARRAY_SIZE

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import os
 import re
 import shutil
 import socket
@@ -12,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt2hpc.cluster import queries
-from gpt2hpc.cluster.queries import Association, Partition
+from gpt2hpc.cluster import inventory, queries
+from gpt2hpc.cluster.inventory import Association, Partition
 
 RUNTIMES = ("apptainer", "singularity")
 DISKS = ("SCRATCH", "WORK", "PROJECT")
@@ -54,20 +53,20 @@ class Facts:
 
 def gather(env: Mapping[str, str]) -> Facts | None:
     """All of it; None where no Slurm answers."""
-    found = queries.partitions()
-    settings = queries.settings()
+    found = inventory.partitions()
+    settings = inventory.settings()
     if not found or not settings:
         return None
     user = getpass.getuser()
     interfaces = _interfaces()
-    node = queries.first_node()
+    node = inventory.first_node()
     return Facts(
         settings=settings,
         partitions=found,
-        associations=queries.associations(user),
-        default_account=queries.default_account(user),
+        associations=inventory.associations(user),
+        default_account=inventory.default_account(user),
         programs=[program for program in RUNTIMES if shutil.which(program)],
-        pyxis="--container-image" in (queries.ask("srun", "--help") or ""),
+        pyxis=queries.has_option("srun", "--container-image"),
         modules=_modules(),
         interfaces=interfaces,
         suffix=_suffix(node) if node and any(name.startswith(("ib", "hsn")) for name in interfaces) else None,
@@ -116,12 +115,3 @@ def _suffix(node: str) -> str | None:
             continue
         return suffix
     return None
-
-
-def is_installed() -> bool:
-    """Whether Slurm's programs are here, even if no controller answers them."""
-    return shutil.which("sinfo") is not None
-
-
-def machine() -> str:
-    return os.uname().nodename

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpt2hpc import cli
-from gpt2hpc.cluster.queries import Partition
+from gpt2hpc.cluster.inventory import Partition
 from gpt2hpc.cluster.site_facts import Facts
 from gpt2hpc.cluster.slurm import minutes
 from gpt2hpc.errors import UsageError

@@ -110,5 +110,14 @@ def minutes(text: str) -> int:
     return -(-seconds // 60)
 
 
+def seconds(text: str) -> int | None:
+    """A length of time as Slurm prints it: `30`, `30 sec`, `1:30`, `1:30:00`, `2-01:00:00`; None for UNLIMITED and what is none."""
+    match = re.fullmatch(r"(?:(?:(?:(\d+)-)?(\d+):)?(\d+):)?(\d+)(?: sec)?", text)
+    if match is None:
+        return None
+    days, hours, minutes, rest = (int(part or 0) for part in match.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + rest
+
+
 def _none_as_empty(text: str) -> str:
     return "" if text in ("(null)", "None") else text

@@ -94,9 +94,8 @@ def asked(about: object, question: Callable[[HfApi], T], *, what: str = "", else
         except RuntimeError as error:  # of Xet storage, or of an upload, with what was the matter as its cause
             mend = _wait(error.__cause__ or error, left, name, elsewhere)
         except OSError as error:
-            if (
-                type(error).__module__.partition(".")[0] != "hf_xet"
-            ):  # whose errors pose as missing files and permissions
+            # Xet's errors pose as missing files and permissions.
+            if type(error).__module__.partition(".")[0] != "hf_xet":
                 raise
             mend = _wait(error, left, name, elsewhere)
         if mend:

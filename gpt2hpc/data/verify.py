@@ -65,9 +65,8 @@ def check(manifest: Manifest, memo: Path) -> int:
                     )
                 known[shard.file] = mark
                 hashed += shard.bytes
-            if (
-                not left or time.monotonic() - noted_at > NOTE_EVERY_S
-            ):  # a start that is cut short has not hashed for nothing
+            # Now and then, so that a start that is cut short has not hashed for nothing.
+            if not left or time.monotonic() - noted_at > NOTE_EVERY_S:
                 durable.publish_json(memo, known)
                 noted_at = time.monotonic()
     return hashed

@@ -68,7 +68,7 @@ def pretrained(source: str) -> tuple[ModelConfig, dict[str, Tensor]]:
     require_transformers()
     directory = _downloaded(source) if is_published(source) else Path(source)
     config = _config(directory, source)
-    return config, _weights(directory, source, config)
+    return config, _weights(directory, source)
 
 
 def _downloaded(source: str) -> Path:
@@ -121,7 +121,7 @@ def _config(directory: Path, source: str) -> ModelConfig:
     return config
 
 
-def _weights(directory: Path, source: str, config: ModelConfig) -> dict[str, Tensor]:
+def _weights(directory: Path, source: str) -> dict[str, Tensor]:
     """Through transformers, which knows the older names and files in parts; nothing is unpickled."""
     from safetensors import SafetensorError
     from transformers import GPT2LMHeadModel

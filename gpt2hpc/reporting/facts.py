@@ -156,7 +156,7 @@ def starts(run: RunDir, ledger: Ledger, *, now: datetime) -> list[Start]:
             if following.repeats is not None:
                 reached = max(reached or 0, following.first_step + following.repeats)
             repeated = None if reached is None else max(0, reached - following.first_step)
-        seconds, assumed = _lasted(run, ledger, attempt, attempts[index + 1 : index + 2], now)
+        seconds, assumed = _lasted(ledger, attempt, attempts[index + 1 : index + 2], now)
         found.append(Start(attempt, resumed, reached, repeated, seconds, assumed))
     return found
 
@@ -166,9 +166,7 @@ def _began(attempt: Attempt, saved: int) -> bool:
     return attempt.first_step > 0 or saved == 0
 
 
-def _lasted(
-    run: RunDir, ledger: Ledger, attempt: Attempt, following: Sequence[Attempt], now: datetime
-) -> tuple[float | None, str]:
+def _lasted(ledger: Ledger, attempt: Attempt, following: Sequence[Attempt], now: datetime) -> tuple[float | None, str]:
     """Seconds from start to end, and where the end was taken from if it is not written."""
     began, ended, assumed = _time(attempt.started), _time(attempt.ended), ""
     if began is None:

@@ -16,6 +16,8 @@ from gpt2hpc.run_dir import RunDir
 
 RESUME = "gpt2hpc resume RUN"
 AGAIN = "the command that submitted it, again"
+WAITS, WORKS = ("pending", "held"), ("starting", "running", "ending", "suspended")
+"""Words of states: its job is in the queue, or has nodes."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def _is_later(job: Queued, newest: Attempt) -> bool:
 
 def _waiting(job: Queued, decision: Decision | None) -> State:
     told = f"job {job.number} waits: {reasons.waits(job.reason)}"
-    if decision and decision.action in ("requeue", "resubmit"):
+    if decision and decision.goes_on:
         told = f"{decision.reason}; {told}"
     if job.is_held and not reasons.is_held(job.reason):
         return State("held", f"{told}; held ({job.state})", f"scontrol release {job.number}")
@@ -102,7 +104,7 @@ def _running(attempt: Attempt) -> State:
 def _ended(run: RunDir, newest: Attempt | None, attempts: Sequence[Attempt], over: State | None, again: str) -> State:
     ledger = Ledger(run)
     decision = ledger.decision()
-    gave_up = decision.reason if decision and decision.action in ("exit", "cancelled", "stopped") else ""
+    gave_up = decision.reason if decision and not decision.goes_on else ""
     if newest is None:
         detail = gave_up or (over.detail if over else "no attempt yet")
         return State("new", detail, again if gave_up or over else None)
@@ -114,9 +116,8 @@ def _ended(run: RunDir, newest: Attempt | None, attempts: Sequence[Attempt], ove
     if newest.cause is None:
         how = over.detail if over else f"job {newest.job} on {newest.host} ended without a word"
         return State(over.word if over else "crashed", f"{how}; it would resume at step {saved}", again)
-    if (
-        over is not None and decision is None and newest.cause in (Cause.PREEMPTED, Cause.TIME_LIMIT)
-    ):  # nobody requeued it
+    was_to_go_on = newest.cause in (Cause.PREEMPTED, Cause.TIME_LIMIT)
+    if over is not None and decision is None and was_to_go_on:  # nobody requeued it
         return State(
             over.word, f"{newest.cause} at step {newest.last_step}; then {over.detail}; it would resume there", again
         )

@@ -17,7 +17,7 @@ from gpt2hpc.cluster import queries, reasons, run_jobs, slurm
 from gpt2hpc.cluster.ledger import Attempt, Ledger
 from gpt2hpc.cluster.queries import Accounted, Queued
 from gpt2hpc.config import Config
-from gpt2hpc.errors import ConfigError, RunDirError, UsageError
+from gpt2hpc.errors import ConfigError, RunDirError
 from gpt2hpc.reporting import outlook, run_state
 from gpt2hpc.reporting.outlook import Logged
 from gpt2hpc.run_dir import RunDir
@@ -25,6 +25,8 @@ from gpt2hpc.training import checkpoint, uploads
 from gpt2hpc.training.uploads import Lag
 
 WITHOUT_A_WORD = "ended without a word"
+ASK_SLURM_S = 30.0
+"""Seconds between two questions to Slurm, whose controller serves a whole cluster."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,21 @@ def ask(runs: Iterable[RunDir]) -> Answers:
     return Answers(queue, accounts, asked)
 
 
+class Inquiry:
+    """Slurm's answers for whoever looks again and again; it is not asked as often as that."""
+
+    def __init__(self) -> None:
+        self.answers = Answers()
+        self._asked = -math.inf
+
+    def renew(self, runs: Iterable[RunDir]) -> bool:
+        """Ask about these runs if it is time to; whether it was."""
+        if time.monotonic() - self._asked < ASK_SLURM_S:
+            return False
+        self.answers, self._asked = ask(runs), time.monotonic()
+        return True
+
+
 def read_status(run: RunDir, answers: Answers | None = None) -> RunStatus:
     """A run as its files and, if they are given, Slurm's answers say."""
     answers, ledger, config = answers or Answers(), Ledger(run), _config(run)
@@ -127,8 +144,8 @@ def read_status(run: RunDir, answers: Answers | None = None) -> RunStatus:
         slurm_reason=job.reason if job and job.reason not in ("", "None") else None,
         waits=reasons.waits(job.reason) if job and job.is_waiting else None,
         expected_start=live.start.replace("T", " ") if live and live.is_waiting and live.start[:1].isdigit() else None,
-        left_s=_seconds(live.left) if live and live.state == "RUNNING" else None,
-        limit_s=_seconds(job.limit) if job else None,
+        left_s=slurm.seconds(live.left) if live and live.state == "RUNNING" else None,
+        limit_s=slurm.seconds(job.limit) if job else None,
         tokens_per_s=logged.tokens_per_s,
         mfu=logged.mfu,
         restarts=dict(Counter((each.cause or WITHOUT_A_WORD).replace("_", " ") for each in attempts[:-1])),
@@ -199,16 +216,6 @@ def _last_save(run: RunDir) -> tuple[int | None, float | None]:
         with contextlib.suppress(OSError):
             return found.step, max(0.0, time.time() - (found.path / checkpoint.MANIFEST).stat().st_mtime)
     return None, None
-
-
-def _seconds(limit: str) -> float | None:
-    """A limit, or what is left of one; None for UNLIMITED and the like."""
-    with contextlib.suppress(UsageError):
-        parts = limit.replace("-", ":").split(":")
-        if "-" not in limit and len(parts) <= 3 and all(part.isdigit() for part in parts):
-            return float(sum(int(part) * 60**power for power, part in enumerate(reversed(parts))))
-        return slurm.minutes(limit) * 60.0
-    return None
 
 
 def _unix(text: str) -> float | None:

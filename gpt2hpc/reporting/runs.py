@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,6 +11,13 @@ from gpt2hpc.errors import RunDirError, UsageError
 from gpt2hpc.run_dir import RunDir
 
 DEFAULT = Path("runs")
+
+
+def add_argument(parser: argparse.ArgumentParser) -> None:
+    """`RUN`, the one that a verb is for: what `named` and `one` take."""
+    parser.add_argument(
+        "run", nargs="?", type=Path, metavar="RUN", help="run directory (default: the only one in runs/)"
+    )
 
 
 def is_run(path: Path) -> bool:

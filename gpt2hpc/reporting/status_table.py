@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from gpt2hpc import cli
 from gpt2hpc.data.survey import Survey
+from gpt2hpc.reporting.run_state import WAITS
 from gpt2hpc.reporting.run_status import RunStatus
 
 HEADER = f"{'STATE':10} {'STEP':>7}/{'OF':<7} {'':4} {'LOSS':>7} {'VAL':>7} {'TOK/S':>7} {'MFU':>5} {'ETA':>8} {'RESTARTS':>8}"
@@ -58,7 +59,7 @@ def _told(run: RunStatus) -> list[str]:
     """What does not fit a column."""
     facts = _facts(run)
     told = [facts["detail"]]
-    if run.state in ("pending", "held") and run.expected_start:
+    if run.state in WAITS and run.expected_start:
         told.append(f"Slurm expects it to start at {run.expected_start}")
     if run.jobs_needed and run.state != "finished":
         told.append(f"finish {facts['finish']}")

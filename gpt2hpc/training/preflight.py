@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from gpt2hpc import cli, durable
-from gpt2hpc.cluster.dist_env import LOCAL
+from gpt2hpc.cluster.dist_env import LOCAL, MIN_ALLREDUCE
 from gpt2hpc.cluster.ledger import Attempt, Ledger
 from gpt2hpc.config import Config
 from gpt2hpc.data import hub
@@ -28,8 +28,6 @@ from gpt2hpc.training import bandwidth, checkpoint, rank_facts
 from gpt2hpc.training.process_group import Ranks
 from gpt2hpc.training.rank_facts import Fault, RankFacts
 
-FLOOR = "GPT2HPC_MIN_ALLREDUCE_GB_S"
-"""Of the site: what train.min_allreduce_gb_s is between GPUs of several nodes, unless that is set."""
 UNSEEN_S = 60.0
 """For which a client of NFS may not see a new name: acdirmax of nfs(5)."""
 
@@ -108,8 +106,9 @@ class Preflight:
     def _check_space(self) -> None:
         """Before minutes are spent on loading; what a killed save has left is cleared away only then, and the space looked at again."""
         if not any(self.run.checkpoints.glob("*.tmp")):
-            size = 12 * self.config.model.parameters
-            checkpoint.check_space(self.run.checkpoints, bytes_each=size, config=self.config.checkpoint)
+            checkpoint.check_space(
+                self.run.checkpoints, bytes_each=self.config.model.state_bytes, config=self.config.checkpoint
+            )
 
     def _submitter(self, attempt: Attempt) -> Iterator[Fault]:
         """A run that has begun goes on with a newer gpt2hpc, as with any restart."""
@@ -156,14 +155,14 @@ class Preflight:
         wish = self.config.train.min_allreduce_gb_s
         if wish is not None:
             return wish, f"train.min_allreduce_gb_s={wish:g}"
-        text = self.environ.get(FLOOR, "").strip()
+        text = self.environ.get(MIN_ALLREDUCE, "").strip()
         if not text:
             return None
         try:
-            of_site = float(text), f"{FLOOR}={text}"
+            of_site = float(text), f"{MIN_ALLREDUCE}={text}"
         except ValueError:
             raise ConfigError(
-                f"{FLOOR}={text} in the environment must be a number of GB/s; unset it or mend it"
+                f"{MIN_ALLREDUCE}={text} in the environment must be a number of GB/s; unset it or mend it"
             ) from None
         return of_site if len(set(self.nodes)) > 1 and self.ranks.device.type == "cuda" else None
 

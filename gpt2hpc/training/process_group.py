@@ -155,9 +155,8 @@ def joined(env: DistEnv, device: torch.device, timeout: datetime.timedelta = TIM
 def _refuse_strangers(ranks: Ranks) -> None:
     """Jobs that meet at one port would train together: no rank goes on then, and the restarts meet elsewhere."""
     env = ranks.env
-    told = set(
-        ranks.gather((env.job, env.restart))
-    )  # by all: torchrun's ranks may know of a batch job on some nodes only
+    # By all: torchrun's ranks may know of a batch job on some nodes only.
+    told = set(ranks.gather((env.job, env.restart)))
     jobs = sorted(f"{job} (restart {restart})" for job, restart in told if not job.startswith(LOCAL))
     if len(jobs) > 1:  # names of no batch job are never in common
         raise PeerGoneError(f"rank {env.rank} met ranks of other jobs at port {env.master_port}: {', '.join(jobs)}")

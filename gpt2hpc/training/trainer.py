@@ -11,27 +11,24 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from gpt2hpc import __version__, cli
 from gpt2hpc.cluster.ledger import Attempt, Ledger
 from gpt2hpc.cluster.signals import SignalFlag, Stop
-from gpt2hpc.config import Config, grad_accum_steps
+from gpt2hpc.config import Config
 from gpt2hpc.data.loader import Slice, TrainLoader, ValLoader
 from gpt2hpc.data.manifest import Manifest
 from gpt2hpc.data.shards import Tokens
 from gpt2hpc.data.store import open_store
 from gpt2hpc.evaluation import examples
-from gpt2hpc.model.gpt import GPT
 from gpt2hpc.run_dir import RunDir
-from gpt2hpc.training import checkpoint, initial, metrics, precision, resume, state, writers
+from gpt2hpc.training import checkpoint, initial, metrics, resume, state, writers
 from gpt2hpc.training.batches import to_device, trace
 from gpt2hpc.training.checkpoint import Checkpoint
 from gpt2hpc.training.evaluations import Evaluations
+from gpt2hpc.training.learner import Learner
 from gpt2hpc.training.metrics import MetricsLog
-from gpt2hpc.training.optimizer import learning_rate, new_optimizer
 from gpt2hpc.training.process_group import Ranks
 from gpt2hpc.training.progress import Progress
 from gpt2hpc.training.saves import Saves
@@ -79,14 +76,11 @@ class Trainer:
         watchdog.spares(lambda: self.saves.is_under_way)
 
     def _build(self, manifest: Manifest) -> None:
-        config, device = self.config, self.ranks.device
-        self.precision = precision.choose(config.train.precision, device)
-        self.scaler = self.precision.new_scaler()
-        torch.manual_seed(config.train.seed)
-        self.model = GPT(config.model).to(device)
-        self.optimizer = new_optimizer(self.model, config.optimizer)
-        accum = grad_accum_steps(config, world_size=self.ranks.world_size)
-        part = Slice(self.ranks.rank, self.ranks.world_size, config.train.micro_batch_size, accum)
+        config = self.config
+        self.learner = Learner(config, self.ranks, self.watchdog.beat)
+        part = Slice(
+            self.ranks.rank, self.ranks.world_size, config.train.micro_batch_size, self.learner.grad_accum_steps
+        )
         block_size, data = config.model.block_size, config.data
         self.store = open_store(
             manifest,
@@ -108,9 +102,8 @@ class Trainer:
             part=part,
         )
         self.manifest_sha256 = manifest.sha256
-        self.clock = Clock(config.checkpoint, self.ranks.env.job_end, state_bytes=12 * config.model.parameters)
+        self.clock = Clock(config.checkpoint, self.ranks.env.job_end, state_bytes=config.model.state_bytes)
         self.stop_file, self.consensus = StopFile(self.run_dir.stop), Consensus()
-        self._broken = torch.zeros((), dtype=torch.bool, device=device)
 
     # Start ------------------------------------------------------------------------------------------------------
 
@@ -120,25 +113,14 @@ class Trainer:
         rank_state = self._resume()
         with self.ranks.first_decides():
             if self.ranks.is_first:
-                size = 3 * sum(parameter.nbytes for parameter in self.model.parameters())
                 checkpoint.check_space(
                     self.run_dir.checkpoints,
-                    bytes_each=size,
+                    bytes_each=self.learner.state_bytes,
                     config=self.config.checkpoint,
                     resumed=self.saves.resumed_from,
                 )
-        wish = self.config.train.compile
-        if wish or (wish is None and self.ranks.device.type == "cuda"):
-            self.model.compile()  # in place, so no prefix ever enters a name
-        self.wrapped: nn.Module = self.model
-        if self.ranks.world_size > 1:
-            index = self.ranks.device.index
-            self.wrapped = DistributedDataParallel(
-                self.model,
-                device_ids=None if index is None else [index],
-                gradient_as_bucket_view=True,
-            )
-        self.warm_up()
+        self.learner.wrap()
+        self.learner.warm_up()
         self.watchdog.beat()
         self._open_logs(rank_state)
 
@@ -159,10 +141,10 @@ class Trainer:
         self._first_step = self.step
         self.progress = Progress(self.config, self.ranks, self.log, step=self.step)
         self.evaluations = Evaluations(
-            self.model,
+            self.learner.model,
             self.config,
             ranks=self.ranks,
-            precision=self.precision,
+            precision=self.learner.precision,
             val_loader=self.val_loader,
             examples=questions,
             log=self.log,
@@ -180,7 +162,7 @@ class Trainer:
         samples = config.train.steps * part.samples_per_step
         return (
             f"{config.model.parameters / 1e6:,.1f}M parameters; {cli.plural(part.world_size, 'rank')} on {self.ranks.device.type} in "
-            f"{str(self.precision.dtype).removeprefix('torch.')}; a step is {config.train.tokens_per_step:,} tokens = "
+            f"{str(self.learner.precision.dtype).removeprefix('torch.')}; a step is {config.train.tokens_per_step:,} tokens = "
             f"{part.world_size} ranks × {part.grad_accum_steps} × {part.micro_batch_size} × {config.model.block_size}; "
             f"{config.train.steps:,} steps are {samples / self.loader.order.per_epoch:,.1f} epochs of the data"
         )
@@ -200,9 +182,7 @@ class Trainer:
         """Begin at step 0, with random weights or with those of `train.init`; rank 0's are everyone's once DDP begins."""
         init = self.config.train.init
         if init is not None:
-            self.ranks.first_works(
-                lambda: state.load_model(self.model, initial.initial_weights(init, self.config.model).items())
-            )
+            self.ranks.first_works(lambda: self.learner.begin_with(initial.initial_weights(init, self.config.model)))
         self.say(f"starting at step 0: {self.config.model.tag}" + (f" with the weights of {init}" if init else ""))
 
     def _find(self) -> tuple[Checkpoint | None, str]:
@@ -214,9 +194,7 @@ class Trainer:
 
     def _load(self, found: Checkpoint) -> state.RankState:
         facts = found.manifest()
-        state.load_model(self.model, self._beating(found.tensors("model/")))
-        state.load_optimizer(self.optimizer, self.model, self._beating(found.tensors("optimizer/")))
-        state.load_scaler(self.scaler, facts["scaler"])
+        self.learner.load(found, facts["scaler"])
         if facts["measured"]:
             self.clock.remember(facts["measured"])
         self.step, self.consumed = facts["step"], facts["data"]["samples_consumed"]
@@ -234,12 +212,6 @@ class Trainer:
         state.seed_rank(self.config.train.seed, self.ranks.rank, self.step)
         return state.rank_state(self.ranks.device)
 
-    def _beating(self, tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-        """Each of them is progress: a slow disk takes long for all of them."""
-        for each in tensors:
-            self.watchdog.beat()
-            yield each
-
     def _examples(self) -> list[examples.Example]:
         """HellaSwag's, read once for all ranks."""
         train, block_size = self.config.train, self.config.model.block_size
@@ -250,22 +222,6 @@ class Trainer:
             lambda: examples.fitted(examples.load_once(source, kept, limit=limit), block_size)
         )
 
-    def warm_up(self) -> None:
-        """One discarded forward and backward, before every first step, resumed or not.
-
-        DDP rebuilds its buckets after its first backward and from then on sums gradients in another order. Without
-        this a resumed process would take its first step with the first buckets, and differ in the last bits from 3
-        ranks on. It also pays for compilation before the clock runs.
-        """
-        train = self.config.train
-        tokens = torch.zeros(
-            (train.micro_batch_size, self.config.model.block_size), dtype=torch.int64, device=self.ranks.device
-        )
-        with self.precision.autocast():
-            loss = self.wrapped(tokens, tokens)
-        self.scaler.scale(loss).backward()
-        self.optimizer.zero_grad(set_to_none=True)
-
     def close(self) -> None:
         self.log.close()
         self.store.close()
@@ -274,7 +230,7 @@ class Trainer:
 
     def train(self) -> Stop:
         """Train to the end (Stop.NO) or to an agreed stop, with everything saved that should be."""
-        self.model.train()
+        self.learner.model.train()
         self.evaluations.run_due(self.step)
         agreed, steps = Agreement(), self.config.train.steps
         with contextlib.closing(cast("Any", self.loader.stream(self.consumed))) as stream:
@@ -297,7 +253,7 @@ class Trainer:
         with self.watchdog.phase("first step", more_s=0.0, teaches=STEP) if is_first else contextlib.nullcontext():
             loss, norm = self.optimizer_step(stream)
         if is_first:
-            self.saves.prepare(state.state_tensors(self.model, self.optimizer))
+            self.saves.prepare(self.learner.tensors())
         self.step += 1
         self.consumed += self.loader.part.samples_per_step
         self.progress.add(self.step, loss, norm)
@@ -315,40 +271,21 @@ class Trainer:
         return agreed
 
     def optimizer_step(self, stream: Iterator[Tokens]) -> tuple[Tensor, Tensor]:
-        """Accumulate gradients, reduce them once, clip, update; returns the mean loss and the gradient's norm, on the device."""
-        accum = self.loader.part.grad_accum_steps
-        total = torch.zeros((), device=self.ranks.device)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, self.config)
-        for micro_step in range(accum):
+        """Take one; returns the mean loss and the gradient's norm, on the device."""
+        return self.learner.learn(self._micro_batches(stream), self.step)
+
+    def _micro_batches(self, stream: Iterator[Tokens]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Those of the step, as inputs and targets on the device; it is noted how long each is waited for."""
+        part = self.loader.part
+        for micro_step in range(part.grad_accum_steps):
             began = time.perf_counter()
             windows = next(stream)
             self.progress.waited(time.perf_counter() - began)
             self.watchdog.beat()
-            tokens, targets = to_device(windows, self.ranks.device)
             if self.config.train.trace_data:
                 where = self.run_dir.trace(self.ranks.rank)
-                trace(where, self.loader.part, step=self.step + 1, consumed=self.consumed, micro_step=micro_step)
-            with self._no_sync_before(accum - 1, micro_step):
-                with self.precision.autocast():
-                    loss = self.wrapped(tokens, targets) / accum
-                self.scaler.scale(loss).backward()
-            self.watchdog.beat()
-            total += loss.detach()
-        self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.grad_clip)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        self._broken |= ~torch.isfinite(total)
-        if not self.scaler.is_enabled():  # the scaler skips a step whose gradients overflow; that is no divergence
-            self._broken |= ~torch.isfinite(norm)
-        return total, norm
-
-    def _no_sync_before(self, last: int, micro_step: int) -> contextlib.AbstractContextManager[None]:
-        if micro_step < last and isinstance(self.wrapped, DistributedDataParallel):
-            return cast("contextlib.AbstractContextManager[None]", self.wrapped.no_sync())
-        return contextlib.nullcontext()
+                trace(where, part, step=self.step + 1, consumed=self.consumed, micro_step=micro_step)
+            yield to_device(windows, self.ranks.device)
 
     def _wish(self) -> Stop:
         wish = self.signals.stop
@@ -372,19 +309,14 @@ class Trainer:
 
     def _save(self) -> bool:
         self.progress.flush()
-        if self._is_broken():
+        if self.learner.is_broken():
             return False
         if self.saves.step == self.step:
             return True
-        tensors, rank_state = state.state_tensors(self.model, self.optimizer), state.rank_state(self.ranks.device)
-        self.saves.begin(self.step, tensors, rank_state, self._facts(), self.log)
+        rank_state = state.rank_state(self.ranks.device)
+        self.saves.begin(self.step, self.learner.tensors(), rank_state, self._facts(), self.log)
         self.progress.restart_clock(self.step)
         return True
-
-    def _is_broken(self) -> bool:
-        flag = self._broken.to(torch.int32).cpu()
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        return bool(flag.item())
 
     def _facts(self) -> dict[str, Any]:
         return {
@@ -401,7 +333,7 @@ class Trainer:
                 "manifest_sha256": self.manifest_sha256,
             },
             "measured": self.clock.facts(),
-            "scaler": state.scaler_facts(self.scaler),
+            "scaler": self.learner.scaler_facts(),
             "config": dataclasses.asdict(self.config),
             "versions": {"gpt2hpc": __version__, "torch": torch.__version__, "python": platform.python_version()},
         }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch._dynamo.utils import counters
 
@@ -9,6 +11,8 @@ from gpt2hpc.training import precision
 from gpt2hpc.trials import step
 from gpt2hpc.trials.bench import Bench, TrialError
 
+SHAPE = dataclasses.replace(step.SHAPE, n_layer=1)
+"""Another layer would cost the compiler seconds, and show nothing more."""
 CLOSE = 1e-3
 """Of the largest gradient of a parameter; fused kernels add in another order."""
 
@@ -17,7 +21,7 @@ def run(bench: Bench) -> str:
     """In fp32, since a difference in bf16 would say little."""
     plain = precision.choose("fp32", bench.torch_device())
     torch.set_float32_matmul_precision("highest")
-    eager, compiled = step.new_model(plain.device), step.new_model(plain.device)
+    eager, compiled = (step.new_model(plain.device, SHAPE) for _ in range(2))
     expected = step.backward(eager, plain)
     compiled.compile()  # as the trainer does it
     loss = step.backward(compiled, plain)

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from gpt2hpc.finding import State, Timed
 from gpt2hpc.trials.bench import Bench
 
 MARK = "gpt2hpc-trial:"
-PATIENCE_S = 300.0
+PATIENCE_S = 600.0
 """For each; a first import of torch from a busy shared disk takes a minute."""
 OF_OTHER_JOBS = ("GPT2HPC_", "SLURM_", "TORCHELASTIC_", "MASTER_")
 OF_A_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK")
@@ -65,9 +65,9 @@ TRIALS = (
 )
 
 
-def made(bench: Bench, env: Mapping[str, str]) -> Iterator[Timed]:
+def made(bench: Bench, env: Mapping[str, str], trials: Iterable[Trial] = TRIALS) -> Iterator[Timed]:
     """What each came to, as soon as it is known."""
-    for trial in TRIALS:
+    for trial in trials:
         folder = bench.folder / trial.module
         folder.mkdir()
         yield _tried(trial, Bench(bench.device, folder, bench.gpus), surroundings(env, folder, bench))

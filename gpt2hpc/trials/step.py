@@ -36,10 +36,10 @@ def run(bench: Bench) -> str:
     return f"loss {loss:.3f}, near ln({SHAPE.vocab_size}) = {expected:.3f}, in {dtype} {_on(chosen.device)}"
 
 
-def new_model(device: torch.device) -> GPT:
+def new_model(device: torch.device, shape: ModelConfig = SHAPE) -> GPT:
     """The same weights each time."""
     torch.manual_seed(1337)
-    return GPT(SHAPE).to(device)
+    return GPT(shape).to(device)
 
 
 def backward(model: nn.Module, chosen: Precision) -> float:

@@ -3,7 +3,7 @@
 rank.py RUN_DIR [--signal STEP RANK] [--kill STEP RANK] [--pause STEP RANK] [--hang STEP RANK] [--once] [--nan STEP]
         [--without warm-up|rng|scaler] [--loss-scale S] [--pause-start] [--full RANK] [--slow-validation SECONDS]
         [--slow-batches SECONDS] [--slow-tensors SECONDS] [--nodes N] [--other-disk NODE] [--version RANK VERSION]
-        [--slow-link NODE] [--own-disks] [--late-dir SECONDS] [--blind RANK]
+        [--slow-link NODE] [--own-disks] [--late-dir SECONDS] [--blind RANK] [--job RANK NAME]
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from gpt2hpc.data.shards import Tokens
 from gpt2hpc.training import bandwidth, preflight, rank_facts, saver, state, validation
 from gpt2hpc.training.checkpoint import Checkpoint
 from gpt2hpc.training.evaluations import Evaluations
+from gpt2hpc.training.learner import Learner
 from gpt2hpc.training.precision import Precision
 from gpt2hpc.training.trainer import Trainer
 
@@ -54,6 +55,9 @@ def main() -> int:
     parser.add_argument("--blind", type=int, default=-1, metavar="RANK", help="it does not see the settings in time")
     parser.add_argument("--slow-link", help="messages between that node and others take long")
     parser.add_argument("--version", nargs=2, default=("", ""), metavar=("RANK", "VERSION"))
+    parser.add_argument(
+        "--job", nargs=2, default=("", ""), metavar=("RANK", "NAME"), help="what that rank takes it for"
+    )
     parser.add_argument("--pause-start", action="store_true")
     parser.add_argument("--full", type=int, default=-1, metavar="RANK")
     parser.add_argument("--nan", type=int, default=-1, metavar="STEP")
@@ -87,7 +91,7 @@ def _add_faults(arguments: argparse.Namespace) -> None:
             hang_here()
         if here[0] == arguments.nan:
             with torch.no_grad():
-                self.model.ln_f.weight.fill_(torch.nan)
+                self.learner.model.ln_f.weight.fill_(torch.nan)
         return genuine(self, stream)
 
     Trainer.optimizer_step = optimizer_step  # type: ignore[method-assign]
@@ -137,6 +141,8 @@ def _be_on_a_node(arguments: argparse.Namespace) -> None:
     rank = os.environ.get("RANK", "0")
     if arguments.version[0] == rank:
         rank_facts.__version__ = arguments.version[1]  # type: ignore[attr-defined]
+    if arguments.job[0] == rank:
+        os.environ[dist_env.JOB] = arguments.job[1]
     if rank == str(arguments.blind):
         jobs._settings_here = lambda run, env: Config()
     if arguments.nodes is None:
@@ -182,7 +188,7 @@ def hang_here() -> None:
 def _take_out(safeguard: str | None) -> None:
     """The negative controls: without the safeguard, a resumed run must differ."""
     if safeguard == "warm-up":
-        Trainer.warm_up = lambda self: None  # type: ignore[method-assign]
+        Learner.warm_up = lambda self: None  # type: ignore[method-assign]
     elif safeguard == "scaler":
         state.load_scaler = lambda scaler, facts: None
     elif safeguard == "rng":

@@ -69,14 +69,6 @@ def states(findings: list[Finding]) -> list[tuple[str, str]]:
 # Slurm ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [("30", 30), ("30 sec", 30), ("00:01:30", 90), ("2-01:00:00", 176_400), ("UNLIMITED", None), ("", None)],
-)
-def test_times_as_slurm_prints_them(text: str, expected: int | None) -> None:
-    assert slurm.seconds(text) == expected
-
-
 def test_what_a_preemption_costs() -> None:
     def cost(name: str, **scene: object) -> Finding:
         return asked.preemption(name, PARTITIONS, SETTINGS, Scene({}, **scene))  # type: ignore[arg-type]
@@ -112,7 +104,7 @@ def test_an_image_in_one_file_where_slurm_signals_every_process(tmp_path: Path) 
         return slurm._proctrack({"ProctrackType": f"proctrack/{kind}"}, scene).state
 
     (tmp_path / "gpt2hpc.sif").touch()
-    assert state("linuxproc", tmp_path / "gpt2hpc.sif") == "WARN"
+    assert state("linuxproc", tmp_path / "gpt2hpc.sif") == "OK", "the job unpacks it"
     assert state("linuxproc", tmp_path) == "OK", "unpacked"
     assert state("linuxproc", None) == "OK"
     assert state("cgroup", tmp_path / "gpt2hpc.sif") == "OK"

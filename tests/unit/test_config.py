@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from gpt2hpc import config_io
-from gpt2hpc.config import Config, check, grad_accum_steps, warnings
+from gpt2hpc.config import Config
+from gpt2hpc.config_rules import check, grad_accum_steps, warnings
 from gpt2hpc.errors import ConfigError, Gpt2hpcError, UsageError
 from gpt2hpc.run_dir import RunDir
 

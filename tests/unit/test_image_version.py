@@ -21,6 +21,12 @@ def test_labels_in_what_inspect_prints() -> None:
     assert image_version.labels_in(inspected()) == {}
 
 
+def test_labels_in_what_docker_prints() -> None:
+    said = json.dumps([{"Id": "sha256:1", "Config": {"Labels": {image_version.VERSION_LABEL: "0.1.0"}}}])
+    assert image_version.labels_in(said) == {image_version.VERSION_LABEL: "0.1.0"}
+    assert image_version.labels_in(json.dumps([{"Config": {"Labels": None}}])) is None
+
+
 @pytest.mark.parametrize("said", ["", "FATAL: no", "[]", "{}", '{"data": {"attributes": {"labels": null}}}'])
 def test_what_is_no_such_thing_has_no_labels(said: str) -> None:
     assert image_version.labels_in(said) is None

@@ -12,10 +12,22 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "gpt2hpc"
 LAYERS = (
-    {"__init__", "errors", "durable", "run_dir", "config", "config_io", "config_origins", "cli", "finding"},
+    {
+        "__init__",
+        "errors",
+        "durable",
+        "run_dir",
+        "config",
+        "config_rules",
+        "config_io",
+        "config_errors",
+        "config_origins",
+        "cli",
+        "finding",
+    },
     {"cluster", "data", "model"},
     {"training", "evaluation"},
-    {"starting", "jobs", "reporting", "checks", "planning"},
+    {"starting", "opening", "jobs", "reporting", "checks", "planning"},
     {"trials"},
     {
         "prepare",
@@ -24,6 +36,7 @@ LAYERS = (
         "stage",
         "init",
         "submit",
+        "train_job",
         "dry_run",
         "prepare_array",
         "prepare_options",

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from gpt2hpc.cluster import queries, site_guess, site_profile
-from gpt2hpc.cluster.queries import Association, Partition
+from gpt2hpc.cluster import inventory, site_guess, site_profile
+from gpt2hpc.cluster.inventory import Association, Partition
 from gpt2hpc.cluster.site_facts import Facts
 from gpt2hpc.cluster.site_guess import Guess
 from gpt2hpc.cluster.site_profile import Site
@@ -184,7 +184,7 @@ def test_a_guess_and_its_reason(facts: Facts, key: str, line: str, why: str) -> 
 
 def test_what_sacctmgr_prints_is_read() -> None:
     said = "proj1||long,normal|normal\nproj2|gpu||\nnot a row\n"
-    assert queries.associations_in(said) == [
+    assert inventory.associations_in(said) == [
         Association("proj1", "", ("long", "normal"), "normal"),
         Association("proj2", "gpu", (), ""),
     ]

@@ -36,7 +36,7 @@ def run(tmp_path: Path) -> RunDir:
     run.slurm.mkdir()
     for number, (job, restart) in enumerate([("12", 0), ("12", 1), ("12", 2), ("14", 0), ("local-x", 0)], start=1):
         attempt = Attempt(number, job, restart, "n1", 1, "", "", "n[1-2]", 2)
-        durable.publish_json(run.attempts / f"{number:04d}.json", dataclasses.asdict(attempt))
+        durable.publish_json(run.attempt(number), dataclasses.asdict(attempt))
     (tmp_path / "somewhere.log").write_text(LOG)
     run.job_logs.write_text(f"12 {tmp_path}/somewhere.log\n12 {tmp_path}/somewhere.log\n14 {run.slurm}/14_0_log.out\n")
     (run.slurm / "14_0_log.out").write_text("attempt 4: job 14, restart 0, on n1\nstep 4\n")

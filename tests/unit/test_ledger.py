@@ -33,7 +33,7 @@ def requeued(restart: int) -> DistEnv:
 
 
 def rewrite(run: RunDir, attempt: Attempt) -> None:
-    durable.publish_json(run.attempts / f"{attempt.number:04d}.json", dataclasses.asdict(attempt))
+    durable.publish_json(run.attempt(attempt.number), dataclasses.asdict(attempt))
 
 
 def test_a_second_start_is_refused_while_the_first_lives(run: RunDir) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gpt2hpc import config_io, jobs
+from gpt2hpc import config_io, jobs, opening
 from gpt2hpc.cluster import requeue
 from gpt2hpc.cluster.dist_env import DistEnv
 from gpt2hpc.cluster.ledger import Attempt, Cause, Ledger, Outcome
@@ -363,13 +363,13 @@ def test_a_wish_to_stop_during_the_save_of_a_preemption_is_heard(cause: Cause, t
     made = ledger.claim(DistEnv(0, 0, 1, 1, "7", 0, "n1", is_launched=True, node="n1"))
     run.stop.touch()
     ledger.close(made, Outcome(made.number, "7", 0, cause, 50))
-    assert not jobs._is_old(run), "the next start, of a job that Slurm itself has requeued, must obey it"
+    assert not opening._is_old(run), "the next start, of a job that Slurm itself has requeued, must obey it"
     elsewhere = requeue.read_and_decide(run, Job("7", 0, restarts=1, exit_code=0))
     assert (elsewhere.kind, ledger.attempts()[0].cause) == ("exit", cause)
     action = requeue.read_and_decide(run, Job("7", 0, exit_code=0))
     assert (action.kind, action.exit_code, action.reason) == ("exit", 6, "stopped by the user at step 50")
     assert ledger.attempts()[0].cause == "stopped"
-    assert jobs._is_old(run), "a later submission goes on"
+    assert opening._is_old(run), "a later submission goes on"
 
 
 def test_a_wish_that_was_obeyed_and_left_lying_is_old(tmp_path: Path) -> None:
@@ -377,7 +377,7 @@ def test_a_wish_that_was_obeyed_and_left_lying_is_old(tmp_path: Path) -> None:
     run.create()
     ledger = Ledger(run)
     run.stop.touch()
-    assert not jobs._is_old(run)
+    assert not opening._is_old(run)
     made = ledger.claim(DistEnv(0, 0, 1, 1, "7", 0, "n1", is_launched=True, node="n1"))
     ledger.close(made, Outcome(made.number, "7", 0, Cause.ERROR, 50))
-    assert jobs._is_old(run)
+    assert opening._is_old(run)

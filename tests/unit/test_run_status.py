@@ -46,7 +46,7 @@ def run(tmp_path: Path) -> RunDir:
 
 def attempt(run: RunDir, number: int, *, restart: int = 0, **facts: Any) -> None:
     made = Attempt(number, "12", restart, "n1", 1, "2026-01-02T09:00:00Z", "elsewhere/1", "n[1-2]", 4, **facts)
-    durable.publish_json(run.attempts / f"{number:04d}.json", dataclasses.asdict(made))
+    durable.publish_json(run.attempt(number), dataclasses.asdict(made))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 from gpt2hpc import __version__
 from gpt2hpc.cluster import batch, script, site_profile
 from gpt2hpc.cluster.dist_env import DistEnv
-from gpt2hpc.cluster.slurm import minutes
+from gpt2hpc.cluster.slurm import minutes, seconds
 from gpt2hpc.errors import EXIT_CODES, ConfigError, UsageError
 from tests.tiny import gpt2hpc
 
@@ -272,12 +272,28 @@ def test_times_that_are_none(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("30", 30),
+        ("30 sec", 30),
+        ("00:01:30", 90),
+        ("1:30", 90),
+        ("2-01:00:00", 176_400),
+        ("UNLIMITED", None),
+        ("", None),
+    ],
+)
+def test_times_as_slurm_prints_them(text: str, expected: int | None) -> None:
+    assert seconds(text) == expected
+
+
+@pytest.mark.parametrize(
     ("text", "told"),
     [
         ("partiton: gpu", "unknown key partiton; did you mean partition?"),
         ("gpus_per_node: four", "gpus_per_node='four' is not valid; it takes a whole number"),
         ("gpu_directive: gpus", "it takes one of gpus-per-node, gres"),
-        ("runtime: docker", "it takes one of apptainer, singularity, pyxis, none"),
+        ("runtime: kvm", "it takes one of apptainer, singularity, pyxis, docker, none"),
         ("environment: [A]", "it takes names with values"),
         ("binds: [{a: b}]", "it takes a list of texts"),
         ("partition: [a, b]", "it takes a text"),

@@ -1,0 +1,72 @@
+"""How a start takes a run in hand: its settings are written, an attempt is claimed. What is refused before, `starting` refuses."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+
+from gpt2hpc import cli, config_io, starting
+from gpt2hpc.cluster.dist_env import LOCAL, DistEnv
+from gpt2hpc.cluster.ledger import Attempt, Cause, Ledger
+from gpt2hpc.config import Config
+from gpt2hpc.data.manifest import Manifest
+from gpt2hpc.run_dir import RunDir
+from gpt2hpc.training import writers
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A run that an attempt may work on; None of an attempt means that it is finished already."""
+
+    config: Config
+    manifest: Manifest
+    attempt: Attempt | None
+    run_started: str = ""
+
+
+def is_finished(run: RunDir, config: Config) -> bool:
+    """Whether there is nothing left to do, and say so."""
+    ledger = Ledger(run)
+    if not ledger.is_finished(config.train.steps):
+        return False
+    cli.say(f"{run.path} finished at step {ledger.finished_step()} already; raise train.total_steps to go on")
+    return True
+
+
+def settle(run: RunDir, config: Config) -> None:
+    """Make `config` the settings of the run, and say which of them are new."""
+    for key, (old, new) in config_io.changes(run, config).items():
+        cli.note(f"the run goes on with another {key}: {new} instead of {old}")
+    config_io.store(config, run.config)
+
+
+def open_run(run: RunDir, config: Config, env: DistEnv) -> Opened:
+    """Check, claim an attempt, settle the settings: rank 0's part before anything is computed."""
+    writers.check(config.train)
+    config, manifest = starting.check_start(run, config, world_size=env.world_size)
+    starting.check_repo(config)
+    run.create()
+    if is_finished(run, config):
+        return Opened(config, manifest, None)
+    ledger = Ledger(run)
+    attempt = ledger.claim(env)
+    ledger.fence(attempt)
+    settle(run, config)
+    run.finished.unlink(missing_ok=True)
+    if _is_old(run) or (env.job.startswith(LOCAL) and env.restart == 0):
+        run.stop.unlink(missing_ok=True)
+    first = ledger.attempts()[0].started
+    return Opened(
+        config, manifest, attempt, first.replace("-", "").replace(":", "").replace("T", "-").removesuffix("Z")
+    )
+
+
+def _is_old(run: RunDir) -> bool:
+    """Whether a wish to stop was there when the run ended; one that came later counts, and one that met an end to be followed by
+    another start, as a preemption's."""
+    outcome = Ledger(run).outcome()
+    if outcome is not None and outcome.cause in (Cause.PREEMPTED, Cause.TIME_LIMIT):
+        return False
+    with contextlib.suppress(OSError):
+        return run.stop.stat().st_mtime <= run.outcome.stat().st_mtime
+    return False
