@@ -53,13 +53,15 @@ def test_labels(image: Image) -> None:
     labels = dict(line.split(": ", 1) for line in said.splitlines() if ": " in line)
     assert labels["org.opencontainers.image.title"] == "gpt2hpc"
     assert labels["org.opencontainers.image.version"] == __version__
+    assert labels["org.opencontainers.image.revision"] == "0123abc"
     assert labels["gpt2hpc.torch"].startswith("2.")
 
 
 def test_its_own_test_passes(image: Image) -> None:
     code, said = image.run("test")
     assert code == 0, said
-    assert "the image works" in said
+    assert "FAIL" not in said
+    assert "this installation works here" in said
 
 
 def test_no_network_no_privilege_no_slurm_and_read_only(image: Image) -> None:
@@ -93,6 +95,20 @@ def test_the_doctor_in_it_finds_nothing_missing(image: Image) -> None:
     assert "in a container image on " in said
     for name in ("slurm", "image", "python of ranks", "torch", "packages", "tokenizer"):
         assert f"\nOK      {name}: " in said, said
+
+
+@pytest.mark.parametrize(
+    ("app", "arguments", "code"),
+    [("doctor", [], 0), ("prepare", ["--source=demo", "--out=data"], 0), ("train", ["--data.dir=nowhere"], 4)],
+    ids=["doctor", "prepare", "train"],
+)
+def test_its_apps(image: Image, data: Path, app: str, arguments: list[str], code: int) -> None:
+    """`apptainer run --app NAME IMAGE …` is `apptainer run IMAGE NAME …`."""
+    settings = ["--run-dir=refused", *TINY] if app == "train" else []
+    assert image.run(f"run --app {app}", *settings, *arguments)[0] == code
+    code, said = image.run(f"run --app {app}", "--help")
+    assert code == 0
+    assert said.startswith(f"usage: gpt2hpc {app} ")
 
 
 def test_torch_compiles_in_it(image: Image) -> None:
