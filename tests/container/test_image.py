@@ -86,6 +86,13 @@ def test_the_hosts_python_packages_do_not_leak_in(image: Image) -> None:
     assert image.run("exec", "python3", "-c", f"import {name}", env=told) == (0, "")
 
 
+def test_the_hosts_path_does_not_leak_in(image: Image) -> None:
+    code, said = image.run("exec", "sh", "-c", "echo $PATH", env={"PATH": "/of-the-host:/usr/bin:/usr/sbin:/bin:/sbin"})
+    assert code == 0
+    assert said.startswith("/opt/gpt2hpc/bin:/usr/local/")
+    assert "/of-the-host" not in said
+
+
 def test_the_doctor_in_it_finds_nothing_missing(image: Image) -> None:
     """By that image's own Python; the site profile that names an image is the host's affair."""
     profile = image.home / "site.yaml"
