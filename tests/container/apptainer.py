@@ -63,7 +63,7 @@ def build(where: Path = WHERE) -> Path:
     """The image of the project as it is now; an unchanged project is not built again."""
     image = where / f"gpt2hpc-{parts.fingerprint(*INPUTS)}.sif"
     if not image.exists():
-        given = {"BOOTSTRAP": "localimage", **parts.arguments(parts.base_rootfs(where))}
+        given = {"BOOTSTRAP": "localimage", **parts.arguments(parts.base_rootfs(where), wheels_at="/mnt")}
         options = [word for key, value in given.items() for word in ("--build-arg", f"{key}={value}")]
         wheels = parts.wheels(where)
         with machine.step("build the image by apptainer.def"):

@@ -142,7 +142,7 @@ def build(where: Path = WHERE) -> tuple[Store, str]:
     image = f"localhost/gpt2hpc:{parts.fingerprint(*INPUTS)}"
     if store.has(image):
         return store, image
-    given = parts.arguments(base(store, where))
+    given = parts.arguments(base(store, where), wheels_at="/wheels")
     options = [f"--build-arg={key}={value}" for key, value in given.items()]
     options += [f"--build-context=wheels={parts.wheels(where)}", "--layers=false", "--pull-never"]
     with tempfile.TemporaryDirectory(dir=where, prefix="build-") as name, machine.step("build docker/Dockerfile"):

@@ -36,12 +36,12 @@ def wheels(where: Path = WHERE) -> Path:
     return machine.once(where / named, lambda folder, final: _fill_wheels(folder, python))
 
 
-def arguments(base: str | Path) -> dict[str, str]:
-    """What both build files are given for a build from these parts."""
+def arguments(base: str | Path, *, wheels_at: str) -> dict[str, str]:
+    """What both build files are given for a build from these parts, with the wheels at that place."""
     return {
         "BASE_IMAGE": str(base),
         "TORCH_SPEC": shlex.split(TORCH)[-1],
-        "PIP_OPTIONS": "--no-index --find-links=/mnt",
+        "PIP_OPTIONS": f"--no-index --find-links={wheels_at}",
         "VCS_REF": "0123abc",
     }
 

@@ -89,6 +89,7 @@ def test_nothing_of_the_build_is_left(engine: Engine) -> None:
             assert not [path for path in root.joinpath(folder).rglob("*") if path.is_file() and path.stat().st_size], (
                 folder
             )
+        assert root.joinpath("mnt").is_dir()  # buildah removes what it mounted on
         apparent = int(
             subprocess.run(["du", "-sb", root], capture_output=True, text=True, check=True).stdout.split()[0]
         )
@@ -144,11 +145,11 @@ def test_a_base_with_its_own_torch_keeps_it(engine: Engine, bare: str) -> None:
     with engine.store.mounted(engine.container) as root:
         packages = next(root.glob("opt/gpt2hpc/lib/python3.*/site-packages"))
         brought = Path("/usr/local/lib", packages.parent.name, "dist-packages")
-        volumes = (f"{packages}:{brought}:ro", f"{parts.wheels()}:/mnt:ro")
+        volumes = (f"{packages}:{brought}:ro", f"{parts.wheels()}:/wheels:ro")
         env = {
             "INSTALL_TORCH": "skip",
             "PIP_CONSTRAINT": "/nowhere.txt",
-            "PIP_OPTIONS": parts.arguments("")["PIP_OPTIONS"],
+            "PIP_OPTIONS": "--no-index --find-links=/wheels",
         }
         said = in_base(engine, bare, *SCRIPT, "torch", "packages", "project", env=env, volumes=volumes)
         assert "of the base is kept" in said
