@@ -121,6 +121,8 @@ def isolated(image: Image) -> Iterator[slurm.Cluster]:
     with tempfile.TemporaryDirectory(prefix="gpt2hpc-isolated-") as name:
         cluster = slurm.Cluster(Path(name) / "slurm", image.prefix)
         Path(name).chmod(0o755)
+        # Slurm looks up its own addresses by a call that passes over 127.0.0.1; this one leads nowhere either.
+        machine.run([*image.prefix, "ip", "address", "replace", "192.0.2.1/32", "dev", "lo"])
         cluster.start(nodes=2, proctrack="linuxproc")
         yield cluster
         cluster.stop()
