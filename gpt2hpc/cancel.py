@@ -14,12 +14,14 @@ from gpt2hpc import cli
 from gpt2hpc.cluster import liveness, orders, queries, run_jobs
 from gpt2hpc.cluster.dist_env import LAUNCHER_PID, LOCAL
 from gpt2hpc.cluster.ledger import Attempt, Ledger
+from gpt2hpc.cluster.queries import Queued
 from gpt2hpc.errors import MissingError, RunDirError
 from gpt2hpc.reporting import run_status, runs
 from gpt2hpc.run_dir import RunDir
 
 RESUBMIT_S, POLL_S, TRIES = 10.0, 0.5, 30
-"""How long a job that was cancelled while it submitted another one is waited for, and how often Slurm is asked at most."""
+"""How long a job that was cancelled while it submitted another one, or requeued itself, is waited for, and how often Slurm is asked
+at most."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -79,24 +81,26 @@ def _cancel_jobs(run: RunDir) -> list[str]:
     cancelled: list[str] = []
     until = time.monotonic() + RESUBMIT_S
     for _ in range(TRIES):
-        rows = [row for row in run_jobs.live(run) if row.number not in cancelled or row.is_waiting]
+        live = run_jobs.live(run)
+        rows = [row for row in live if row.number not in cancelled or row.is_waiting]
         if rows:
             orders.cancel([row.number for row in rows])
             cancelled += [row.number for row in rows if row.number not in cancelled]
-        elif not (cancelled and _is_resubmitting(run, cancelled) and time.monotonic() < until):
+        elif not (cancelled and _may_go_on(run, cancelled, live) and time.monotonic() < until):
             break
         time.sleep(POLL_S)
     return cancelled
 
 
-def _is_resubmitting(run: RunDir, cancelled: Sequence[str]) -> bool:
-    """Whether one of them was about to go on as another job, of which nobody knows yet."""
-    decision = Ledger(run).decision()
-    return (
-        decision is not None
-        and (decision.job in cancelled and decision.action == "resubmit")
-        and run_jobs.successor(run, decision.job) is None
-    )
+def _may_go_on(run: RunDir, cancelled: Sequence[str], live: Sequence[Queued]) -> bool:
+    """Whether one of them was about to go on: as another job, of which nobody knows yet, or requeued, which shows only at its end."""
+    decision, newest = Ledger(run).decision(), Ledger(run).newest()
+    if decision is None or decision.job not in cancelled:
+        return False
+    if decision.action == "requeue":
+        is_old = newest is not None and newest.job == decision.job and newest.restart > decision.restart
+        return not is_old and any(row.number == decision.job for row in live)
+    return decision.action == "resubmit" and run_jobs.successor(run, decision.job) is None
 
 
 def _cancel_local(run: RunDir, attempt: Attempt) -> None:

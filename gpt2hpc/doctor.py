@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from gpt2hpc import __version__, cli, config_io, durable
+from gpt2hpc import __version__, cli, config_io
 from gpt2hpc.checks import programs, rounds
 from gpt2hpc.checks.rounds import Group
 from gpt2hpc.checks.scene import Scene
@@ -22,7 +22,7 @@ from gpt2hpc.cluster.choices import Choices
 from gpt2hpc.cluster.site_profile import Site
 from gpt2hpc.config import Config
 from gpt2hpc.errors import ConfigError, MissingError, UsageError
-from gpt2hpc.finding import Finding, missing, ok, warn
+from gpt2hpc.finding import Finding, missing, ok, to_json, warn
 from gpt2hpc.run_dir import RunDir
 
 T = TypeVar("T")
@@ -81,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
     reports = list(rounds.made(groups, scene))
     every = [*found, *(finding for _, findings in reports for finding in findings)]
     if arguments.json:
-        cli.say(durable.to_json([dataclasses.asdict(finding) for finding in every]).rstrip())
+        cli.say(to_json(every))
     elif arguments.hub:
         cli.say("\n".join(finding.line for finding in every))
     else:

@@ -29,7 +29,7 @@ from gpt2hpc.errors import MissingError, UsageError
 from gpt2hpc.run_dir import RunDir
 
 MINUTES = {"evaluate": 120, "export": 30}
-SHARED = ("partition", "account", "qos", "constraint", "exclude", "container", "site")
+SHARED = ("partition", "account", "qos", "constraint", "exclude", "container", "runtime", "site")
 """Options of Slurm that hold for `prepare` too, unless --prepare has others."""
 
 

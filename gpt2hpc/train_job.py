@@ -22,7 +22,7 @@ from gpt2hpc.errors import RunDirError, UsageError
 from gpt2hpc.run_dir import RunDir
 from gpt2hpc.train import RUN_DIR_HELP
 
-FOR_SLURM = ("partition", "account", "qos", "constraint", "exclude", "cpus_per_task", "mem", "container")
+FOR_SLURM = ("partition", "account", "qos", "constraint", "exclude", "cpus_per_task", "mem", "container", "runtime")
 """Options that only Slurm can honour."""
 _OPTIONS = (*FOR_SLURM, "nodes", "gpus_per_node", "nproc", "time", "job_name", "site")
 

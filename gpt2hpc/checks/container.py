@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 from gpt2hpc import __version__
 from gpt2hpc.checks.programs import ask
 from gpt2hpc.checks.scene import Scene
-from gpt2hpc.cluster import queries
+from gpt2hpc.cluster import image_version, queries
 from gpt2hpc.finding import Finding, missing, ok, warn
 
-VERSION_LABEL = "org.opencontainers.image.version"
 SYS = Path("/proc/sys")
 PYXIS = "--container-image"
 """Its option of srun, by which it is known."""
@@ -23,6 +21,9 @@ def look(scene: Scene) -> list[Finding]:
         return [ok("image", "this is one; the host's doctor looks at what runs it")]
     if scene.uses_pyxis:
         return [_pyxis(queries.has_option("srun", PYXIS)), *_image_of_pyxis(str(scene.image)), *_binds(scene)]
+    if scene.image is not None and scene.site.runtime == "docker":
+        runtime, found = _runtime(scene)
+        return [*found, *(_image_of_docker(scene.image) if runtime else []), *_binds(scene)]
     runtime, found = _runtime(scene)
     if scene.image is None:
         return [*found, ok("image", "none is given, so none is needed")] if runtime else []
@@ -69,6 +70,15 @@ def _image_of_pyxis(image: str) -> list[Finding]:
     return _image(image, None, how="enroot import")
 
 
+def _image_of_docker(image: str) -> list[Finding]:
+    answer = ask(("docker", "image", "inspect", image))
+    if answer is None or answer.code:
+        said = answer.words if answer else "no answer"
+        text = f"{image} is not known here ({said}); load it on each node: `docker load --input FILE`"
+        return [missing("image", text)]
+    return [_of_version(image, image_version.version_in(image, "docker"), "loaded here; other nodes may lack it")]
+
+
 def _unprivileged(runtime: str, image: str) -> list[Finding]:
     """User namespaces, and FUSE for an image in one file; a runtime that root has installed setuid needs neither."""
     if _is_setuid(runtime):
@@ -111,7 +121,7 @@ def _namespaces() -> Finding:
     return missing(name, f"may not be made here ({answer.words}); ask for them, or for a setuid Apptainer")
 
 
-def _image(image: str, runtime: str | None, *, how: str = "apptainer build gpt2hpc.sif apptainer.def") -> list[Finding]:
+def _image(image: str, runtime: str | None, *, how: str = "gpt2hpc image build") -> list[Finding]:
     path = Path(image)
     if not path.exists():
         return [
@@ -127,24 +137,15 @@ def _image(image: str, runtime: str | None, *, how: str = "apptainer build gpt2h
             missing("image", f"{image} has a comma or a colon, which a container's --bind cannot; choose another path")
         ]
     size = "a directory" if path.is_dir() else f"{path.stat().st_size / 1e9:,.2f} GB"
-    labelled = _version(runtime, image) if runtime else None
+    return [_of_version(image, image_version.version_in(image, runtime) if runtime else None, size)]
+
+
+def _of_version(image: str, labelled: str | None, words: str) -> Finding:
     if labelled is None:
-        return [ok("image", f"{image}, {size}")]
+        return ok("image", f"{image}, {words}")
     if labelled != __version__:
-        text = f"{image} is of gpt2hpc {labelled}, and here it is {__version__}: build it again, or install that version here"
-        return [missing("image", text)]
-    return [ok("image", f"{image}, {size}, gpt2hpc {labelled} as here")]
-
-
-def _version(runtime: str, image: str) -> str | None:
-    """By its labels, for which nothing has to run."""
-    answer = ask((runtime, "inspect", "--labels", image))
-    return version_of(answer.out.splitlines()) if answer and answer.code == 0 else None
-
-
-def version_of(labels: Sequence[str]) -> str | None:
-    """Of gpt2hpc, in the lines `NAME: VALUE` of `apptainer inspect`."""
-    return next((line.partition(": ")[2].strip() for line in labels if line.startswith(f"{VERSION_LABEL}: ")), None)
+        return missing("image", image_version.mismatch(image, labelled))
+    return ok("image", f"{image}, {words}, gpt2hpc {labelled} as here")
 
 
 def _binds(scene: Scene) -> list[Finding]:

@@ -95,6 +95,8 @@ def command(scene: Scene, *, nv: bool) -> list[str]:
     """How Python is run in a job, as the batch script does it."""
     if scene.image is None:
         return [scene.site.python or sys.executable]
+    if scene.site.runtime == "docker":
+        return ["docker", "run", "--rm", *(["--gpus", "all"] if nv else []), "--entrypoint", "python3", scene.image]
     binds = [word for path in scene.site.binds if Path(path.partition(":")[0]).exists() for word in ("--bind", path)]
     return [scene.site.runtime, "--quiet", "exec", *(["--nv"] if nv else []), *binds, scene.image, "python3"]
 

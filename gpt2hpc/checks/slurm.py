@@ -86,11 +86,12 @@ def _proctrack(settings: Settings, scene: Scene) -> Finding:
         return ok("ProctrackType", f"{effect}; no image is used")
     if scene.uses_pyxis:
         return ok("ProctrackType", f"{effect}; pyxis unpacks the image, so none does")
+    if scene.site.runtime == "docker":
+        return ok("ProctrackType", f"{effect}; docker's daemon serves the image's files, so none does")
     if Path(scene.image).is_dir():
         return ok("ProctrackType", f"{effect}; the image is a directory, so none does")
-    mend = f"unpack it, and give the directory: `{scene.site.runtime} build --sandbox gpt2hpc/ {scene.image}`"
-    return warn(
-        "ProctrackType", f"{effect}: unless that is mounted by root, the training dies of a signal unsaved; {mend}"
+    return ok(
+        "ProctrackType", f"{effect}: unless root mounts it, each job has it unpacked on its nodes, in /tmp, first"
     )
 
 

@@ -132,7 +132,7 @@ def set_up_lines(block: str, variables: Mapping[str, str], site: Site, image: st
     container = {"IMAGE": ""}
     ours = job_environment.of_site(site)
     # An image's own variables beat the host's, but not these.
-    prefixes = ("", f"{site.runtime.upper()}ENV_") if image and site.runtime != "pyxis" else ("",)
+    prefixes = ("", f"{site.runtime.upper()}ENV_") if image and site.runtime in ("apptainer", "singularity") else ("",)
     if image:
         container = {"IMAGE": image, "RUNTIME": site.runtime, "BINDS": ",".join(site.binds)}
         if site.runtime == "pyxis":

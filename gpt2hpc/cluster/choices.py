@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
+import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gpt2hpc.cluster import site_profile
+from gpt2hpc.cluster import image_version, site_profile
 from gpt2hpc.cluster.site_profile import Site
 
 PASSED_ON = ("account", "qos", "constraint", "exclude", "mem")
@@ -31,6 +33,8 @@ class Choices:
             "flag" if options.get("site") else f"${site_profile.VARIABLE}" if env.get(site_profile.VARIABLE) else None
         )
         self.note("site", self.site.path or "none", named or ("your own" if self.site.path else "default"))
+        if options.get("runtime"):
+            self.site = dataclasses.replace(self.site, runtime=options["runtime"])
 
     def of(self, name: str, default: Any = None) -> Any:
         """The flag's value, else the site's, else the default."""
@@ -48,17 +52,22 @@ class Choices:
         self.origins[name.replace("_", "-")] = (value, origin)
 
     def of_site(self, name: str) -> str:
-        """The origin of a field of the profile: it may be there, or be left out."""
-        return "site" if name in self.site.given else "default"
+        """The origin of a field of the profile: a flag has it, or it is there, or it is left out."""
+        return "flag" if self._options.get(name) else "site" if name in self.site.given else "default"
 
     def image(self, option: str | None, binds: Sequence[Path]) -> str | None:
-        """The container image to run in, if any; how Python is run is noted with it."""
+        """The container image to run in, if any; how Python is run is noted with it. ConfigError for one of another version."""
         image = self.site.image_to_use(option, binds=binds)
         if image is None:
-            self.note("container", "none", "flag" if option else "site" if self.site.runtime == "none" else "default")
+            self.note(
+                "container",
+                "none",
+                "flag" if option else self.of_site("runtime") if self.site.runtime == "none" else "default",
+            )
             python = self.site.python
             self.note("python", python or sys.executable, "site" if python else "default: the one that runs submit")
             return None
+        image_version.refuse_other_version(image, self.site.runtime)
         self.note("container", image, "flag" if option else "site")
         self.note("runtime", self.site.runtime, self.of_site("runtime"))
         return image
@@ -89,6 +98,12 @@ def add_options(parser: argparse._ActionsContainer) -> None:
     )
     parser.add_argument(
         "--container", type=str, metavar="IMAGE", help="Run inside this image; `none` overrides the site's."
+    )
+    parser.add_argument(
+        "--runtime",
+        type=str,
+        choices=typing.get_args(site_profile.Runtime),
+        help="What runs the image (default: the site's, or apptainer).",
     )
     parser.add_argument(
         "--site",

@@ -1,8 +1,10 @@
 """Whether a guard takes over: a job that has waited for another one of its run to fail where that one could not decide itself.
 
-    scontrol show job -o "$failed" | python -m gpt2hpc.cluster.guard RUN_DIR --job "$failed" --by "$SLURM_JOB_ID"
+    { scontrol show job -o "$failed"; scontrol show job -o "$SLURM_JOB_ID"; } |
+        python -m gpt2hpc.cluster.guard RUN_DIR --job "$failed" --by "$SLURM_JOB_ID"
 
-prints a line as `gpt2hpc.cluster.requeue` does; `requeue` means that the guard goes on with the run.
+prints a line as `gpt2hpc.cluster.requeue` does. `start`: the guard goes on with the run, and whoever comes after it keeps away from
+EXCLUDE. `requeue`: it has been given nodes out of EXCLUDE, and should come back without them.
 """
 
 from __future__ import annotations
@@ -16,15 +18,23 @@ from pathlib import Path
 from gpt2hpc import cli
 from gpt2hpc.cluster.ledger import Ledger
 from gpt2hpc.cluster.requeue import Action, read_and_decide
-from gpt2hpc.cluster.slurm import parse_show_job
+from gpt2hpc.cluster.slurm import Job, expand_nodes, parse_show_job
 from gpt2hpc.errors import RunDirError, StoppedError
 from gpt2hpc.run_dir import RunDir
 
 NOT_ENDED = ("PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "RESIZING")
 
 
-def take_over(run: RunDir, text: str, *, job: str, by: str, succeeds: Sequence[str] = ()) -> Action:
-    """Whether the job `by` goes on with the run in place of `job`: `requeue`, or `exit`. `text` is `scontrol show job` of that one.
+GIVES_BACK = 3
+"""How many starts of a guard may end with its nodes given back, where Slurm gives it bad ones again and again."""
+
+
+def take_over(
+    run: RunDir, text: str, *, job: str, by: str, succeeds: Sequence[str] = (), own: Job | None = None
+) -> Action:
+    """Whether the job `by` goes on with the run in place of `job`: `start`, `requeue` for other nodes first, or `exit`.
+
+    `text` is `scontrol show job` of `job`, and `own` what is known so of the guard.
 
     As if `job` itself had come to its end and decided. What somebody has cancelled stays away, and so does what nobody
     knows enough about.
@@ -32,7 +42,7 @@ def take_over(run: RunDir, text: str, *, job: str, by: str, succeeds: Sequence[s
     ledger = Ledger(run)
     newest = ledger.newest()
     if newest is not None and newest.job == by:
-        return Action("requeue", "goes on as itself")
+        return Action("start", "goes on as itself")
     mine = [attempt for attempt in ledger.attempts() if attempt.job == job]
     seen = parse_show_job(text, restart=mine[-1].restart if mine else 0, exit_code=None, succeeds=succeeds)
     restart = max(seen.restart, seen.restarts)
@@ -46,8 +56,29 @@ def take_over(run: RunDir, text: str, *, job: str, by: str, succeeds: Sequence[s
     if not seen.state:  # cancelled, perhaps
         return Action("exit", f"nobody knows any more how job {job} ended; `gpt2hpc resume` goes on", stopped)
     ended = dataclasses.replace(seen, job=job, state="RUNNING", restart=restart, restarts=restart)
+    if own is not None:  # what that one kept away from, too
+        ended = dataclasses.replace(ended, excluded=_merged(own.excluded, seen.excluded), required=own.required)
     action = read_and_decide(run, ended)
-    return dataclasses.replace(action, reason=f"takes over, {action.reason}") if action.kind == "requeue" else action
+    return action if action.kind == "exit" else _started(action, action.exclude_nodes or ended.excluded, own)
+
+
+def _started(action: Action, exclude: str, own: Job | None) -> Action:
+    """The start of the guard, or where it has nodes out of `exclude` its return to the queue."""
+    bad = (
+        []
+        if own is None
+        else sorted({*expand_nodes(own.nodes)} & {*expand_nodes(exclude)} - {*expand_nodes(own.required)})
+    )
+    action = dataclasses.replace(action, exclude_nodes=exclude, delay_s=0.0)
+    if own is not None and bad and own.state == "RUNNING" and own.restarts < GIVES_BACK:
+        return dataclasses.replace(
+            action, kind="requeue", reason=f"takes over, but not on {', '.join(bad)}: {action.reason}"
+        )
+    return dataclasses.replace(action, kind="start", reason=f"takes over, {action.reason}")
+
+
+def _merged(*lists: str) -> str:
+    return ",".join(dict.fromkeys(node for nodes in lists for node in expand_nodes(nodes)))
 
 
 def main(argv: Sequence[str]) -> int:
@@ -62,8 +93,11 @@ def main(argv: Sequence[str]) -> int:
     if not arguments.run_dir.is_dir():
         raise RunDirError(f"{arguments.run_dir} is not a run directory; check the path")
     before = [each for each in arguments.succeeds.split(",") if each and each != arguments.job]
+    failed, *more = sys.stdin.read().splitlines() or [""]
+    own = parse_show_job(more[-1], restart=0, exit_code=None) if more else None
     run = RunDir(arguments.run_dir)
-    cli.say(take_over(run, sys.stdin.read(), job=arguments.job, by=arguments.by, succeeds=before).line())
+    action = take_over(run, failed, job=arguments.job, by=arguments.by, succeeds=before, own=own)
+    cli.say(action.line(allow=action.kind == "requeue" and own is not None and not own.may_requeue))
     return 0
 
 

@@ -18,6 +18,7 @@ COMPUTED = {
     "OMP_NUM_THREADS": "cpus-per-task, or 1: another number changes the last bits of a CPU run",
     "TRITON_CACHE_DIR": "on the node's own disk, one a job: a shared one breaks",
     "TORCHINDUCTOR_CACHE_DIR": "on the node's own disk, one a job: a shared one breaks",
+    "CUDA_CACHE_PATH": "on the node's own disk, one a job: what the driver compiles",
     "MALLOC_MMAP_THRESHOLD_": "1073741824, so that memory of the logits is kept between steps",
     "MALLOC_TRIM_THRESHOLD_": "2147483648, for the same",
     "GPT2HPC_JOB_END": "when Slurm will end the job: the ranks save before",
@@ -27,7 +28,7 @@ COMPUTED = {
 }
 """Why the set-up blocks export what they do."""
 
-KEPT = ("OMP_NUM_THREADS", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")
+KEPT = ("OMP_NUM_THREADS", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "CUDA_CACHE_PATH")
 """Those of them that keep the value of the environment that a job is submitted from."""
 
 

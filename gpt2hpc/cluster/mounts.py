@@ -11,6 +11,7 @@ from gpt2hpc.cluster.site_profile import Site
 BY_ITSELF = {
     "apptainer": "the home directory, /tmp, /proc, /sys, /dev (Apptainer's own, unless the site forbids it)",
     "singularity": "the home directory, /tmp, /proc, /sys, /dev (Singularity's own, unless the site forbids it)",
+    "docker": "/tmp (for compilers' caches; of the home directory, nothing), and the host's network and shared memory",
     "pyxis": "/tmp (for compilers' caches; of the home directory, nothing)",
 }
 
@@ -28,5 +29,5 @@ def described(site: Site, image: str | None, named: Iterable[tuple[str, str]], g
             lines.append(f"{leads_to} (where {path} leads to)")
     lines += [f"{bind} (site: binds)" for bind in site.binds]
     if gpus and site.runtime != "pyxis":
-        lines.append("drivers and devices of the GPUs (--nv)")
+        lines.append(f"drivers and devices of the GPUs ({'--gpus all' if site.runtime == 'docker' else '--nv'})")
     return [*lines, BY_ITSELF.get(site.runtime, "")]

@@ -48,14 +48,14 @@ TOLD_TO_END = "told to end by a signal; run the same command again to go on"
 
 @dataclass(frozen=True)
 class Action:
-    """`requeue` (or `resubmit`, where that was refused) after `delay_s`, or `exit` with `exit_code`.
+    """`requeue` (or `resubmit`, where that was refused) after `delay_s`, or `exit` with `exit_code`; `start` is a guard's (guard.py).
 
     `exclude_nodes` is the whole list of nodes to keep away from, the user's own included; empty to leave it as it is.
     `exit_code` is the batch script's; a job that goes on has not finished, so nothing may start after it as if it had.
     `cancelled`: somebody outside ended the job, and it stays away.
     """
 
-    kind: Literal["exit", "requeue", "resubmit"]
+    kind: Literal["exit", "requeue", "resubmit", "start"]
     reason: str
     exit_code: int = 0
     delay_s: float = 0.0

@@ -25,7 +25,7 @@ SRUN_ARGS = ("--kill-on-bad-exit=1", "--wait=300", "--export=ALL", "--open-mode=
 without the last, a restart truncates the log. --wait ends ranks that hang after another has ended."""
 
 BLOCKS = {
-    "set-up": ("job", "run", "python", "again", "ranks"),
+    "set-up": ("job", "run", "python", "requeue", "again", "ranks"),
     "tear-down": ("tear_down",),
     "prepare set-up": ("job", "out", "python"),
     "prepare tear-down": ("prepare_tear_down",),

@@ -29,7 +29,7 @@ import yaml
 from gpt2hpc.cluster import script
 from gpt2hpc.errors import ConfigError
 
-Runtime = Literal["apptainer", "singularity", "pyxis", "none"]
+Runtime = Literal["apptainer", "singularity", "pyxis", "docker", "none"]
 VARIABLE = "GPT2HPC_SITE"
 OWNED = (
     *("array", "chdir", "error", "job-name", "no-requeue", "nodes", "ntasks", "ntasks-per-node"),
@@ -41,6 +41,8 @@ OWNED_OF_SRUN = (
     *("error", "input", "label", "nodes", "ntasks", "ntasks-per-node", "output", "unbuffered"),
 )
 """Options of srun that do."""
+SECRET = re.compile(r"(?i)(^|_)(token|secret|password|passwd|(api|access|private|secret)_?key)$")
+"""Names of variables whose values belong into no file that others may read."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Site:
         time: Time limit of a job.
         sbatch: Any other option of sbatch, by its long name.
         srun: Any other option of srun, by its long name, such as `cpu-bind`.
-        runtime: What runs the image; pyxis is a plugin of srun.
+        runtime: What runs the image; pyxis is a plugin of srun; docker may be podman by that name.
         image: The container image; without one, Python runs as it is.
         binds: Directories to make visible in the container, `SOURCE` or `SOURCE:TARGET`.
         python: The Python to use without an image; that of `gpt2hpc submit` if absent.
@@ -108,7 +110,13 @@ class Site:
                 )
             return None
         image = named
-        if not (self.runtime == "pyxis" and re.search(r"#|://|^[\w.-]+:[\w.-]+$", named)):  # of a registry
+        if self.runtime == "docker":
+            if named.startswith(("/", ".")) or named.endswith(".sif"):
+                raise ConfigError(
+                    f"container image {named} is a file, and runtime=docker takes the name of an image; load it (`docker load`), or "
+                    "give --runtime apptainer"
+                )
+        elif not (self.runtime == "pyxis" and re.search(r"#|://|^[\w.-]+:[\w.-]+$", named)):  # of a registry
             image = os.path.abspath(Path(named).expanduser())  # noqa: PTH100 -- links stay as they are
             if not Path(image).exists():
                 raise ConfigError(f"container image {image} does not exist; build it, or give another with --container")
@@ -201,7 +209,7 @@ def _checked(path: Path, key: str, value: Any) -> Any:
     if key in ("environment", "sbatch", "srun", "purged"):
         if not isinstance(value, dict) or not all(isinstance(each, str) for each in value.values()):
             raise wrong("names with values, as `NAME: value`")
-        return _purged(value, wrong) if key == "purged" else _named(key, value, wrong)
+        return _purged(value, wrong) if key == "purged" else _named(path, key, value, wrong)
     if isinstance(value, list | dict):
         raise wrong("a text")
     if key in ("gpus_per_node", "cpus_per_task"):
@@ -219,11 +227,16 @@ def _checked(path: Path, key: str, value: Any) -> Any:
     return os.path.expandvars(value) if key in ("image", "python") else value
 
 
-def _named(key: str, given: dict[str, str], wrong: Callable[[str], ConfigError]) -> dict[str, str]:
+def _named(path: Path, key: str, given: dict[str, str], wrong: Callable[[str], ConfigError]) -> dict[str, str]:
     owned = {"sbatch": OWNED, "srun": OWNED_OF_SRUN}.get(key, ())
     for name in given:
         if key == "environment" and not re.fullmatch(r"[A-Za-z_]\w*", name):
             raise wrong(f"names of variables; {name!r} is none")
+        if key == "environment" and SECRET.search(name):
+            raise ConfigError(
+                f"site profile {path}: environment has {name}, which would stand in every batch script; drop it: what you export where "
+                "you submit reaches the job by itself, or name a file that only you may read (HF_TOKEN_PATH, NETRC)"
+            )
         if name.replace("_", "-") in owned:
             raise wrong(f"options that gpt2hpc does not set itself; drop {name}")
     return {name: os.path.expandvars(value) for name, value in given.items()} if key == "environment" else given

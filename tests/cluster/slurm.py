@@ -102,9 +102,10 @@ def lacking() -> str | None:
 
 @dataclass(frozen=True)
 class Cluster:
-    """Its directory holds configuration, state, logs and the pids of its daemons."""
+    """Its directory holds configuration, state, logs and the pids of its daemons; `prefix` begins each command, to enter a network."""
 
     directory: Path
+    prefix: tuple[str, ...] = ()
 
     @property
     def environment(self) -> dict[str, str]:
@@ -175,7 +176,7 @@ class Cluster:
         assert program is not None, command[0]
         with (self.directory / f"{name}.out").open("wb") as output:
             process = subprocess.Popen(
-                [program, *command[1:]],
+                [*self.prefix, program, *command[1:]],
                 env={**self.environment, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -246,7 +247,13 @@ class Cluster:
     def run(self, *command: str, check: bool = True, **options: object) -> str:
         """Run a command as a user of this cluster; returns its standard output."""
         done = subprocess.run(
-            command, env=self.environment, capture_output=True, text=True, timeout=120, check=False, **options
+            [*self.prefix, *command],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+            **options,
         )  # type: ignore[call-overload]
         assert not check or done.returncode == 0, f"{command}: {done.stderr}{done.stdout}"
         return str(done.stdout).strip()

@@ -124,7 +124,7 @@ def test_killed_in_the_middle_of_a_slow_save(driven: list[Any]) -> None:
 def drive_batch_shell_killed(kit: Kit) -> list[Any]:
     """Nobody is left to say what comes next; then resume.sh submits the job again."""
     with kit.nodes() as nodes:
-        first = kit.sbatch("batch-shell", "-w", nodes)
+        first = kit.sbatch("batch-shell", "-w", nodes, "--mem=300M")
         kit.until_step(first, SAVE_EVERY + 5)
         os.kill(kit.cluster.batch_shell(first.number), signal.SIGKILL)
         ended = Ended(first, kit.until_ended(first))
@@ -141,6 +141,7 @@ def test_a_job_without_its_batch_shell_ends_and_is_resumed(driven: list[Any]) ->
     assert (killed.slurm["JobState"], killed.slurm["Reason"]) == ("FAILED", "JobLaunchFailure")
     assert killed.slurm["Restarts"] == "0"
     assert "its batch script was killed" in told["detail"]
+    assert again.slurm["MinMemoryNode"] == killed.slurm["MinMemoryNode"] == "300M"
     finished_as(again, undisturbed, causes=["preempted", "finished"], restarts=0)  # Slurm told the ranks to end
     resumed_exactly(again)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from gpt2hpc.cluster import script
+from gpt2hpc.cluster.slurm import expand_nodes
 from gpt2hpc.run_dir import RunDir
 from tests.cluster.kit import SAVE_EVERY, Ended, Job, Kit, drives, finished_as, resumed_exactly
 from tests.cluster.test_training import drive_sbatch
@@ -181,3 +182,35 @@ def test_a_node_where_a_rank_dies_twice_is_left_out(driven: list[Ended]) -> None
     assert [attempt["died_on"] for attempt in job.job.attempts] == [bad, bad, ""]
     assert bad in job.slurm["ExcNodeList"]
     finished_as(job, undisturbed, causes=["crashed", "crashed", "finished"])
+
+
+def drive_guard_on_a_bad_node(kit: Kit) -> list[Ended]:
+    """Three nodes for two, of which the second is unfit; nobody is left to say so but the ledger."""
+    with kit.nodes() as nodes, kit.nodes() as more:
+        usable = sorted([*nodes.split(","), more.split(",")[0]])
+        away, bad = ",".join(sorted({f"n{number}" for number in range(1, 9)} - {*usable})), usable[1]
+        env = {"GUARD": "1", "KIT_OTHER_DISK": bad}
+        job = kit.sbatch("guard-bad-node", "--hold", "-x", away, env=env)
+        waiting = waiting_for(kit, job)
+        kit.cluster.run("scontrol", "release", job.number)
+        guard = guard_of(kit, job)
+        kit.until(job, lambda: kit.cluster.ranks(job.number), "ranks")
+        shell = kit.cluster.batch_shell(job.number)
+        os.kill(shell, signal.SIGSTOP)
+        kit.until(job, lambda: job.attempts and job.attempts[0]["suspects"], "a suspect")
+        os.kill(shell, signal.SIGKILL)
+        return [Ended(each, kit.until_ended(each)) for each in (job, guard, waiting)]
+
+
+@drives(drive_sbatch, drive_guard_on_a_bad_node)
+def test_a_guard_gives_back_a_node_that_was_found_bad(driven: list[object]) -> None:
+    undisturbed, (job, guard, waiting) = driven  # type: ignore[misc]
+    (bad,) = job.job.attempts[0]["suspects"]
+    assert job.slurm["JobState"] == "FAILED"
+    assert f"takes over, but not on {bad}" in guard.job.told()
+    assert bad in expand_nodes(guard.slurm["ExcNodeList"])
+    assert set(expand_nodes(job.slurm["ExcNodeList"])) < set(expand_nodes(guard.slurm["ExcNodeList"]))
+    finished_as(guard, undisturbed, causes=["crashed", "finished"], restarts=1)
+    kept = guard.job.run.resume_script.read_text().replace("\\", "")
+    assert f"--exclude={guard.slurm['ExcNodeList']}" in kept
+    assert waiting.slurm["JobState"] == "COMPLETED"

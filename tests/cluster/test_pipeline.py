@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from gpt2hpc import cancel, pipeline
 from gpt2hpc.data import demo
+from gpt2hpc.errors import RunDirError, UsageError
 from gpt2hpc.run_dir import RunDir
 from tests import tiny
 from tests.cluster.kit import Ended, Job, Kit, drives, long
@@ -159,3 +161,76 @@ def test_nothing_pends_forever_behind_a_run_that_failed(driven: list[Ended]) -> 
     assert train.slurm["ExitCode"] == "5:0", train.job.told()
     assert [each.slurm["JobState"] for each in rest] == ["CANCELLED"] * 2
     assert not [path for path in train.job.run.path.iterdir() if path.name in ("evaluation.json", "export")]
+
+
+# What is said to Slurm, by a pipeline whose data is prepared and whose jobs may not begin yet, so that they need no node ---------
+
+
+@pytest.fixture
+def waiting(kit: Kit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Its words; the run is in RUN of this test."""
+    monkeypatch.setenv("SLURM_CONF", kit.cluster.environment["SLURM_CONF"])
+    (tmp_path / "site.yaml").write_text(f"{kit.site}\ncpus_per_task: 1\nsbatch: {{begin: now+3600}}\n")
+    words = ["--nodes=1", "--nproc=2", "--time=10", f"--site={tmp_path / 'site.yaml'}", f"--run-dir={tmp_path / 'run'}"]
+    flags = tiny.flags(tiny.config(kit.data, total_steps=4, eval_every=100))
+    return [*words, *(flag for flag in flags if "manifest_sha256" not in flag)]  # which is the run's own
+
+
+def numbers_in(told: str) -> list[str]:
+    return re.findall(r"(?m)^job (\d+):", told)
+
+
+def test_the_training_is_held_until_it_knows_what_waits_for_it(
+    kit: Kit, waiting: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, genuine = RunDir(tmp_path / "run"), pipeline.Check.submit
+    seen: list[tuple[str, bool]] = []
+
+    def submit(self: pipeline.Check, run: RunDir, training: str | None) -> list[str]:
+        assert training is not None
+        seen.append((kit.cluster.job(training)["Reason"], run.dependents.exists()))
+        return genuine(self, run, training)
+
+    monkeypatch.setattr(pipeline.Check, "submit", submit)
+    assert pipeline.main(waiting) == 0
+    train, *rest = numbers_in(capsys.readouterr().out)
+    assert seen == [("JobHeldUser", False)] * 2
+    assert run.dependents.read_text().split() == rest
+    assert kit.cluster.job(train)["Reason"] != "JobHeldUser"
+    for number in rest:
+        assert kit.cluster.job(number)["Dependency"].startswith(f"afterok:{train}")
+    with pytest.raises(RunDirError, match=f"job {train} of --run-dir=.* is in the queue already"):
+        pipeline.main(waiting)
+    assert cancel.main([str(run.path)]) == 0
+    assert {kit.cluster.job(number)["JobState"] for number in (train, *rest)} == {"CANCELLED"}
+
+
+def test_a_check_that_is_refused_leaves_no_training_held(
+    kit: Kit, waiting: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*arguments: object) -> list[str]:
+        raise UsageError("sbatch refused the job")
+
+    monkeypatch.setattr(pipeline.Check, "submit", refuse)
+    with pytest.raises(UsageError):
+        pipeline.main(waiting)
+    (train,) = numbers_in(capsys.readouterr().out)
+    assert kit.cluster.job(train)["Reason"] != "JobHeldUser"
+    assert cancel.main([str(tmp_path / "run")]) == 0
+
+
+def test_what_comes_after_a_finished_run_is_submitted_once_and_cancelled_with_it(
+    kit: Kit, waiting: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing of it waits for the training, with which Slurm would cancel it."""
+    run = RunDir(tmp_path / "run")
+    assert tiny.run_ranks(run, tiny.config(kit.data, total_steps=4, eval_every=100), nproc=2) == 0
+    assert pipeline.main(waiting) == 0
+    evaluation, export = numbers_in(capsys.readouterr().out)
+    assert pipeline.main(waiting) == 0
+    told = capsys.readouterr().out
+    assert f"evaluate: job {evaluation} is in the queue already" in told
+    assert f"export: job {export} is in the queue already" in told
+    assert numbers_in(told) == []
+    assert cancel.main([str(run.path)]) == 0
+    assert [kit.cluster.job(number)["JobState"] for number in (evaluation, export)] == ["CANCELLED"] * 2

@@ -15,6 +15,10 @@ from typing import Any
 
 import pytest
 
+from gpt2hpc import cancel
+from gpt2hpc.cluster import orders
+from gpt2hpc.cluster.ledger import Decision, Ledger
+from gpt2hpc.run_dir import RunDir
 from tests.cluster.kit import Ended, Job, Kit, bytes_of, drives, logged_once, long
 from tests.cluster.terminal import CTRL_C, terminal
 from tests.cluster.test_training import drive_sbatch
@@ -215,3 +219,38 @@ def test_logs_of_one_attempt(driven: Steered) -> None:
     assert "resuming at step" in second
     assert "(stopped), checkpoint saved" in second
     assert "attempt 2" not in first
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_job_that_requeues_itself_meanwhile_is_cancelled_too(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """Its batch shell has decided so, and does it just before, or just after, Slurm is told to cancel the job."""
+    run, log = RunDir(kit.folder / "runs" / f"requeued-{when}"), kit.folder / f"requeued-{when}.log"
+    run.create()
+    run.slurm.mkdir(exist_ok=True)
+    shell = "trap 'sleep 2; exit 6' TERM; echo ready; sleep 600 & wait"
+    with kit.nodes() as nodes:
+        flags = ["--requeue", "-w", nodes.split(",")[0], f"--output={log}"]
+        job = Job(kit.cluster.run("sbatch", "--parsable", *flags, "--wrap", shell), run, log)
+        run.jobs.write_text(f"{job.number}\n")
+        kit.until(job, lambda: "ready" in job.told(), "the start")
+        Ledger(run).remember(Decision(job.number, 0, "requeue", "preempted at step 7"))
+        acts = [lambda: kit.cluster.run("scontrol", "requeue", job.number)]  # once
+        genuine = orders.cancel
+
+        def cancelled(numbers: list[str]) -> None:
+            for act in acts if when == "before" else []:
+                act()
+            genuine(numbers)
+            for act in acts if when == "after" else []:
+                act()
+            acts.clear()
+
+        monkeypatch.setattr(orders, "cancel", cancelled)
+        monkeypatch.setenv("SLURM_CONF", kit.cluster.environment["SLURM_CONF"])
+        assert cancel.main([str(run.path)]) == 0
+        kit.until(job, lambda: kit.shown(job)["JobState"] != "COMPLETING", "its end")
+        state = kit.shown(job)["JobState"]
+        kit.cluster.run("scancel", job.number)
+    assert state == "CANCELLED"

@@ -177,7 +177,8 @@ def refused(kit: Kit, job: Job) -> list[Ended]:
 
 def drive_refused(kit: Kit) -> list[Ended]:
     with kit.nodes() as nodes:
-        return refused(kit, kit.sbatch("refused", "-w", nodes, "--job-name=stubborn", "--no-requeue"))
+        memory = ["--gpus-per-node=2", "--mem-per-gpu=50M"]
+        return refused(kit, kit.sbatch("refused", "-w", nodes, "--job-name=stubborn", "--no-requeue", *memory))
 
 
 def drive_refused_submit(kit: Kit) -> list[Ended]:
@@ -194,6 +195,7 @@ def test_a_refused_requeue_becomes_another_job(driven: list[Any]) -> None:
         assert second.slurm["NodeList"] == first.slurm["NodeList"]
         finished_as(second, undisturbed, causes=["preempted", "finished"], restarts=0)
         resumed_exactly(second)
+    assert [job.slurm["MemPerTres"] for job in both[0]] == ["gres:gpu:50"] * 2
 
 
 # Preempted ----------------------------------------------------------------------------------------------------------
@@ -311,7 +313,7 @@ def drive_stopped(kit: Kit) -> list[Ended]:
         time.sleep(1)  # a later time stamp than the outcome's, whatever the file system's clock
         first.run.stop.touch()
         ended.append(Ended(waiting, kit.until_ended(waiting)))
-        last = kit.sbatch("stopped", "-w", nodes)
+        last = kit.sbatch("stopped", "-w", nodes, "--mem-per-cpu=50M")
         return [*ended, Ended(last, kit.until_ended(last))]
 
 
@@ -321,6 +323,7 @@ def test_a_wish_to_stop_is_obeyed_once(driven: list[Any]) -> None:
     for job in (first, waiting):
         assert (job.slurm["JobState"], job.slurm["ExitCode"], job.slurm["Restarts"]) == ("FAILED", "6:0", "0")
     finished_as(last, undisturbed, causes=["stopped", "stopped", "finished"], restarts=0)
+    assert " --mem-per-cpu=50 " in last.job.run.resume_script.read_text()
 
 
 BUSY = """#!/bin/sh

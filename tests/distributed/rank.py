@@ -3,7 +3,7 @@
 rank.py RUN_DIR [--signal STEP RANK] [--kill STEP RANK] [--pause STEP RANK] [--hang STEP RANK] [--once] [--nan STEP]
         [--without warm-up|rng|scaler] [--loss-scale S] [--pause-start] [--full RANK] [--slow-validation SECONDS]
         [--slow-batches SECONDS] [--slow-tensors SECONDS] [--nodes N] [--other-disk NODE] [--version RANK VERSION]
-        [--slow-link NODE] [--own-disks] [--late-dir SECONDS] [--blind RANK]
+        [--slow-link NODE] [--own-disks] [--late-dir SECONDS] [--blind RANK] [--job RANK NAME]
 """
 
 from __future__ import annotations
@@ -55,6 +55,9 @@ def main() -> int:
     parser.add_argument("--blind", type=int, default=-1, metavar="RANK", help="it does not see the settings in time")
     parser.add_argument("--slow-link", help="messages between that node and others take long")
     parser.add_argument("--version", nargs=2, default=("", ""), metavar=("RANK", "VERSION"))
+    parser.add_argument(
+        "--job", nargs=2, default=("", ""), metavar=("RANK", "NAME"), help="what that rank takes it for"
+    )
     parser.add_argument("--pause-start", action="store_true")
     parser.add_argument("--full", type=int, default=-1, metavar="RANK")
     parser.add_argument("--nan", type=int, default=-1, metavar="STEP")
@@ -138,6 +141,8 @@ def _be_on_a_node(arguments: argparse.Namespace) -> None:
     rank = os.environ.get("RANK", "0")
     if arguments.version[0] == rank:
         rank_facts.__version__ = arguments.version[1]  # type: ignore[attr-defined]
+    if arguments.job[0] == rank:
+        os.environ[dist_env.JOB] = arguments.job[1]
     if rank == str(arguments.blind):
         jobs._settings_here = lambda run, env: Config()
     if arguments.nodes is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import subprocess
@@ -72,6 +73,19 @@ def test_here_it_is_thin_and_quick(shared_data: Manifest, run: RunDir) -> None:
     found = re.search(r"preflight: 1 node × 2 ranks on cpu, run directory writable, (\d+\.\d) s", done.stdout)
     assert found, done.stdout
     assert float(found[1]) < 2, "0.0 s where nothing else runs"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_first_rank_says_how_much_is_asked(
+    shared_data: Manifest, run: RunDir, capfd: pytest.CaptureFixture[str], rank: int
+) -> None:
+    """A person's torchrun, of which some ranks do not know of the batch job: all ask the same, or they would wait for each other."""
+    options = ["--job", str(rank), "local-n1-20260101000000-1"]
+    short = settings(shared_data, total_steps=4)
+    impatient = dataclasses.replace(short, requeue=dataclasses.replace(short.requeue, hang_minutes=0.5))
+    assert tiny.run_ranks(run, impatient, nproc=2, options=options) == 0
+    (line,) = re.findall("preflight: .*", capfd.readouterr().out)
+    assert ("all-reduce" in line) == (rank != 0), "thin where the first knows of no batch job"
 
 
 def test_another_version_on_one_node(shared_data: Manifest, run: RunDir) -> None:

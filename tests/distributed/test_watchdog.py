@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+import torch.distributed as dist
 
 from gpt2hpc.cluster.ledger import Ledger
+from gpt2hpc.cluster.signals import SignalFlag
 from gpt2hpc.config import Config
+from gpt2hpc.data import verify
 from gpt2hpc.data.manifest import Manifest
 from gpt2hpc.errors import NodeError
+from gpt2hpc.evaluation import hellaswag
+from gpt2hpc.jobs import Train
 from gpt2hpc.run_dir import RunDir
-from tests import tiny
+from gpt2hpc.training import resume
+from gpt2hpc.training.trainer import Trainer
+from gpt2hpc.training.watchdog import Watchdog, collective_timeout
+from tests import questions, tiny
 
 RANKS = 4
 HANG_S = 5.0
+PHASE_MINUTES = 55.0
 
 
 @pytest.fixture
@@ -163,3 +177,56 @@ def test_a_stop_is_agreed_on_under_the_watchdog(run: RunDir, settings: Config) -
     assert tiny.run_ranks(run, settings, nproc=2, options=["--signal", "5", "1"]) == 0
     assert tiny.newest(run).step == 6
     assert not run.dumps.exists()
+
+
+@dataclasses.dataclass
+class Observed:
+    """What an attempt of one rank did, in its order, each part by its name; and how long its collectives may take."""
+
+    parts: list[str]
+    timeout: datetime.timedelta | None = None
+
+    def noted(self, name: str, genuine: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **more: Any) -> Any:
+            self.parts.append(name)
+            if name == "warm-up":
+                self.timeout = dist.group.WORLD._get_backend(torch.device("cpu")).options._timeout
+            return genuine(*arguments, **more)
+
+        return call
+
+
+@pytest.fixture(scope="module")
+def observed(shared_data: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Observed:
+    found, folder = Observed([]), tmp_path_factory.mktemp("observed")
+    source = questions.write(folder / "hellaswag_val.jsonl", 300)
+    settings = tiny.config(shared_data.where, total_steps=2, tokens_per_step=512, hellaswag=str(source))
+    shape = {"block_size": 64, "vocab_size": 50_257, "padded_vocab_size": 50_304}
+    settings = dataclasses.replace(settings, model=dataclasses.replace(settings.model, **shape))
+    patient = dataclasses.replace(settings.requeue, hang_phase_minutes=PHASE_MINUTES)
+    with pytest.MonkeyPatch.context() as patched:
+        for where, name, part in (
+            (Watchdog, "beat", "beat"),
+            (verify, "check", "shards"),
+            (resume, "find", "checkpoint"),
+            (Trainer, "warm_up", "warm-up"),
+            (Trainer, "_open_logs", "logs"),
+            (hellaswag, "choices", "questions"),
+        ):
+            patched.setattr(where, name, found.noted(part, getattr(where, name)))
+        Train(str(folder / "run"), dataclasses.replace(settings, requeue=patient))(SignalFlag())
+    return found
+
+
+def test_what_may_take_long_gives_signs_of_life(observed: Observed) -> None:
+    """On slow disks and at a first compilation: between two such parts of a start, and between batches of questions."""
+    slow = [part for part in observed.parts if part != "beat"]
+    assert slow[:4] == ["shards", "checkpoint", "warm-up", "logs"]
+    assert slow.count("questions") > 2
+    assert all("beat" in pair for pair in itertools.pairwise(observed.parts)), observed.parts
+
+
+def test_collectives_wait_as_long_as_the_watchdog(observed: Observed) -> None:
+    patient = Config(requeue=dataclasses.replace(Config().requeue, hang_phase_minutes=PHASE_MINUTES))
+    assert observed.timeout == collective_timeout(patient)
+    assert observed.timeout > datetime.timedelta(minutes=PHASE_MINUTES)

@@ -111,7 +111,7 @@ def test_an_image_in_one_file_where_slurm_signals_every_process(tmp_path: Path) 
         return slurm._proctrack({"ProctrackType": f"proctrack/{kind}"}, scene).state
 
     (tmp_path / "gpt2hpc.sif").touch()
-    assert state("linuxproc", tmp_path / "gpt2hpc.sif") == "WARN"
+    assert state("linuxproc", tmp_path / "gpt2hpc.sif") == "OK", "the job unpacks it"
     assert state("linuxproc", tmp_path) == "OK", "unpacked"
     assert state("linuxproc", None) == "OK"
     assert state("cgroup", tmp_path / "gpt2hpc.sif") == "OK"
@@ -242,12 +242,6 @@ def test_packages_that_leak_in() -> None:
     assert [finding.name for finding in python._leaks(Scene(env))][-2:] == ["conda", "LD_LIBRARY_PATH"]
     assert "PYTHONPATH" in [finding.name for finding in python._leaks(Scene(env))]
     assert python._leaks(Scene({"CONDA_PREFIX": sys.prefix})) == python._leaks(Scene({}))
-
-
-def test_the_version_in_an_images_labels() -> None:
-    labels = ["org.label-schema.usage: no", "org.opencontainers.image.version: 0.1.0", "gpt2hpc.torch: 2.13.0"]
-    assert container.version_of(labels) == "0.1.0"
-    assert container.version_of([]) is None
 
 
 def test_an_image_that_is_not_there() -> None:

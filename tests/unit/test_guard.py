@@ -11,6 +11,7 @@ from gpt2hpc import durable
 from gpt2hpc.cluster.guard import take_over
 from gpt2hpc.cluster.ledger import Cause, Decision, Ledger, Outcome
 from gpt2hpc.cluster.requeue import Action
+from gpt2hpc.cluster.slurm import Job
 from gpt2hpc.run_dir import RunDir
 from tests.unit.test_requeue import attempt
 
@@ -40,7 +41,7 @@ def asked(run: RunDir, state: str, *, restarts: int = 0) -> Action:
 @pytest.mark.parametrize("state", ["FAILED", "NODE_FAIL", "TIMEOUT", "OUT_OF_MEMORY", "PREEMPTED"])
 def test_it_takes_over_from_a_job_that_ended_without_a_word(run: RunDir, state: str) -> None:
     action = asked(run, state)
-    assert action.kind == "requeue"
+    assert action.kind == "start"
     assert "takes over, crash 1 of 3 allowed (ended without a word)" in action.reason
     assert Ledger(run).attempts()[0].cause == Cause.CRASHED
 
@@ -82,7 +83,7 @@ def test_it_stays_away_where_another_job_has_taken_over(run: RunDir) -> None:
 
 def test_it_goes_on_as_itself_after_a_restart_of_its_own(run: RunDir) -> None:
     claim(run, restart=0, job="8")
-    assert asked(run, "FAILED").kind == "requeue"
+    assert asked(run, "FAILED").kind == "start"
 
 
 def test_guard_after_guard_ends_where_none_gets_further(run: RunDir) -> None:
@@ -93,4 +94,43 @@ def test_guard_after_guard_ends_where_none_gets_further(run: RunDir) -> None:
         action = take_over(run, shown("FAILED", job=job), job=job, by=by, succeeds=before)
         reasons.append(action.kind)
         claim(run, restart=0, job=by)
-    assert reasons == ["requeue"] * 3 + ["exit"] * 3
+    assert reasons == ["start"] * 3 + ["exit"] * 3
+
+
+def own(nodes: str, *, excluded: str = "", required: str = "", restarts: int = 0) -> Job:
+    return Job("8", restarts, restarts=restarts, nodes=nodes, excluded=excluded, required=required)
+
+
+def suspect(run: RunDir, *nodes: str) -> None:
+    Ledger(run).note(Ledger(run).attempts()[0], suspects=nodes)
+
+
+def replaced(run: RunDir, guard: Job, *, excluded: str = "(null)") -> tuple[str, str]:
+    """What it does, and what it keeps away from; the other job excluded these."""
+    action = take_over(
+        run, f"{shown('FAILED')} ".replace(" Command", f" ExcNodeList={excluded} Command"), job="7", by="8", own=guard
+    )
+    return action.kind, action.exclude_nodes
+
+
+def test_it_gives_back_a_bad_node(run: RunDir) -> None:
+    suspect(run, "n1")
+    assert replaced(run, own("n[1-2]", excluded="n9"), excluded="n[8-9]") == ("requeue", "n9,n8,n1")
+    assert replaced(run, own("n[2-3]", excluded="n8,n9,n1", restarts=1), excluded="n[8-9]") == ("start", "n8,n9,n1")
+
+
+def test_it_gives_back_what_the_other_had_come_to_exclude(run: RunDir) -> None:
+    """Its own list is of the time when it was submitted."""
+    assert replaced(run, own("n[5-6]"), excluded="n5") == ("requeue", "n5")
+
+
+def test_on_other_nodes_it_keeps_away_later(run: RunDir) -> None:
+    suspect(run, "n1")
+    assert replaced(run, own("n[2-3]", excluded="n9")) == ("start", "n9,n1")
+
+
+def test_it_keeps_a_bad_node_that_it_was_to_have_or_gets_again_and_again(run: RunDir) -> None:
+    suspect(run, "n1")
+    assert replaced(run, own("n[1-2]", required="n1"))[0] == "start"
+    kinds = [replaced(run, own("n[1-2]", restarts=restarts))[0] for restarts in range(5)]
+    assert kinds == ["requeue"] * 3 + ["start"] * 2

@@ -28,6 +28,7 @@ LAYERS = (
     {"cluster", "data", "model"},
     {"training", "evaluation"},
     {"starting", "opening", "jobs", "reporting", "checks", "planning"},
+    {"trials"},
     {
         "prepare",
         "verify",
@@ -50,6 +51,7 @@ LAYERS = (
         "plot",
         "report",
         "doctor",
+        "selftest",
         "evaluate",
         "sample",
         "export",
@@ -122,6 +124,7 @@ def test_no_torch(package: str) -> None:
         ["resume", "--help"],
         ["sync", "--help"],
         ["doctor", "--help"],
+        ["selftest", "--help"],
         ["evaluate", "--help"],
         ["plot", "--help"],
         ["report", "--help"],

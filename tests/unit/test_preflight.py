@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from gpt2hpc.cluster.file_system import Mount
 from gpt2hpc.config import Config, TrainConfig
 from gpt2hpc.errors import ConfigError, DataError, MissingError
 from gpt2hpc.run_dir import RunDir
+from gpt2hpc.training import rank_facts
 from gpt2hpc.training.bandwidth import meetings, pair_gb_s, standing_out
 from gpt2hpc.training.preflight import Preflight, too_slow
 from gpt2hpc.training.process_group import Ranks, joined
@@ -100,6 +102,21 @@ def test_a_gpu_that_somebody_uses() -> None:
 def test_two_ranks_on_one_gpu() -> None:
     one = [dataclasses.replace(each, gpu=H100) for each in ranks(1)]
     assert "ranks 0 and 1 have one GPU on n0" in only(one).text
+
+
+def test_gpus_whose_identity_is_not_told_are_none_of_each_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by a torch of before 2.5."""
+
+    def seen(**told: str) -> list[RankFacts]:
+        properties = SimpleNamespace(name="NVIDIA H100", **told)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (79 * GIB, 80 * GIB))
+        envs = [DistEnv(rank, rank, 2, 2, "7", 0, "n0", node="n0") for rank in (0, 1)]
+        return [rank_facts.seen(Ranks(env, torch.device("cuda", 0)), Path(), None) for env in envs]
+
+    assert [each.gpu.kind for each in seen() if each.gpu] == ["H100 of 80 GiB"] * 2
+    assert list(faults(seen())) == []
+    assert "ranks 0 and 1 have one GPU on n0" in only(seen(uuid="GPU-1")).text
 
 
 def test_a_node_without_the_data_is_to_blame_and_several_are_not() -> None:

@@ -172,7 +172,7 @@ def test_a_value_of_several_lines_stays_a_comment(tmp_path: Path) -> None:
 
 def arrays(text: str, environment: Mapping[str, str], cwd: Path) -> dict[str, list[str]]:
     """What bash makes of `run` and `srun_python`, from the lines that set them."""
-    lines = re.search(r"(?m)^srun_python=\(\)\n(?:.*\n)*?\[ \"\$\{#srun_python.*\n", text)
+    lines = re.search(r"(?m)^srun_python=\(\) .*\n(?:.*\n)*?\[ \"\$\{#srun_python.*\n", text)
     assert lines, text
     show = 'python3 -c "import json, sys; print(json.dumps(sys.argv[1:]))"'
     program = f'paths=("$PWD/run")\n{lines[0]}\n{show} "${{run[@]}}"\n{show} "${{srun_python[@]}}"\n'
@@ -215,7 +215,7 @@ def test_pyxis_is_asked_for_by_options_of_srun(tmp_path: Path) -> None:
     here = str(tmp_path)
     assert made["srun_python"] == [
         f"--container-image={here}/kit.sqsh",
-        f"--container-mounts=/tmp,/lustre,/a:/b,{here},{here},{here}/run,{here}/run",
+        f"--container-mounts={here},{here},{here}/run,{here}/run,/tmp,/lustre,/a:/b",
         f"--container-workdir={here}",
         "--no-container-mount-home",
         "--container-readonly",
@@ -232,6 +232,69 @@ def test_pyxis_takes_an_image_of_a_registry(image: str) -> None:
     assert Site(runtime="pyxis", image=image).image_to_use(None, binds=[]) == image
     with pytest.raises(ConfigError, match="does not exist"):
         Site(image=image).image_to_use(None, binds=[])
+
+
+# docker: what srun and the batch script run; the real one is tests/container's ----------------------------------------
+
+
+def test_docker_is_run_by_each_rank(tmp_path: Path) -> None:
+    (tmp_path / "site.yaml").write_text("image: kit:1\nbinds: [/lustre, '/a:/b']\nenvironment: {NCCL_DEBUG: WARN}\n")
+    words = ["--nodes", "2", "--gpus-per-node", "2", "--site", "site.yaml", "--run-dir", "run", "--runtime", "docker"]
+    done = dry_run(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert shellcheck(done.stdout, tmp_path) == ""
+    assert origins(done.stdout)["runtime"] == ("docker", "flag")
+    assert "\nexport NCCL_DEBUG=WARN\n" in done.stdout
+    assert "ENV_NCCL_DEBUG" not in done.stdout  # those are Apptainer's
+    (tmp_path / "run").mkdir()
+    variables = {"IMAGE": "kit:1", "RUNTIME": "docker", "BINDS": "/lustre,/a:/b", "SLURM_GPUS_ON_NODE": "2"}
+    made = arrays(done.stdout, variables, tmp_path)
+    assert made["run"] == made["srun_python"]
+    assert made["run"][-1] == "kit:1"
+    pairs = list(zip(made["run"], made["run"][1:], strict=False))
+    mounted = [value for name, value in pairs if name == "--volume"]
+    here = str(tmp_path)
+    paths = ("/tmp", here, here, f"{here}/run", f"{here}/run", "/lustre")
+    assert mounted == [*(f"{path}:{path}" for path in paths), "/a:/b"]
+    assert ("--user", f"{os.getuid()}:{os.getgid()}") in pairs
+    assert ("--gpus", "all") in pairs
+
+    shown = tmp_path / "docker"
+    shown.write_text('#!/bin/sh\n[ "$1" = ps ] || printf "%s\\n" "$@"\n')
+    shown.chmod(0o755)
+    secret = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "HF_TOKEN": "hf_planted", "SLURM_JOB_ID": "7"}
+    said = subprocess.run(
+        [*made["run"], "-V"], env={**os.environ, **secret}, capture_output=True, text=True, check=True
+    )
+    words = said.stdout.splitlines()
+    assert words[-2:] == ["kit:1", "-V"]
+    assert "HF_TOKEN" in words
+    assert "PATH" not in words
+    assert "hf_planted" not in said.stdout  # handed on by its name alone
+    assert "gpt2hpc.start=7.0" in words
+
+
+@pytest.mark.parametrize("image", ["/a/kit.sif", "kit.sif", "./kit"])
+def test_docker_takes_no_file(image: str) -> None:
+    assert Site(runtime="docker", image="me/kit:1").image_to_use(None, binds=[]) == "me/kit:1"
+    with pytest.raises(ConfigError, match="takes the name of an image"):
+        Site(runtime="docker").image_to_use(image, binds=[])
+
+
+def test_a_flag_may_do_without_the_image_of_the_site(tmp_path: Path) -> None:
+    (tmp_path / "site.yaml").write_text("image: /nowhere/kit.sif\nruntime: apptainer\n")
+    for job in ([], ["pipeline"]):
+        done = dry_run(*job, "--nodes", "2", "--site", "site.yaml", "--runtime", "none", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert origins(done.stdout)["container"] == ("none", "flag")
+
+
+@pytest.mark.parametrize("name", ["HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "my_password"])
+def test_a_secret_in_a_profile_is_refused(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "site.yaml"
+    with pytest.raises(ConfigError, match=f"environment has {name}, which would stand in every batch script"):
+        site_profile.read(f"environment: {{{name}: $HF_TOKEN}}", path)
+    site_profile.read("environment: {TOKENIZERS_PARALLELISM: false, HF_TOKEN_PATH: /home/me/token}", path)
 
 
 # What a site deletes --------------------------------------------------------------------------------------------------

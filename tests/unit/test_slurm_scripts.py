@@ -293,7 +293,7 @@ def test_times_as_slurm_prints_them(text: str, expected: int | None) -> None:
         ("partiton: gpu", "unknown key partiton; did you mean partition?"),
         ("gpus_per_node: four", "gpus_per_node='four' is not valid; it takes a whole number"),
         ("gpu_directive: gpus", "it takes one of gpus-per-node, gres"),
-        ("runtime: docker", "it takes one of apptainer, singularity, pyxis, none"),
+        ("runtime: kvm", "it takes one of apptainer, singularity, pyxis, docker, none"),
         ("environment: [A]", "it takes names with values"),
         ("binds: [{a: b}]", "it takes a list of texts"),
         ("partition: [a, b]", "it takes a text"),

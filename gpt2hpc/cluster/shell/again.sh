@@ -1,11 +1,18 @@
 # A guard is the same job, waiting for another one to fail where nothing in that can act: its batch shell was killed, say.
 guard=
+exclude=-
 if [ -n "${GPT2HPC_GUARDS:-}" ]; then # this is one: has the other failed, and is there something left to do?
     told=$(show "$GPT2HPC_GUARDS" || echo "JobId=$GPT2HPC_GUARDS JobState=$(sacct -X -n -P -o State -j "$GPT2HPC_GUARDS")")
-    read -r action code _ _ _ reason < <("${run[@]}" -m gpt2hpc.cluster.guard "$RUN_DIR" --job "$GPT2HPC_GUARDS" \
-        --by "$job" --succeeds "${GPT2HPC_SUCCEEDS:-}" <<<"$told" | tail -n 1)
+    read -r action code delay_s allow exclude reason < <({ echo "$told" && show "$job"; } |
+        "${run[@]}" -m gpt2hpc.cluster.guard "$RUN_DIR" --job "$GPT2HPC_GUARDS" --by "$job" \
+            --succeeds "${GPT2HPC_SUCCEEDS:-}" | tail -n 1)
     echo "gpt2hpc: job $job, the guard of job $GPT2HPC_GUARDS: ${reason:-cannot decide whether to take over, see above}"
-    [ "$action" = requeue ] || exit "${code:-1}"
+    exclude=$(excludable "$exclude")
+    if [ "$action" = requeue ] && [ "$exclude" != - ]; then # what it was given is no good
+        if requeue_without "$exclude" "$delay_s" "$allow"; then exit "$code"; fi
+    elif [ "$action" != requeue ] && [ "$action" != start ]; then
+        exit "${code:-1}"
+    fi
 elif [ "$SLURM_RESTART_COUNT" = 0 ] && ! "${run[@]}" -m gpt2hpc.cluster.requeue may-start "$RUN_DIR" --job "$job"; then
     exit 9 # another job has the run: what follows is for that one to keep
 fi
@@ -21,14 +28,16 @@ keep_again() (
         if [ -e "$own" ]; then cp "$own" "$pickle"; else cp "$pickle" "$own"; fi
     fi
     shown=$(show "$job")
+    left_out=$(word ExcNodeList <<<"$shown")
+    [ "${exclude:--}" = - ] || left_out=$exclude # of a guard, whose own list may be an older one
     name=${log##*/}
     case $name in *"$SLURM_JOB_ID"*) name=${name%"$SLURM_JOB_ID"*}%j${name##*"$SLURM_JOB_ID"} ;; esac
     options=(--export=ALL "--job-name=$SLURM_JOB_NAME" "--nodes=$SLURM_JOB_NUM_NODES" "--partition=$SLURM_JOB_PARTITION")
     for option in "time=$(word TimeLimit <<<"$shown")" "account=$(word Account <<<"$shown")" "qos=$(word QOS <<<"$shown")" \
-        "constraint=$(word Features <<<"$shown")" "nodelist=$(word ReqNodeList <<<"$shown")" "exclude=$(word ExcNodeList <<<"$shown")" \
+        "constraint=$(word Features <<<"$shown")" "nodelist=$(word ReqNodeList <<<"$shown")" "exclude=$left_out" \
         "ntasks-per-node=${SLURM_NTASKS_PER_NODE:-}" "cpus-per-task=${SLURM_CPUS_PER_TASK:-}" \
         "gpus-per-node=${SLURM_GPUS_PER_NODE:-}" "mem=${SLURM_MEM_PER_NODE:-}" "mem-per-cpu=${SLURM_MEM_PER_CPU:-}" \
-        "reservation=${SLURM_JOB_RESERVATION:-}" "output=${log:+${log%/*}/$name}"; do
+        "mem-per-gpu=${SLURM_MEM_PER_GPU:-}" "reservation=${SLURM_JOB_RESERVATION:-}" "output=${log:+${log%/*}/$name}"; do
         case $option in *= | mem*=0) ;; *) options+=("--$option") ;; esac
     done
     {
@@ -36,7 +45,7 @@ keep_again() (
         echo "# Submits this run again as job $job was, with more options of sbatch if you like; prints the new job's number."
         printf 'cd %q || exit\n' "$PWD"
         for name in RUN_DIR DATA PRESET STEPS PYTHON IMAGE RUNTIME BINDS CONTAINER_ENV GUARD MASTER_ADDR_SUFFIX \
-            OMP_NUM_THREADS TRITON_CACHE_DIR TORCHINDUCTOR_CACHE_DIR; do
+            OMP_NUM_THREADS TRITON_CACHE_DIR TORCHINDUCTOR_CACHE_DIR CUDA_CACHE_PATH; do
             if [ -n "${!name+x}" ]; then printf 'export %s=%q\n' "$name" "${!name}"; else echo "unset $name"; fi
         done
         # Those of the job that calls it are not the new one's.

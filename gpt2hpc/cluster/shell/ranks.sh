@@ -31,3 +31,4 @@ scratch=${SLURM_TMPDIR:-${TMPDIR:-/tmp}}
 scratch=$scratch/gpt2hpc-${USER:-user}-$SLURM_JOB_ID # compilers' caches break on a shared disk
 export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$scratch/triton}
 export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$scratch/inductor}
+export CUDA_CACHE_PATH=${CUDA_CACHE_PATH:-$scratch/cuda}

@@ -14,20 +14,11 @@ if [ "$action" = requeue ]; then
         echo "gpt2hpc: job $job is $state by now, and so not requeued"
         exit "$code"
     fi
-    [ "$allow" = 0 ] || scontrol update "JobId=$job" Requeue=1
-    if [ "$exclude" != - ]; then # not if too few nodes would be left
-        out=" $(scontrol show hostnames "$exclude" | tr '\n' ' ')"
-        left=$(sinfo -h -N -p "$SLURM_JOB_PARTITION" -t idle,alloc,mix,comp -o '%N %f' |
-            awk -v out="$out" -v feature="$(fact Features)" 'index(out, " " $1 " ") == 0 &&
-                (feature == "" || index("," $2 ",", "," feature ",")) && !seen[$1]++ { n++ } END { print n + 0 }')
-        [ "${left:-0}" -ge "$SLURM_JOB_NUM_NODES" ] || exclude=-
-    fi
-    if scontrol requeue "$job"; then # what follows works only after it, and it ends this shell soon
-        [ "$exclude" = - ] || scontrol update "JobId=$job" "ExcNodeList=$exclude"
-        [ "$delay_s" = 0 ] || scontrol update "JobId=$job" "StartTime=now+$delay_s"
-        exit "$code"
-    fi
+    exclude=$(excludable "$exclude")
+    if [ "$exclude" != - ] && is_guarded; then scontrol update "JobId=$guard" "ExcNodeList=$exclude"; fi
+    if requeue_without "$exclude" "$delay_s" "$allow"; then exit "$code"; fi
     read -r action code delay_s allow exclude reason < <(decide --refused)
+    exclude=$(excludable "$exclude")
 fi
 if [ "$action" = resubmit ]; then # the same job under another number: the guard's, or a new one
     if is_guarded; then

@@ -1,0 +1,20 @@
+# The nodes of a list that the next start can do without: `-` where too few would be left in the partition.
+excludable() {
+    if [ "${1:--}" = - ]; then
+        echo -
+        return
+    fi
+    out=" $(scontrol show hostnames "$1" | tr '\n' ' ')"
+    left=$(sinfo -h -N -p "$SLURM_JOB_PARTITION" -t idle,alloc,mix,comp -o '%N %f' |
+        awk -v out="$out" -v feature="$(fact Features)" 'index(out, " " $1 " ") == 0 &&
+            (feature == "" || index("," $2 ",", "," feature ",")) && !seen[$1]++ { n++ } END { print n + 0 }')
+    if [ "${left:-0}" -ge "$SLURM_JOB_NUM_NODES" ]; then echo "$1"; else echo -; fi
+}
+# Back into the queue as itself, without the nodes $1 (`-`: those of now), not before $2 seconds have gone; $3 is 1 where requeuing
+# must be switched on first. It fails where that is refused; else this shell ends soon.
+requeue_without() {
+    [ "$3" = 0 ] || scontrol update "JobId=$job" Requeue=1
+    scontrol requeue "$job" || return # what follows works only after it
+    [ "$1" = - ] || scontrol update "JobId=$job" "ExcNodeList=$1"
+    [ "$2" = 0 ] || scontrol update "JobId=$job" "StartTime=now+$2"
+}

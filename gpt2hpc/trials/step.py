@@ -1,0 +1,61 @@
+"""A tiny GPT-2 forward and backward: is the loss that of one which knows nothing, and are there gradients?"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from gpt2hpc.config import ModelConfig
+from gpt2hpc.model.gpt import GPT
+from gpt2hpc.training import precision
+from gpt2hpc.training.precision import Precision
+from gpt2hpc.trials.bench import Bench, TrialError
+
+SHAPE = ModelConfig(n_layer=2, n_head=2, n_embd=64, block_size=64)
+BATCH = 2
+SLACK = 0.2
+"""In nats; weights from N(0, 0.02) make a few hundredths."""
+
+
+def run(bench: Bench) -> str:
+    """In the precision that a training would choose."""
+    chosen = precision.choose("auto", bench.torch_device())
+    model = new_model(chosen.device)
+    loss = backward(model, chosen)
+    expected = math.log(SHAPE.vocab_size)
+    if not abs(loss - expected) < SLACK:  # which NaN is not either
+        raise TrialError(
+            f"the loss of random weights is {loss:.4f}, and should be near ln({SHAPE.vocab_size}) = {expected:.2f}"
+        )
+    for name, parameter in model.named_parameters():
+        if parameter.grad is None or not parameter.grad.isfinite().all() or not parameter.grad.abs().max() > 0:
+            raise TrialError(f"the gradient of {name} is absent, zero or not finite")
+    dtype = str(chosen.dtype).removeprefix("torch.")
+    return f"loss {loss:.3f}, near ln({SHAPE.vocab_size}) = {expected:.3f}, in {dtype} {_on(chosen.device)}"
+
+
+def new_model(device: torch.device, shape: ModelConfig = SHAPE) -> GPT:
+    """The same weights each time."""
+    torch.manual_seed(1337)
+    return GPT(shape).to(device)
+
+
+def backward(model: nn.Module, chosen: Precision) -> float:
+    """The loss of one batch, always the same, whose gradients are then there."""
+    tokens, targets = _batch(chosen.device)
+    with chosen.autocast():
+        loss = model(tokens, targets)
+    loss.backward()
+    return loss.item()
+
+
+def _batch(device: torch.device) -> tuple[Tensor, Tensor]:
+    source = torch.Generator().manual_seed(7)
+    drawn = torch.randint(SHAPE.vocab_size, (BATCH, SHAPE.block_size + 1), generator=source).to(device)
+    return drawn[:, :-1], drawn[:, 1:]
+
+
+def _on(device: torch.device) -> str:
+    return f"on {torch.cuda.get_device_name(device)}" if device.type == "cuda" else "on the CPU"
