@@ -134,6 +134,16 @@ class RunDir:
         return self.path / "report.html"
 
     @property
+    def evaluation(self) -> Path:
+        """What a pipeline's evaluation has measured."""
+        return self.path / "evaluation.json"
+
+    @property
+    def exported(self) -> Path:
+        """The model as a pipeline has exported it."""
+        return self.path / "export"
+
+    @property
     def slurm(self) -> Path:
         """Scripts, logs and pickles of Slurm jobs."""
         return self.path / "slurm"
