@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gpt2hpc import cli
-from gpt2hpc.cluster import foreground, liveness, orders, queries, run_jobs
+from gpt2hpc.cluster import foreground, liveness, orders, queries, run_jobs, unstarted
 from gpt2hpc.cluster.dist_env import LAUNCHER_PID, LOCAL
 from gpt2hpc.cluster.foreground import Supervisor
 from gpt2hpc.cluster.ledger import Ledger
@@ -73,7 +73,8 @@ def _cancel(run: RunDir) -> None:
             raise MissingError(
                 f"{run.path} runs ({status.detail}), but Slurm is not seen from here; use a login node of that cluster"
             )
-        cli.say(f"{run.path} has no job in the queue: {status.state}" + (f", {status.detail}" if status.detail else ""))
+        told = f", {status.detail}" if status.detail else ""
+        cli.say(f"{run.path} has no job in the queue: {status.state}{told}{unstarted.hint()}")
         return
     status = run_status.read_status(run)
     if status.state != "finished":
