@@ -55,6 +55,11 @@ class RunDir:
         return self.attempts / f"refused-{job}-{restart}.json"
 
     @property
+    def supervisor(self) -> Path:
+        """Who starts the ranks of a local run, as long as that goes on."""
+        return self.attempts / "supervisor.json"
+
+    @property
     def log(self) -> Path:
         """`step kind value`, a line each."""
         return self.path / "log.txt"
