@@ -17,6 +17,7 @@ PAGES = (
         "doctor",
         "plan",
         "slurm",
+        "containers",
         "sites",
         "status",
         "data",
