@@ -144,7 +144,7 @@ def taken(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
             main(words)
 
 
-@pytest.mark.parametrize("verb", [*VERBS, "submit prepare", "submit pipeline"])
+@pytest.mark.parametrize("verb", [*VERBS, "submit prepare", "submit pipeline", "image build", "image check"])
 def test_help_ends_with_examples_that_its_own_parser_takes(
     verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
