@@ -9,12 +9,16 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 
+# What the container image has beside the base: a package that is missing there cannot be added later.
+IMAGE_EXTRAS := train fast tensorboard wandb
+LOCK := docker/requirements.lock
+
 SLURM_DIR ?= /tmp/gpt2hpc-slurm
 
 STRIKES ?= 20
 ROUNDS ?= 1
 
-.PHONY: help install install-dev quickstart test test-core test-slurm test-container lint format clean
+.PHONY: help install install-dev quickstart test test-core test-slurm test-container lint format lock clean
 .PHONY: slurm-install slurm-up slurm-down chaos bench-data bench-checkpoint bench-evaluate bench-generate browser-install
 
 help: ## list the targets
@@ -88,6 +92,15 @@ lint: install-dev ## ruff and mypy strict
 format: install-dev ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# torch is in the resolution, for what it depends on, but not in the lock: it and what it brings for CUDA are installed before, from any index.
+lock: install-dev ## docker/requirements.lock anew, by pyproject.toml and constraints.txt: for Python 3.11 and up, x86-64 and arm64
+	printf '%s\n' '$(lastword $(TORCH))' 'setuptools>=77' | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
+		--generate-hashes --no-header --annotation-style line --constraint constraints.txt \
+		$(IMAGE_EXTRAS:%=--extra %) pyproject.toml - --output-file $(LOCK).new >/dev/null
+	{ echo '# Written by `make lock`: what the image installs after torch, each by its hash.'; \
+		awk "/^[a-z]/ {keep = !/^(torch|triton|nvidia-|cuda-)|sys_platform == '(win32|emscripten)'/} keep" $(LOCK).new; } > $(LOCK)
+	rm $(LOCK).new
 
 clean: ## remove .venv and caches; data/ and runs/ stay
 	rm -rf $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

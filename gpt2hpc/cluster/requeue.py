@@ -210,8 +210,11 @@ def _not_ours(job: Job) -> str:
     return f"cancelled, or ended from outside (the job is {job.state})"
 
 
-def read_and_decide(run: RunDir, job: Job) -> Action:
-    """`decide` with what the run directory holds; the decision, and a crash that nobody else has seen, are written there."""
+def read_and_decide(run: RunDir, job: Job, *, by: str = "") -> Action:
+    """`decide` with what the run directory holds; the decision, and a crash that nobody else has seen, are written there.
+
+    `by` is the guard that does it for the job.
+    """
     ledger = Ledger(run)
     config = config_io.load(run.config) if run.config.exists() else Config()
     finished = ledger.is_finished(config.train.steps)
@@ -224,7 +227,7 @@ def read_and_decide(run: RunDir, job: Job) -> Action:
         cause = Cause.PREEMPTED if _signalled(job) else Cause.CRASHED
         ledger.close_for(job.job, job.restart, job.nodes, cause, job.exit_code, died_on=job.died_on)
     action = decide(job, mine, [*ledger.unclaimed(), *ledger.attempts()], config.requeue, finished=finished)
-    ledger.remember(Decision(job.job, job.restart, "cancelled" if action.cancelled else action.kind, action.reason))
+    ledger.remember(Decision(job.job, job.restart, "cancelled" if action.cancelled else action.kind, action.reason, by))
     return action
 
 

@@ -14,6 +14,18 @@ KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 LIBRARIES = "libc6 libgcc-s1 libseccomp2 libsqlite3-0 libfuse3-4 libzstd1 liblzma5 zlib1g liblz4-1 liblzo2-2"
 
 
+def install(*packages: str) -> None:
+    """Those of them that the machine has not yet."""
+    absent = [name for name in packages if subprocess.run(["dpkg", "-s", name], capture_output=True).returncode]
+    if absent:
+        with machine.step(f"apt-get install {' '.join(absent)}"):
+            subprocess.run(["apt-get", "update"], capture_output=True)  # one source of many may be down
+            machine.run(
+                ["apt-get", "install", "-y", "--no-install-recommends", *absent],
+                env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
+            )
+
+
 def codename() -> str:
     return platform.freedesktop_os_release().get("VERSION_CODENAME", "")
 

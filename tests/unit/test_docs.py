@@ -15,8 +15,10 @@ PAGES = (
     *(
         "exit-codes",
         "doctor",
+        "image",
         "plan",
         "slurm",
+        "containers",
         "sites",
         "status",
         "data",

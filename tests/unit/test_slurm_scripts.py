@@ -79,8 +79,8 @@ def shellcheck(text: str, tmp_path: Path) -> str:
     return subprocess.run([program, path], capture_output=True, text=True, check=False).stdout
 
 
-@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
-def test_templates_pass_shellcheck(path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("path", [*TEMPLATES, ROOT / "docker" / "install.sh"], ids=lambda path: path.name)
+def test_scripts_pass_shellcheck(path: Path, tmp_path: Path) -> None:
     assert shellcheck(path.read_text(), tmp_path) == ""
 
 
