@@ -89,7 +89,9 @@ def ended(kit: Kit, engine: Engine, docker: Path) -> dict[str, Ended]:
             return Ended(job, own.until_ended(job, seconds=400))
 
     with ThreadPoolExecutor(2) as pool:
-        return dict(zip(("undisturbed", "sbatch", "submit"), pool.map(job, ("undisturbed", "sbatch", "submit")), strict=True))
+        return dict(
+            zip(("undisturbed", "sbatch", "submit"), pool.map(job, ("undisturbed", "sbatch", "submit")), strict=True)
+        )
 
 
 @pytest.mark.parametrize("how", ["sbatch", "submit"])
