@@ -53,7 +53,7 @@ test-core: install-dev ## the tests that need none of these
 test-slurm: install-dev slurm-install ## the tests on a real Slurm; on Debian and Ubuntu, as root
 	$(BIN)/python -m pytest tests/cluster
 
-test-container: install-dev slurm-install ## build the Apptainer image and use it, on a real Slurm too; on Debian, as root
+test-container: install-dev slurm-install ## build the images by buildah and Apptainer and use them, on a real Slurm too; on Debian, as root
 	TORCH='$(TORCH)' $(BIN)/python -m pytest tests/container
 
 chaos: install-dev slurm-install ## a run on a real Slurm, struck 25 times at random: the bytes of one that was left alone? SEED=… repeats; as root

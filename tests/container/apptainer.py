@@ -68,7 +68,7 @@ def build(where: Path = WHERE) -> Path:
         wheels = parts.wheels(where)
         with machine.step("build the image by apptainer.def"):
             _build(image, *options, "--bind", f"{wheels}:/mnt", source=DEFINITION, needs=INPUTS)
-        parts.discard_old(where, "gpt2hpc-*.sif", "wheels-*", "rootfs-*", "login-*", "gpt2hpc-*.d")
+        parts.discard_old(where, "gpt2hpc-*.sif", "wheels-*", "rootfs-*", "login-*")
     return image
 
 
@@ -92,14 +92,3 @@ def _build(image: Path, *options: str, source: str, needs: tuple[str, ...] = ())
         machine.run(command, cwd=workshop, env={**machine.user_environment(), "APPTAINER_TMPDIR": name})
         os.chown(workshop / "new.sif", 0, 0)
         (workshop / "new.sif").rename(image)
-
-
-def unpacked(image: Path) -> Path:
-    """The image as a directory: what runs where Slurm signals the process that serves an image's files."""
-
-    def fill(folder: Path, final: Path) -> None:
-        os.chown(folder, machine.user().pw_uid, machine.user().pw_gid)
-        command = machine.as_user(install() / "apptainer", "build", "--sandbox", folder / "root", image)
-        machine.run(command, cwd="/", env={**machine.user_environment(), "APPTAINER_TMPDIR": str(folder)})
-
-    return machine.once(image.with_suffix(".d"), fill) / "root"

@@ -15,7 +15,7 @@ TIMEOUT_S = 300
 
 @dataclass(frozen=True)
 class Image:
-    """`apptainer VERB IMAGE …` in `home`, after `prefix`, which takes the network away."""
+    """`apptainer VERB IMAGE …`, with flags in VERB perhaps, in `home`, after `prefix`, which takes the network away."""
 
     apptainer: Path
     file: Path
@@ -24,7 +24,7 @@ class Image:
 
     def start(self, verb: str, *arguments: str | Path, env: Mapping[str, str] | None = None, **options: Any) -> Process:
         """The process is Apptainer itself, so that it can be signalled."""
-        command = [*self.prefix, *machine.as_user(self.apptainer, verb, self.file, *arguments)]
+        command = [*self.prefix, *machine.as_user(self.apptainer, *verb.split(), self.file, *arguments)]
         environment = {**machine.user_environment(), "OMP_NUM_THREADS": "1", **(env or {})}
         return subprocess.Popen(
             command,

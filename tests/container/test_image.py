@@ -53,13 +53,15 @@ def test_labels(image: Image) -> None:
     labels = dict(line.split(": ", 1) for line in said.splitlines() if ": " in line)
     assert labels["org.opencontainers.image.title"] == "gpt2hpc"
     assert labels["org.opencontainers.image.version"] == __version__
+    assert labels["org.opencontainers.image.revision"] == "0123abc"
     assert labels["gpt2hpc.torch"].startswith("2.")
 
 
 def test_its_own_test_passes(image: Image) -> None:
     code, said = image.run("test")
     assert code == 0, said
-    assert "the image works" in said
+    assert "FAIL" not in said
+    assert "this installation works here" in said
 
 
 def test_no_network_no_privilege_no_slurm_and_read_only(image: Image) -> None:
@@ -84,6 +86,13 @@ def test_the_hosts_python_packages_do_not_leak_in(image: Image) -> None:
     assert image.run("exec", "python3", "-c", f"import {name}", env=told) == (0, "")
 
 
+def test_the_hosts_path_does_not_leak_in(image: Image) -> None:
+    code, said = image.run("exec", "sh", "-c", "echo $PATH", env={"PATH": "/of-the-host:/usr/bin:/usr/sbin:/bin:/sbin"})
+    assert code == 0
+    assert said.startswith("/opt/gpt2hpc/bin:/usr/local/")
+    assert "/of-the-host" not in said
+
+
 def test_the_doctor_in_it_finds_nothing_missing(image: Image) -> None:
     """By that image's own Python; the site profile that names an image is the host's affair."""
     profile = image.home / "site.yaml"
@@ -93,6 +102,20 @@ def test_the_doctor_in_it_finds_nothing_missing(image: Image) -> None:
     assert "in a container image on " in said
     for name in ("slurm", "image", "python of ranks", "torch", "packages", "tokenizer"):
         assert f"\nOK      {name}: " in said, said
+
+
+@pytest.mark.parametrize(
+    ("app", "arguments", "code"),
+    [("doctor", [], 0), ("prepare", ["--source=demo", "--out=data"], 0), ("train", ["--data.dir=nowhere"], 4)],
+    ids=["doctor", "prepare", "train"],
+)
+def test_its_apps(image: Image, data: Path, app: str, arguments: list[str], code: int) -> None:
+    """`apptainer run --app NAME IMAGE …` is `apptainer run IMAGE NAME …`."""
+    settings = ["--run-dir=refused", *TINY] if app == "train" else []
+    assert image.run(f"run --app {app}", *settings, *arguments)[0] == code
+    code, said = image.run(f"run --app {app}", "--help")
+    assert code == 0
+    assert said.startswith(f"usage: gpt2hpc {app} ")
 
 
 def test_torch_compiles_in_it(image: Image) -> None:
