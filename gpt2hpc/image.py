@@ -175,12 +175,17 @@ def _run(build: Build) -> None:
     """Build beside, then rename: the image is whole or absent, and one that is there stays until then."""
     beside = durable.temporary_name(build.out)
     try:
-        done = subprocess.run(
-            build.command(beside), cwd=build.source.path.parent, env={**os.environ, **build.environment()}, check=False
+        process = subprocess.Popen(
+            build.command(beside), cwd=build.source.path.parent, env={**os.environ, **build.environment()}
         )
-        if done.returncode or not beside.is_file():
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            process.wait()  # Ctrl-C has reached it too, and it removes what it has unpacked
+            raise
+        if code or not beside.is_file():
             raise MissingError(
-                f"{build.runtime} build ended with exit code {done.returncode}; what it printed last says why. {build.out} is as it was"
+                f"{build.runtime} build ended with exit code {code}; what it printed last says why. {build.out} is as it was"
             )
         beside.replace(build.out)
         durable.fsync_dir(build.out.parent)

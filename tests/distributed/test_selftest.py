@@ -87,6 +87,7 @@ print([name for _, name in socket.if_nameindex()], os.environ.get("HOME"))
 @pytest.mark.skipif(os.geteuid() != 0, reason="this is not root, who takes network, disks and its name from a process")
 def test_it_passes_without_network_home_name_or_a_writable_root(place: Path) -> None:
     env = {"TMPDIR": f"{place}/tmp", "PATH": "/usr/bin:/bin", "PYTHONPATH": f"{place}/source:{place}/packages"}
+    env["LD_LIBRARY_PATH"] = f"{place}/python/lib"  # a Python of its own may be linked with a library of its own
     looked, done = (
         subprocess.run([*poor(place), *words], env=env, capture_output=True, text=True, cwd="/", check=False)
         for words in (("-c", LOOK), ("-m", "gpt2hpc", "selftest", "--cpu"))
