@@ -24,10 +24,10 @@ from tests.cluster import slurm
 from tests.cluster.kit import ROOT, SAVE_EVERY, Ended, Job, Kit, finished_as, new_kit, resumed_exactly
 from tests.cluster.test_pipeline import SETTINGS, STEPS, write_texts
 from tests.container import apptainer, machine
+from tests.container.apptainer import TOKEN
 from tests.container.image import Image
 
 PREPARE = ROOT / "slurm" / "prepare_array.sbatch"
-TOKEN = "hf_planted1234567890"
 pytestmark = pytest.mark.timeout(1800)
 
 
