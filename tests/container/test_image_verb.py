@@ -144,6 +144,29 @@ def test_a_build_that_fails_leaves_what_was_there(image: Image, login: str, work
     assert left_in(workshop) == {"checkout", "gpt2hpc.sif"}
 
 
+def test_an_image_is_replaced_by_force(image: Image, login: str, workshop: Path, rootfs: Path) -> None:
+    (workshop / "gpt2hpc.sif").write_text("old")
+    build(image, login, workshop, rootfs, "--force")
+    assert labels(image, workshop / "gpt2hpc.sif")[image_version.VERSION_LABEL] == __version__
+    assert left_in(workshop) == {"checkout", "gpt2hpc.sif"}
+
+
+def test_a_disk_that_fills_leaves_what_was_there(image: Image, login: str, workshop: Path, rootfs: Path) -> None:
+    """There is room for half of the image."""
+    small = workshop / "small"
+    small.mkdir()
+    machine.run(["mount", "-t", "tmpfs", "-o", "size=512k,mode=1777", "none", small])
+    try:
+        (small / "gpt2hpc.sif").write_text("old")
+        code, said = build(image, login, workshop, rootfs, "--out", "small/gpt2hpc.sif", "--force")
+        assert code == 8, said
+        assert "No space left" in said or "no space left" in said
+        assert (small / "gpt2hpc.sif").read_text() == "old"
+        assert left_in(small) == {"gpt2hpc.sif"}
+    finally:
+        machine.run(["umount", small])
+
+
 def test_an_interrupted_build_leaves_nothing(image: Image, login: str, workshop: Path, rootfs: Path) -> None:
     """As by Ctrl-C, which reaches the runtime too."""
     process = start(
