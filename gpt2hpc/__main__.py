@@ -31,6 +31,7 @@ VERBS = {
     "plot": "loss curves of one or many runs as an image",
     "report": "one HTML file that tells of a run, or compares several",
     "doctor": "is there what a training will need?",
+    "image": "build a container image, or check one",
     "selftest": "does this installation, or image, work here? It tries",
     "evaluate": "HellaSwag and validation loss, beside published numbers",
     "sample": "write text with a trained model",

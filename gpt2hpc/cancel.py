@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
@@ -11,9 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gpt2hpc import cli
-from gpt2hpc.cluster import liveness, orders, queries, run_jobs
+from gpt2hpc.cluster import foreground, liveness, orders, queries, run_jobs, unstarted
 from gpt2hpc.cluster.dist_env import LAUNCHER_PID, LOCAL
-from gpt2hpc.cluster.ledger import Attempt, Ledger
+from gpt2hpc.cluster.foreground import Supervisor
+from gpt2hpc.cluster.ledger import Ledger
 from gpt2hpc.cluster.queries import Queued
 from gpt2hpc.errors import MissingError, RunDirError
 from gpt2hpc.reporting import run_status, runs
@@ -51,9 +53,13 @@ def _cancel_unstarted(tasks: Sequence[RunDir]) -> None:
 
 
 def _cancel(run: RunDir) -> None:
+    if (supervisor := foreground.find(run)) is not None:
+        _tell_to_end(run, supervisor)
+        return
     newest = Ledger(run).newest()
     if newest is not None and newest.job.startswith(LOCAL) and Ledger(run).seems_alive(newest):
-        _cancel_local(run, newest)
+        pid = _launcher(newest.pid) if liveness.is_here(newest.process) else newest.pid  # torchrun's, say
+        _tell_to_end(run, Supervisor(newest.job, newest.host, pid, newest.process, newest.world_size))
         return
     if rest := [row.number for row in run_jobs.live_after(run)]:
         orders.cancel(rest)
@@ -67,7 +73,8 @@ def _cancel(run: RunDir) -> None:
             raise MissingError(
                 f"{run.path} runs ({status.detail}), but Slurm is not seen from here; use a login node of that cluster"
             )
-        cli.say(f"{run.path} has no job in the queue: {status.state}" + (f", {status.detail}" if status.detail else ""))
+        told = f", {status.detail}" if status.detail else ""
+        cli.say(f"{run.path} has no job in the queue: {status.state}{told}{unstarted.hint()}")
         return
     status = run_status.read_status(run)
     if status.state != "finished":
@@ -103,16 +110,17 @@ def _may_go_on(run: RunDir, cancelled: Sequence[str], live: Sequence[Queued]) ->
     return decision.action == "resubmit" and run_jobs.successor(run, decision.job) is None
 
 
-def _cancel_local(run: RunDir, attempt: Attempt) -> None:
-    """TERM to what started the ranks, which tells them to save and starts them no more."""
-    if not liveness.is_here(attempt.process):
+def _tell_to_end(run: RunDir, supervisor: Supervisor) -> None:
+    """TERM to what starts the ranks, which tells them to save and starts them no more."""
+    if not liveness.is_here(supervisor.process):
         raise RunDirError(
-            f"{run.path} runs on {attempt.host} as pid {attempt.pid}, which cannot be signalled from here; call this there, or "
+            f"{run.path} runs on {supervisor.host} as pid {supervisor.pid}, which cannot be signalled from here; call this there, or "
             f"`gpt2hpc stop {run.quoted}` from anywhere"
         )
-    supervisor = _launcher(attempt.pid)
-    os.kill(supervisor, signal.SIGTERM)
-    cli.say(f"{run.path}: TERM was sent to pid {supervisor}; its {cli.plural(attempt.world_size, 'rank')} save and end")
+    with contextlib.suppress(ProcessLookupError):  # it has just ended
+        os.kill(supervisor.pid, signal.SIGTERM)
+    ranks = cli.plural(supervisor.nproc, "rank")
+    cli.say(f"{run.path}: TERM was sent to pid {supervisor.pid}; its {ranks} save and end")
 
 
 def _launcher(pid: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ _quiet = False
 
 def run(main: Main, argv: Sequence[str] | None = None) -> int:
     """Run a verb; an error of the user's becomes one line on stderr and its exit code, a bug keeps its traceback."""
+    _write_whole_lines()
     try:
         try:
             return main(sys.argv[1:] if argv is None else argv)
@@ -30,6 +32,13 @@ def run(main: Main, argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _print("gpt2hpc: interrupted", sys.stderr)
         return StoppedError.exit_code
+
+
+def _write_whole_lines() -> None:
+    """Under `python -u` or PYTHONUNBUFFERED a line's end is a write of its own, of which `srun --label` makes an empty line."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.write_through:
+            stream.reconfigure(line_buffering=True, write_through=False)
 
 
 def say(text: str, end: str = "\n") -> None:
@@ -82,7 +91,8 @@ def duration(seconds: float) -> str:
 def _print(text: str, stream: TextIO, end: str = "\n") -> None:
     """Print; once nobody reads (a closed terminal, `| head`), go on in silence: a run must not die of it."""
     try:
-        print(text, file=stream, end=end, flush=True)
+        stream.write(text + end)  # in one piece, whatever lines it has
+        stream.flush()
     except OSError:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())

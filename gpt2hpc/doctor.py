@@ -167,8 +167,7 @@ def _asked(chosen: Choices) -> tuple[dict[str, object], int | None]:
     for name in ("time", "cpus_per_task"):
         asked[name.replace("_", "-")] = chosen.of(name)
     gpus = chosen.of("gpus_per_node")
-    if gpus:
-        asked.update({"gres": f"gpu:{gpus}"} if chosen.site.gpu_directive == "gres" else {"gpus-per-node": gpus})
+    asked |= {name.replace("_", "-"): value for name, value in chosen.site.gpu_request(gpus).items()}
     return asked, gpus
 
 

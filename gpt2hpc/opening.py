@@ -53,7 +53,8 @@ def open_run(run: RunDir, config: Config, env: DistEnv) -> Opened:
     ledger.fence(attempt)
     settle(run, config)
     run.finished.unlink(missing_ok=True)
-    if _is_old(run) or (env.job.startswith(LOCAL) and env.restart == 0):
+    has_launcher = env.launcher_pid is not None  # which knows whether a wish is old
+    if _is_old(run) or (env.job.startswith(LOCAL) and env.restart == 0 and not has_launcher):
         run.stop.unlink(missing_ok=True)
     first = ledger.attempts()[0].started
     return Opened(

@@ -160,7 +160,7 @@ class Check:
 
 def _evaluation(job: BatchJob, config: Config, words: str) -> Check:
     """HellaSwag where its examples are named, and the loss of the whole validation split."""
-    out = job.run.path / "evaluation.json"
+    out = job.run.evaluation
     data = config.data.dir if hub.is_remote(config.data.dir) else os.path.abspath(config.data.dir)  # noqa: PTH100
     given: tuple[str, ...] = (str(job.run.path), "--val", data, "--hellaswag", config.train.hellaswag or "none")
     given += ("--device", config.train.device, "--out", str(out), *shlex.split(words))
@@ -174,7 +174,7 @@ def _evaluation(job: BatchJob, config: Config, words: str) -> Check:
 
 
 def _export(job: BatchJob, words: str) -> Check:
-    out = job.run.path / "export"
+    out = job.run.exported
     given = (str(job.run.path), "--out", str(out), *shlex.split(words))
     arguments = export.new_parser().parse_args(given)
     made = Path(os.path.abspath(arguments.out)) / export.RECORD  # noqa: PTH100

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gpt2hpc import cli, starting
-from gpt2hpc.cluster import orders, run_jobs
+from gpt2hpc.cluster import foreground, orders, run_jobs
 from gpt2hpc.cluster.dist_env import LOCAL
 from gpt2hpc.cluster.ledger import Ledger
 from gpt2hpc.cluster.queries import Queued
@@ -55,7 +55,7 @@ def _resume(run: RunDir, more: Sequence[str]) -> int:
     if live := _after_the_end(run):
         _release_or_tell(run, live)
         return 0
-    if newest is not None and Ledger(run).seems_alive(newest):
+    if foreground.find(run) or (newest is not None and Ledger(run).seems_alive(newest)):
         cli.say(f"{run.path} runs already: {status.detail}")
         return 0
     if newest is not None and newest.job.startswith(LOCAL):

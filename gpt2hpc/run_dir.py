@@ -55,6 +55,11 @@ class RunDir:
         return self.attempts / f"refused-{job}-{restart}.json"
 
     @property
+    def supervisor(self) -> Path:
+        """Who starts the ranks of a local run, as long as that goes on."""
+        return self.attempts / "supervisor.json"
+
+    @property
     def log(self) -> Path:
         """`step kind value`, a line each."""
         return self.path / "log.txt"
@@ -132,6 +137,16 @@ class RunDir:
     def report(self) -> Path:
         """The last report, for a browser."""
         return self.path / "report.html"
+
+    @property
+    def evaluation(self) -> Path:
+        """What a pipeline's evaluation has measured."""
+        return self.path / "evaluation.json"
+
+    @property
+    def exported(self) -> Path:
+        """The model as a pipeline has exported it."""
+        return self.path / "export"
 
     @property
     def slurm(self) -> Path:

@@ -44,9 +44,8 @@ def new_parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="print a JSON list instead of lines")
     cli.add_examples(
         parser,
-        "gpt2hpc selftest",
-        "srun -N1 --gpus-per-node=2 gpt2hpc selftest --gpu            # on a node that computes, NCCL too",
-        "apptainer exec --nv gpt2hpc.sif gpt2hpc selftest             # an image",
+        "gpt2hpc selftest                  # on a node that computes: srun -N1 --gpus-per-node=2 gpt2hpc selftest",
+        "gpt2hpc selftest --cpu --json     # in an image: apptainer exec gpt2hpc.sif gpt2hpc selftest --cpu --json",
     )
     return parser
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 
 from gpt2hpc import cli
-from gpt2hpc.cluster import orders, run_jobs
+from gpt2hpc.cluster import foreground, orders, run_jobs
 from gpt2hpc.cluster.ledger import Cause, Ledger
 from gpt2hpc.errors import StoppedError
 from gpt2hpc.reporting import run_status, runs
@@ -50,7 +50,7 @@ def ask_to_stop(run: RunDir) -> bool:
     wished = run.stop.exists()
     run.stop.touch()  # first: a job that starts at this moment sees it
     left = _leave_the_queue(run)
-    if status.state in WORKS or run_jobs.live(run):
+    if status.state in WORKS or run_jobs.live(run) or foreground.find(run):
         cli.say(f"{run.path} is asked to save and end: {status.detail}")
         return True
     if left or not wished:
@@ -99,7 +99,8 @@ def _wait(run: RunDir) -> None:
         cli.say(f"{run.path}: {decision.reason}; its job goes on by itself, and its next start saves and ends")
         return
     saved = f"step {newest.saved_step} is saved" if newest and newest.saved_step else "nothing was saved"
-    how = newest.cause if newest and newest.cause else status.state
+    met = decision.action if decision and decision.action in ("stopped", "cancelled") else None  # between two attempts
+    how = met or (newest.cause if newest and newest.cause else status.state)
     goes_on = "" if how == "finished" else f"; `gpt2hpc resume {run.quoted}` goes on"
     cli.say(f"{run.path}: {how}, {saved}{goes_on}")
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import jsonargparse
 
 from gpt2hpc import cli, config_io, jobs, opening, starting
+from gpt2hpc.cluster import foreground
 from gpt2hpc.cluster.dist_env import DistEnv, new_local_job
 from gpt2hpc.cluster.launch import LocalJob, SignalRelay, count_gpus, run_attempt
 from gpt2hpc.cluster.ledger import Cause, Ledger
@@ -53,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
     job = local_job(run, config, nproc=options.nproc, job=env.job)
     if job is None:
         return 0
-    with SignalRelay().installed() as relay:
+    with SignalRelay().installed() as relay, foreground.announced(job):
         code = run_attempt(job, restart=env.restart, relay=relay)
     return _exit_code(code, job, env.restart, stopped=relay.last_attempt)
 
@@ -93,7 +94,9 @@ def local_job(
     if opening.is_finished(run, config):
         return None
     Ledger(run).refuse_if_taken(local.job, 0)
+    foreground.refuse_another(run)
     run.create()
+    run.stop.unlink(missing_ok=True)  # an old wish; one that comes from now on counts
     opening.settle(run, config)
     return local
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2hpc.checks.programs import in_time
+from gpt2hpc.cluster.dist_env import are_gpus_allotted
 from gpt2hpc.cluster.site_profile import Site
 from gpt2hpc.config import Config
 from gpt2hpc.run_dir import RunDir
@@ -73,8 +74,7 @@ class Scene:
     @property
     def gpus_allotted(self) -> bool:
         """Whether this job was given GPUs of this node's."""
-        named = any(self.env.get(name, "0") not in ("", "0") for name in ("SLURM_GPUS_ON_NODE", "SLURM_JOB_GPUS"))
-        return self.is_in_job and named
+        return self.is_in_job and are_gpus_allotted(self.env)
 
     @property
     def checkpoint_bytes(self) -> int:

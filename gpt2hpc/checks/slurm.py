@@ -108,3 +108,13 @@ def _accounts(settings: Settings) -> Finding:
         text = f"none are kept: {forgotten} after its end Slurm forgets a job, and `gpt2hpc status` has the run directory alone"
         return warn("sacct", text)
     return ok("sacct", "accounts are kept")
+
+
+def of_image(scene: Scene) -> list[Finding]:
+    """What matters to an image of all that `look` finds; empty without a Slurm."""
+    if not scene.has_slurm:
+        return []
+    settings, _ = answered(scene)
+    if not settings:
+        return [warn("ProctrackType", "not known, for Slurm does not answer: gpt2hpc doctor says why")]
+    return [_proctrack(settings, scene)]

@@ -10,7 +10,6 @@ from typing import Any
 
 from gpt2hpc.cluster import inventory, mounts, script
 from gpt2hpc.cluster.batch import (
-    gpu_request,
     new_executor,
     refusals_explained,
     set_up_lines,
@@ -76,7 +75,7 @@ class ArrayJob:
             "job_name": self.name,
             "nodes": 1,
             "ntasks_per_node": self.ranks,
-            **gpu_request(self.site, self.gpus),
+            **self.site.gpu_request(self.gpus),
             "cpus_per_task": self.cpus,
             "time": self.minutes,
             "signal_delay_s": SIGNAL_S,

@@ -102,7 +102,7 @@ class BatchJob:
             "job_name": self.name,
             "nodes": self.nodes,
             "ntasks_per_node": self.ranks_per_node,
-            **gpu_request(self.site, self.gpus_per_node),
+            **self.site.gpu_request(self.gpus_per_node),
             "time": self.minutes,
             "signal_delay_s": self.stop_margin_s,
             "wckey": None,
@@ -183,13 +183,6 @@ class _Executor(SlurmExecutor):
     @classmethod
     def affinity(cls) -> int:
         return 2
-
-
-def gpu_request(site: Site, gpus: int) -> dict[str, Any]:
-    """So many GPUs on each node, in the words that the cluster takes."""
-    if not gpus:
-        return {}
-    return {"gres": f"gpu:{gpus}"} if site.gpu_directive == "gres" else {"gpus_per_node": gpus}
 
 
 def waiting(dependency: str) -> dict[str, str]:

@@ -96,12 +96,14 @@ class DistEnv:
             launcher_pid=_integer(env, LAUNCHER_PID, 0) or None,
             gpus_on_node=_integer(env, "SLURM_GPUS_ON_NODE", 0) or None,
             gpus_shown=_listed(env["CUDA_VISIBLE_DEVICES"]) if "CUDA_VISIBLE_DEVICES" in env else None,
-            gpus_allotted=bool(
-                env.get("SLURM_STEP_GPUS")  # a list: "0" is a GPU
-                or env.get("SLURM_JOB_GPUS")
-                or any(env.get(name, "") not in ("", "0") for name in (GPUS_ALLOTTED, "SLURM_GPUS_ON_NODE"))
-            ),
+            gpus_allotted=are_gpus_allotted(env),
         )
+
+
+def are_gpus_allotted(env: Mapping[str, str]) -> bool:
+    """Whether something, Slurm or our launcher, has given this process GPUs."""
+    lists, counts = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS"), (GPUS_ALLOTTED, "SLURM_GPUS_ON_NODE")
+    return any(env.get(name) for name in lists) or any(env.get(name, "") not in ("", "0") for name in counts)
 
 
 def job_name(env: Mapping[str, str]) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gpt2hpc import cli
-from gpt2hpc.cluster.ledger import Ledger
+from gpt2hpc.cluster.ledger import Decision, Ledger
 from gpt2hpc.cluster.requeue import Action, read_and_decide
 from gpt2hpc.cluster.slurm import Job, expand_nodes, parse_show_job
 from gpt2hpc.errors import RunDirError, StoppedError
@@ -37,7 +37,7 @@ def take_over(
     `text` is `scontrol show job` of `job`, and `own` what is known so of the guard.
 
     As if `job` itself had come to its end and decided. What somebody has cancelled stays away, and so does what nobody
-    knows enough about.
+    knows enough about: once Slurm has forgotten the job, only a decision that was made knowing its end is one.
     """
     ledger = Ledger(run)
     newest = ledger.newest()
@@ -45,7 +45,9 @@ def take_over(
         return Action("start", "goes on as itself")
     mine = [attempt for attempt in ledger.attempts() if attempt.job == job]
     seen = parse_show_job(text, restart=mine[-1].restart if mine else 0, exit_code=None, succeeds=succeeds)
-    restart = max(seen.restart, seen.restarts)
+    decision = ledger.decision()
+    known = decision if decision is not None and _is_of_its_end(decision, job, by) else None
+    restart = max(seen.restart, seen.restarts, known.restart if known else 0)
     stopped = StoppedError.exit_code
     if seen.state in NOT_ENDED:
         return Action("exit", f"job {job} is {seen.state} still", stopped)
@@ -53,13 +55,20 @@ def take_over(
         return Action("exit", f"job {newest.job} has taken over already", stopped)
     if seen.state == "CANCELLED":
         return Action("exit", f"job {job} was cancelled; `gpt2hpc resume` goes on", stopped)
-    if not seen.state:  # cancelled, perhaps
+    if not seen.state and known is None:  # cancelled, perhaps
         return Action("exit", f"nobody knows any more how job {job} ended; `gpt2hpc resume` goes on", stopped)
     ended = dataclasses.replace(seen, job=job, state="RUNNING", restart=restart, restarts=restart)
     if own is not None:  # what that one kept away from, too
         ended = dataclasses.replace(ended, excluded=_merged(own.excluded, seen.excluded), required=own.required)
-    action = read_and_decide(run, ended)
+    action = read_and_decide(run, ended, by=by)
     return action if action.kind == "exit" else _started(action, action.exclude_nodes or ended.excluded, own)
+
+
+def _is_of_its_end(decision: Decision, job: str, by: str) -> bool:
+    """Whether the job was over, and not cancelled, when that was decided: by an earlier start of this guard, or by the job itself as it
+    left. One that has but requeued itself may have been cancelled while it waited."""
+    mine = decision.by == by and decision.action == "requeue"
+    return decision.job == job and (mine or decision.action == "resubmit")
 
 
 def _started(action: Action, exclude: str, own: Job | None) -> Action:

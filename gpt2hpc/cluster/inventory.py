@@ -18,14 +18,13 @@ MAX_ARRAY_SIZE = 1001
 
 @dataclass(frozen=True)
 class Partition:
-    """Nodes of one kind in a partition, as sinfo tells: `time_limit` as sbatch reads it, `gpus` of a node, `memory_mb` of a node."""
+    """Nodes of one kind in a partition, as sinfo tells: `time_limit` as sbatch reads it, `gpus` of a node."""
 
     name: str
     is_default: bool
     time_limit: str
     nodes: int
     cpus: int
-    memory_mb: int
     gpus: int
     gres: str
     features: str
@@ -108,12 +107,12 @@ def first_node() -> str | None:
 
 def partitions() -> list[Partition] | None:
     """What sinfo tells, a row for each partition and kind of node; None without a Slurm."""
-    said = queries.ask("sinfo", "-h", "-e", "-o", "%P\t%l\t%D\t%c\t%m\t%G\t%f")
+    said = queries.ask("sinfo", "-h", "-e", "-o", "%P\t%l\t%D\t%c\t%G\t%f")
     if said is None:
         return None
     found = []
     for line in said.splitlines():
-        name, limit, nodes, cpus, memory, gres, features = line.split("\t")
+        name, limit, nodes, cpus, gres, features = line.split("\t")
         found.append(
             Partition(
                 name=name.rstrip("*"),
@@ -121,7 +120,6 @@ def partitions() -> list[Partition] | None:
                 time_limit=limit,
                 nodes=int(nodes),
                 cpus=int(cpus.rstrip("+")),
-                memory_mb=int(memory.rstrip("+")),
                 gpus=sum(int(count) for count in re.findall(r"\bgpu:(?:[^:,()\s]+:)?(\d+)", gres)),
                 gres="" if gres == "(null)" else gres,
                 features="" if features == "(null)" else features,

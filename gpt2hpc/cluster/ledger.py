@@ -92,13 +92,15 @@ class Outcome:
 class Decision:
     """`decision.json`: what was decided when that restart of that job had ended, and why.
 
-    `action` is an `Action`'s kind, or `cancelled` or `stopped` where somebody outside has ended the job.
+    `action` is an `Action`'s kind, or `cancelled` or `stopped` where somebody outside has ended the job. `by` is the guard that decided
+    in its place; empty where the job did itself.
     """
 
     job: str
     restart: int
     action: str
     reason: str
+    by: str = ""
 
     @property
     def goes_on(self) -> bool:

@@ -86,6 +86,15 @@ class Queued:
 
 
 @dataclass(frozen=True)
+class Pending:
+    """A job that waits: `number` is an array's own where it is one; `command` is the path of its script, or what `--wrap` was given."""
+
+    number: str
+    name: str
+    command: str
+
+
+@dataclass(frozen=True)
 class Accounted:
     """A job in sacct; `state` is a single word, `exit_code` is `CODE:SIGNAL`, `by` the number of the user who cancelled it."""
 
@@ -158,6 +167,17 @@ def queue(numbers: Iterable[str], *, ended: bool = False) -> dict[str, Queued] |
         return {} if "Invalid job id" in refusal else None
     rows = [Queued(**dict(zip(_QUEUE, line.split("\t"), strict=True))) for line in said.splitlines()]
     return {row.number: row for row in rows}
+
+
+def own_pending() -> list[Pending]:
+    """This user's jobs that wait; empty without a Slurm that answers."""
+    said = ask("squeue", "-h", "--me", "-t", "PENDING", "-o", "%F\t%j\t%o") or ""
+    return [Pending(*line.split("\t", 2)) for line in said.splitlines()]
+
+
+def batch_script(number: str) -> str:
+    """The script that a job of one's own was submitted with; empty where Slurm does not tell."""
+    return ask("scontrol", "write", "batch_script", number, "-") or ""
 
 
 def accounts(numbers: Iterable[str]) -> dict[str, Accounted]:

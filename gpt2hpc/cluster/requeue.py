@@ -97,7 +97,7 @@ def decide(
         return Action("exit", mine.message, mine.exit_code or INTERNAL_ERROR)
     if job.cancelled or job.state != "RUNNING" or job.restarts != job.restart:
         return Action("exit", _not_ours(job), StoppedError.exit_code, cancelled=job.restarts == job.restart)
-    if not mine and job.exit_code in _mendable():
+    if not mine and job.exit_code in _unmendable():
         return Action("exit", "an error that a restart cannot mend; see above", job.exit_code or INTERNAL_ERROR)
     again = _again(job)
     crashed, fruitless = _since_progress(job, attempts)
@@ -149,7 +149,7 @@ def _excluded(job: Job, crashed: Sequence[Crash]) -> str:
     return ",".join([*known, *new]) if new else ""
 
 
-def _mendable() -> set[int]:
+def _unmendable() -> set[int]:
     """Exit codes of errors that a restart cannot mend."""
     return {error.exit_code for error in USER_ERRORS} - {StoppedError.exit_code}
 
@@ -210,8 +210,11 @@ def _not_ours(job: Job) -> str:
     return f"cancelled, or ended from outside (the job is {job.state})"
 
 
-def read_and_decide(run: RunDir, job: Job) -> Action:
-    """`decide` with what the run directory holds; the decision, and a crash that nobody else has seen, are written there."""
+def read_and_decide(run: RunDir, job: Job, *, by: str = "") -> Action:
+    """`decide` with what the run directory holds; the decision, and a crash that nobody else has seen, are written there.
+
+    `by` is the guard that does it for the job.
+    """
     ledger = Ledger(run)
     config = config_io.load(run.config) if run.config.exists() else Config()
     finished = ledger.is_finished(config.train.steps)
@@ -219,12 +222,12 @@ def read_and_decide(run: RunDir, job: Job) -> Action:
     ours = not job.cancelled and job.state == "RUNNING" and job.restarts == job.restart
     if mine and ours and mine.cause in (Cause.PREEMPTED, Cause.TIME_LIMIT) and run.stop.exists():
         mine = _stopped(ledger, mine)
-    user_error = job.exit_code in _mendable()
+    user_error = job.exit_code in _unmendable()
     if mine is None and ours and not user_error and not (finished and _has_ended_well(job, ledger.attempts())):
         cause = Cause.PREEMPTED if _signalled(job) else Cause.CRASHED
         ledger.close_for(job.job, job.restart, job.nodes, cause, job.exit_code, died_on=job.died_on)
     action = decide(job, mine, [*ledger.unclaimed(), *ledger.attempts()], config.requeue, finished=finished)
-    ledger.remember(Decision(job.job, job.restart, "cancelled" if action.cancelled else action.kind, action.reason))
+    ledger.remember(Decision(job.job, job.restart, "cancelled" if action.cancelled else action.kind, action.reason, by))
     return action
 
 

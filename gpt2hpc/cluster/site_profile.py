@@ -94,6 +94,12 @@ class Site:
     path: Path | None = None
     given: frozenset[str] = frozenset()
 
+    def gpu_request(self, gpus: int | None) -> dict[str, Any]:
+        """So many GPUs on each node, as options of sbatch in the words that the cluster takes; none for none."""
+        if not gpus:
+            return {}
+        return {"gres": f"gpu:{gpus}"} if self.gpu_directive == "gres" else {"gpus_per_node": gpus}
+
     def image_to_use(self, option: str | None, *, binds: Sequence[Path]) -> str | None:
         """The container image to run in; ConfigError for one that is missing, or without which the site's Python is."""
         named = None if option == "none" or self.runtime == "none" else option or self.image

@@ -69,7 +69,7 @@ def observe(path: Path, *, now: datetime | None = None) -> Observed:
     last = attempts[-1]
     count = f"of {len(rates):,} steps of {run.name}"
     per_gpu = statistics.median(line["tokens_per_s"] for line in rates) / last.world_size
-    starts = facts.starts(run, ledger, now=now or datetime.now(UTC))
+    starts = facts.starts(ledger, now=now or datetime.now(UTC))
     node_hours = sum((start.seconds or 0.0) * _nodes(start.attempt) for start in starts) / 3600
     failures = sum(start.attempt.cause == Cause.CRASHED for start in starts)
     return Observed(

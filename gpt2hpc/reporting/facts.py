@@ -121,7 +121,7 @@ def read(path: Path, *, now: datetime | None = None) -> RunFacts:
         name=run.name,
         run=run,
         curves=_curves(run),
-        starts=starts(run, ledger, now=now or datetime.now(UTC)),
+        starts=starts(ledger, now=now or datetime.now(UTC)),
         unclaimed=len(ledger.unclaimed()),
         config=config,
         config_text=text,
@@ -137,7 +137,7 @@ def told_apart(found: Sequence[RunFacts]) -> list[RunFacts]:
     return [dataclasses.replace(run, name=str(run.run.path)) if names.count(run.name) > 1 else run for run in found]
 
 
-def starts(run: RunDir, ledger: Ledger, *, now: datetime) -> list[Start]:
+def starts(ledger: Ledger, *, now: datetime) -> list[Start]:
     """The attempts in their order, with what follows from the next one and from their signs of life."""
     attempts = ledger.attempts()
     found: list[Start] = []

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from gpt2hpc import cli
-from gpt2hpc.cluster import queries, reasons, run_jobs
+from gpt2hpc.cluster import foreground, queries, reasons, run_jobs
 from gpt2hpc.cluster.dist_env import LOCAL
+from gpt2hpc.cluster.foreground import Supervisor
 from gpt2hpc.cluster.ledger import Attempt, Cause, Decision, Ledger, Outcome
 from gpt2hpc.cluster.queries import Accounted, Queued
 from gpt2hpc.run_dir import RunDir
@@ -45,6 +46,8 @@ def judge(
     newest = attempts[-1] if attempts else None
     if newest is not None and ledger.seems_alive(newest):
         return _running(newest)
+    if (supervisor := foreground.find(run)) is not None:
+        return _between_attempts(supervisor, newest, ledger.decision())
     over = _over(job, newest, accounts)
     again = RESUME if run.resume_script.exists() or (newest and newest.job.startswith(LOCAL)) else AGAIN
     if newest is not None and over is not None and job is not None and _is_later(job, newest):
@@ -99,6 +102,16 @@ def _running(attempt: Attempt) -> State:
     return State(
         "running", f"job {attempt.job} on {attempt.nodes or attempt.host}, pid {attempt.pid} on {attempt.host}, {ranks}"
     )
+
+
+def _between_attempts(supervisor: Supervisor, newest: Attempt | None, decision: Decision | None) -> State:
+    """Of a local run without a rank: it begins, pauses after a crash, or comes to its end."""
+    on = f"job {supervisor.job}, pid {supervisor.pid} on {supervisor.host}"
+    if newest is None or newest.job != supervisor.job:
+        return State("starting", on)
+    if decision is not None and decision.action == "requeue":
+        return State("starting", f"{on}, starts again: {decision.reason}")
+    return State("ending", f"{on}: {decision.reason if decision else newest.cause or 'its ranks have ended'}")
 
 
 def _ended(run: RunDir, newest: Attempt | None, attempts: Sequence[Attempt], over: State | None, again: str) -> State:

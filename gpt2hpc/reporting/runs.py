@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gpt2hpc import cli
+from gpt2hpc.cluster import unstarted
 from gpt2hpc.errors import RunDirError, UsageError
 from gpt2hpc.run_dir import RunDir
 
@@ -33,7 +34,9 @@ def within(paths: Sequence[Path], *, also: Callable[[Path], bool] = lambda path:
     found: list[Path] = []
     for path in paths:
         if not path.is_dir():
-            raise RunDirError(f"{path} is not a directory; give a run directory, or a directory of them")
+            raise RunDirError(
+                f"{path} is not a directory; give a run directory, or a directory of them{unstarted.hint()}"
+            )
         if is_run(path) or also(path):
             found.append(path)
             continue
@@ -65,11 +68,13 @@ def named(path: Path | None) -> list[RunDir]:
             )
         return [RunDir(there[0])]
     if not path.is_dir():
-        raise RunDirError(f"{path} is not a directory; name a run directory, as `gpt2hpc status` lists them")
+        raise RunDirError(
+            f"{path} is not a directory; name a run directory, as `gpt2hpc status` lists them{unstarted.hint()}"
+        )
     found = [RunDir(each) for each in ([path] if is_run(path) else array_of(path))]
     if not found:
         raise RunDirError(
-            f"{path} is not a run directory: it has no config.yaml and no attempts; `gpt2hpc status` lists runs"
+            f"{path} is not a run directory: it has no config.yaml and no attempts; `gpt2hpc status` lists runs{unstarted.hint()}"
         )
     return found
 

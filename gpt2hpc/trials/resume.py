@@ -108,7 +108,7 @@ def _same(undisturbed: Checkpoint, resumed: Checkpoint) -> str:
     files = [{path.name: path for path in each.path.glob("*.safetensors")} for each in (undisturbed, resumed)]
     if files[0].keys() != files[1].keys():
         raise TrialError("the resumed training has saved other files than the undisturbed one")
-    for name, path in files[0].items():
+    for name, path in sorted(files[0].items()):
         if path.read_bytes() != files[1][name].read_bytes():
             raise TrialError(f"{name} differs between a resumed training and an undisturbed one")
     size = sum(path.stat().st_size for path in files[0].values())

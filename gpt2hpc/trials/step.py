@@ -48,7 +48,7 @@ def backward(model: nn.Module, chosen: Precision) -> float:
     with chosen.autocast():
         loss = model(tokens, targets)
     loss.backward()
-    return float(loss)
+    return float(loss.detach())
 
 
 def _batch(device: torch.device) -> tuple[Tensor, Tensor]:

@@ -276,8 +276,9 @@ def _program(name: str) -> str | None:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Consecutive ports that nobody listens on, below the range that the kernel hands out."""
-    for first in range(20_000 + os.getpid() % 5000, 32_000 - count):
+    """Consecutive ports that nobody listens on, below the range that the kernel hands out; apart from those of a process that looks
+    at the same moment."""
+    for first in range(20_000 + os.getpid() * 16 % 8000, 32_000 - count):
         with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
             for port in range(first, first + count):
                 stack.enter_context(socket.socket()).bind(("127.0.0.1", port))

@@ -15,7 +15,8 @@ import pytest
 from gpt2hpc.cluster import script
 from gpt2hpc.cluster.slurm import expand_nodes
 from gpt2hpc.run_dir import RunDir
-from tests.cluster.kit import SAVE_EVERY, Ended, Job, Kit, drives, finished_as, resumed_exactly
+from tests.cluster.kit import SAVE_EVERY, Ended, Job, Kit, drives, finished_as, new_kit, resumed_exactly
+from tests.cluster.slurm import running
 from tests.cluster.test_training import drive_sbatch
 
 pytestmark = pytest.mark.timeout(1200)
@@ -214,3 +215,27 @@ def test_a_guard_gives_back_a_node_that_was_found_bad(driven: list[object]) -> N
     kept = guard.job.run.resume_script.read_text().replace("\\", "")
     assert f"--exclude={guard.slurm['ExcNodeList']}" in kept
     assert waiting.slurm["JobState"] == "COMPLETED"
+
+
+def test_a_guard_that_is_preempted_takes_over_from_a_job_that_slurm_has_forgotten(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Before it has begun an attempt of its own."""
+    with running(tmp_path_factory.mktemp("forgetful") / "slurm", nodes=2, conf="MinJobAge=20\n") as cluster:
+        kit = new_kit(cluster, tmp_path_factory.mktemp("forgetful-kit"), pairs=1)
+        job = kit.sbatch("forgotten", "-p", "low0", env={"GUARD": "1"})
+        guard = guard_of(kit, job)
+        kit.until_step(job, SAVE_EVERY + 5)
+        os.kill(cluster.batch_shell(job.number), signal.SIGKILL)
+        kit.until(guard, lambda: ": takes over" in guard.told(), "a guard")
+        os.kill(cluster.batch_shell(guard.number), signal.SIGSTOP)
+        kit.preempt("n1")
+        kit.until(guard, lambda: kit.shown(guard)["Restarts"] == "1", "a preemption")
+        cluster.run("scontrol", "hold", guard.number)
+        kit.until(job, lambda: not cluster.run("scontrol", "show", "job", "-o", job.number, check=False), "forgetting")
+        assert [attempt["job"] for attempt in job.attempts] == [job.number]
+        cluster.run("scontrol", "release", guard.number)
+        ended = kit.until_ended(guard)
+        assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), guard.told()
+        assert guard.told().count(": takes over") == 2
+        assert [attempt["job"] for attempt in job.attempts] == [job.number, guard.number]

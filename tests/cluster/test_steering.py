@@ -22,6 +22,7 @@ from gpt2hpc.run_dir import RunDir
 from tests.cluster.kit import Ended, Job, Kit, bytes_of, drives, logged_once, long
 from tests.cluster.terminal import CTRL_C, terminal
 from tests.cluster.test_training import drive_sbatch
+from tests.tiny import gpt2hpc
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -254,3 +255,19 @@ def test_a_job_that_requeues_itself_meanwhile_is_cancelled_too(
         state = kit.shown(job)["JobState"]
         kit.cluster.run("scancel", job.number)
     assert state == "CANCELLED"
+
+
+def test_a_job_of_a_template_that_has_never_started_is_named(kit: Kit) -> None:
+    """No run knows it yet, and a job that is of another kind, or known to its run, is not named."""
+    job = kit.sbatch("never begun", "--hold", "--job-name=mine-and-waiting")
+    other = kit.cluster.run("sbatch", "--parsable", "--hold", "--output=/dev/null", "--wrap", "true")
+    try:
+        for verb in ("status", "stop", "cancel"):
+            done = gpt2hpc(verb, job.run.path, env=kit.cluster.environment)
+            assert done.returncode == 9, done.stdout + done.stderr
+            assert f"{job.number} (mine-and-waiting)" in done.stderr
+            assert other not in done.stderr
+            assert len(done.stderr.splitlines()) == 1
+    finally:
+        kit.cluster.run("scancel", job.number, other)
+    assert job.number not in gpt2hpc("cancel", job.run.path, env=kit.cluster.environment).stderr

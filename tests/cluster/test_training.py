@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
 from dataclasses import replace
@@ -37,7 +38,7 @@ pytestmark = pytest.mark.timeout(1200)
 
 def drive_sbatch(kit: Kit) -> Ended:
     with kit.nodes() as nodes:
-        job = kit.sbatch("sbatch", "-w", nodes)
+        job = kit.sbatch("sbatch", "-w", nodes, env={"PYTHONUNBUFFERED": "1"})
         return Ended(job, kit.until_ended(job))
 
 
@@ -54,6 +55,8 @@ def test_both_ways_train_on_two_nodes(driven: list[Ended]) -> None:
     by_sbatch, by_submit = driven
     finished_as(by_sbatch, by_sbatch, causes=["finished"])
     finished_as(by_submit, by_sbatch, causes=["finished"])
+    for each in driven:
+        assert re.findall(r"(?m)^\d+: *$", each.job.told()) == []  # the end of a line, written by itself
     attempt = by_submit.job.attempts[0]
     assert attempt["world_size"] == 4
     assert attempt["nodes"] == by_submit.slurm["NodeList"]

@@ -11,6 +11,7 @@ import pytest
 
 from gpt2hpc import __version__
 from gpt2hpc.run_dir import RunDir
+from tests.container.apptainer import TOKEN
 from tests.container.image import Image, Process, finish
 
 pytestmark = pytest.mark.timeout(1200)  # the first test builds the image
@@ -55,6 +56,15 @@ def test_labels(image: Image) -> None:
     assert labels["org.opencontainers.image.version"] == __version__
     assert labels["org.opencontainers.image.revision"] == "0123abc"
     assert labels["gpt2hpc.torch"].startswith("2.")
+
+
+def test_no_secret_of_the_build_is_in_it(image: Image) -> None:
+    """And what looks for one finds what is there."""
+    places = ("/.singularity.d", "/opt", "/etc", "/root", "/usr/local", "/var")
+    search = f"grep -rlIF -e %s {' '.join(places)} 2>/dev/null | head"
+    assert image.run("exec", "sh", "-c", search % TOKEN) == (0, "")
+    assert "/opt/gpt2hpc/" in image.run("exec", "sh", "-c", search % "include-system-site-packages")[1]
+    assert TOKEN not in image.run("inspect", "--all")[1]
 
 
 def test_its_own_test_passes(image: Image) -> None:
@@ -116,6 +126,16 @@ def test_its_apps(image: Image, data: Path, app: str, arguments: list[str], code
     code, said = image.run(f"run --app {app}", "--help")
     assert code == 0
     assert said.startswith(f"usage: gpt2hpc {app} ")
+
+
+def test_it_shows_what_would_be_submitted(image: Image) -> None:
+    """Without Slurm, which only the host has."""
+    code, said = image.run(
+        "run", "submit", "--dry-run", "--nodes", "2", "--runtime", "apptainer", "--container", "/bin/sh"
+    )
+    assert code == 0, said
+    assert "\n#SBATCH --nodes=2\n" in said
+    assert "\nIMAGE=/bin/sh\n" in said
 
 
 def test_torch_compiles_in_it(image: Image) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -89,6 +90,48 @@ def test_cancelled_resumed_and_stopped(shared_data: Manifest, run: RunDir) -> No
     )
     refused = gpt2hpc("resume", run.path, "--", "--time=5")
     assert (refused.returncode, "options of sbatch" in refused.stderr) == (2, True)
+
+
+def crash(run: RunDir, attempt: int) -> None:
+    """Of a rank, so that the next attempt is a pause away."""
+    until(lambda: [each.saved_step for each in Ledger(run).attempts()[attempt:]] > [0], "a checkpoint")
+    os.kill(Ledger(run).attempts()[attempt].pid, signal.SIGKILL)
+    until(lambda: (decision := Ledger(run).decision()) and decision.action == "requeue", "the pause")
+
+
+def test_cancelled_and_stopped_between_two_attempts(shared_data: Manifest, run: RunDir) -> None:
+    settings = tiny.flags(tiny.config(shared_data.where, total_steps=STEPS))
+    flags = [*settings, "--checkpoint.every_steps", "5", "--requeue.backoff_s", "600"]
+    with in_a_terminal("submit", "--run-dir", str(run.path), "--nproc", "1", *flags) as supervisor:
+        crash(run, 0)
+        pausing = status(run)
+        assert (pausing["state"], "starts again: crash 1 of" in pausing["detail"]) == ("starting", True), pausing
+        assert "runs already" in gpt2hpc("resume", run.path).stdout
+        second = gpt2hpc("submit", "--cluster", "local", "--run-dir", run.path)
+        assert (second.returncode, f"pid {supervisor.pid}" in second.stderr) == (9, True), second.stderr
+        assert f"TERM was sent to pid {supervisor.pid}" in gpt2hpc("cancel", run.path).stdout
+        assert supervisor.wait(timeout=60) == 6
+    assert status(run)["state"] == "cancelled"
+    with in_a_terminal("resume", str(run.path)) as supervisor:
+        crash(run, 1)
+        told = gpt2hpc("stop", run.path).stdout
+        assert ("is asked to save and end" in told, ": stopped, step" in told) == (True, True), told
+        assert supervisor.wait(timeout=60) == 6
+    assert status(run)["state"] == "stopped"
+    assert len(Ledger(run).attempts()) == 2
+    assert not run.stop.exists()
+
+
+def test_stopped_before_the_first_attempt_has_begun(shared_data: Manifest, run: RunDir) -> None:
+    flags = tiny.flags(tiny.config(shared_data.where, total_steps=STEPS))
+    run.create()
+    run.stop.touch()  # of an earlier time
+    with in_a_terminal("submit", "--run-dir", str(run.path), "--nproc", "1", *flags) as supervisor:
+        until(run.supervisor.exists, "a supervisor")
+        assert not run.stop.exists()
+        assert "is asked to save and end" in gpt2hpc("stop", "--no-wait", run.path).stdout
+        assert supervisor.wait(timeout=120) == 6
+    assert status(run)["state"] == "stopped"
 
 
 def test_a_run_of_which_nobody_knows_how_it_was_submitted(shared_data: Manifest, run: RunDir) -> None:

@@ -69,6 +69,13 @@ def states(findings: list[Finding]) -> list[tuple[str, str]]:
 # Slurm ----------------------------------------------------------------------------------------------------------
 
 
+def test_a_list_of_gpus_may_be_the_first_alone() -> None:
+    job = {"SLURM_JOB_ID": "7", "SLURMD_NODENAME": "n1"}
+    assert Scene({**job, "SLURM_JOB_GPUS": "0"}).gpus_allotted
+    assert not Scene({**job, "SLURM_GPUS_ON_NODE": "0"}).gpus_allotted
+    assert not Scene({"SLURM_GPUS_ON_NODE": "4"}).gpus_allotted, "the shell of salloc"
+
+
 def test_what_a_preemption_costs() -> None:
     def cost(name: str, **scene: object) -> Finding:
         return asked.preemption(name, PARTITIONS, SETTINGS, Scene({}, **scene))  # type: ignore[arg-type]

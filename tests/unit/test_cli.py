@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -142,7 +144,7 @@ def taken(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
             main(words)
 
 
-@pytest.mark.parametrize("verb", [*VERBS, "submit prepare", "submit pipeline"])
+@pytest.mark.parametrize("verb", [*VERBS, "submit prepare", "submit pipeline", "image build", "image check"])
 def test_help_ends_with_examples_that_its_own_parser_takes(
     verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -169,3 +171,31 @@ def test_the_help_of_all_ends_with_examples_too(monkeypatch: pytest.MonkeyPatch)
     for command in examples(usage()):
         assert command[0] == "gpt2hpc"
         taken(command[1:], monkeypatch)
+
+
+def speak(argv: Sequence[str]) -> int:
+    """A verb that says things, leaves others to others, and breaks."""
+    cli.say("one line")
+    cli.warn("two\nlines")
+    print("somebody else's")
+    print("somebody else's", file=sys.stderr)
+    raise RuntimeError("a bug")
+
+
+@pytest.mark.parametrize("options", [[], ["-u"]])
+def test_no_line_is_written_without_its_end(options: list[str]) -> None:
+    """`srun --label` would end it, and label the end as a line of its own. These sockets keep each write for itself."""
+    writes: list[bytes] = []
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    words = [*options, "-c", "from tests.unit.test_cli import cli, speak; cli.run(speak, [])"]
+    with ours, subprocess.Popen([sys.executable, *words], stdout=theirs, stderr=theirs, env=without_unbuffered()):
+        theirs.close()
+        while piece := ours.recv(1 << 16):
+            writes.append(piece)
+    assert b"".join(writes).startswith(b"one line\ngpt2hpc: warning: two\nlines\n")
+    assert b"RuntimeError: a bug\n" in b"".join(writes)
+    assert [piece for piece in writes if not piece.endswith(b"\n")] == []
+
+
+def without_unbuffered() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}

@@ -15,6 +15,7 @@ PAGES = (
     *(
         "exit-codes",
         "doctor",
+        "image",
         "plan",
         "slurm",
         "containers",

@@ -76,6 +76,23 @@ def test_it_stays_away_where_nobody_knows_how_the_other_ended(run: RunDir) -> No
     assert asked(run, "").kind == "exit"
 
 
+def test_it_abides_by_what_it_decided_when_that_was_known(run: RunDir) -> None:
+    """It was requeued before an attempt of its own, and Slurm has forgotten the other job meanwhile."""
+    assert asked(run, "FAILED", restarts=2).kind == "start"
+    for _ in range(2):
+        action = asked(run, "")
+        assert (action.kind, action.reason) == ("start", "takes over, crash 1 of 3 allowed (ended without a word)")
+    assert take_over(run, shown(""), job="7", by="9").kind == "exit"  # another guard knows nothing
+    Ledger(run).remember(Decision("7", 2, "cancelled", "cancelled with `gpt2hpc cancel`"))
+    assert asked(run, "").kind == "exit"
+
+
+def test_it_takes_over_what_has_left_to_it(run: RunDir) -> None:
+    Ledger(run).close(Ledger(run).attempts()[0], Outcome(1, "7", 0, Cause.PREEMPTED, 50))
+    Ledger(run).remember(Decision("7", 0, "resubmit", "preempted at step 50"))
+    assert asked(run, "").reason == "takes over, preempted at step 50"
+
+
 def test_it_stays_away_where_another_job_has_taken_over(run: RunDir) -> None:
     claim(run, restart=0, job="9")
     assert "job 9 has taken over already" in asked(run, "FAILED").reason

@@ -18,8 +18,8 @@ from gpt2hpc.cluster.site_guess import Guess
 from gpt2hpc.cluster.site_profile import Site
 from tests.tiny import gpt2hpc
 
-CPU = Partition("batch", True, "1-00:00:00", 100, 128, 256_000, 0, "", "amd")
-GPU = Partition("gpu", False, "2-00:00:00", 20, 64, 512_000, 4, "gpu:a100:4(S:0-1)", "a100,amd")
+CPU = Partition("batch", True, "1-00:00:00", 100, 128, 0, "", "amd")
+GPU = Partition("gpu", False, "2-00:00:00", 20, 64, 4, "gpu:a100:4(S:0-1)", "a100,amd")
 PLAIN = Facts(
     settings={"SelectType": "select/cons_tres", "ClusterName": "kit"},
     partitions=[CPU, GPU],

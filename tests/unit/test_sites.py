@@ -215,7 +215,7 @@ def test_pyxis_is_asked_for_by_options_of_srun(tmp_path: Path) -> None:
     here = str(tmp_path)
     assert made["srun_python"] == [
         f"--container-image={here}/kit.sqsh",
-        f"--container-mounts={here},{here},{here}/run,{here}/run,/tmp,/lustre,/a:/b",
+        f"--container-mounts={here},{here}/run,/tmp,/lustre,/a:/b",
         f"--container-workdir={here}",
         "--no-container-mount-home",
         "--container-readonly",
@@ -254,7 +254,7 @@ def test_docker_is_run_by_each_rank(tmp_path: Path) -> None:
     pairs = list(zip(made["run"], made["run"][1:], strict=False))
     mounted = [value for name, value in pairs if name == "--volume"]
     here = str(tmp_path)
-    paths = ("/tmp", here, here, f"{here}/run", f"{here}/run", "/lustre")
+    paths = ("/tmp", here, f"{here}/run", "/lustre")
     assert mounted == [*(f"{path}:{path}" for path in paths), "/a:/b"]
     assert ("--user", f"{os.getuid()}:{os.getgid()}") in pairs
     assert ("--gpus", "all") in pairs

@@ -5,7 +5,10 @@ if [ -n "${IMAGE:-}" ]; then
     # The host's would leak in, and name what is not there: packages, libraries, compilers; the last two would keep the ranks' out.
     unset PYTHONPATH PYTHONHOME PYTHONSTARTUP LD_PRELOAD CC CXX CFLAGS CXXFLAGS LDFLAGS APPTAINER_CLEANENV SINGULARITY_CLEANENV
     for path in "$PWD" "${paths[@]}"; do # is seen inside by its name, and by what that leads to
-        if [ "$path" != / ] && [ -e "$path" ]; then seen+=("$(realpath -s "$path")" "$(realpath "$path")"); fi
+        if [ "$path" = / ] || [ ! -e "$path" ]; then continue; fi
+        for name in "$(realpath -s "$path")" "$(realpath "$path")"; do
+            case " ${seen[*]} " in *" $name "*) ;; *) seen+=("$name") ;; esac
+        done
     done
 fi
 case ${IMAGE:+${RUNTIME:-apptainer}} in
