@@ -25,11 +25,11 @@ SRUN_ARGS = ("--kill-on-bad-exit=1", "--wait=300", "--export=ALL", "--open-mode=
 without the last, a restart truncates the log. --wait ends ranks that hang after another has ended."""
 
 BLOCKS = {
-    "set-up": ("job", "run", "python", "requeue", "again", "ranks"),
+    "set-up": ("job", "run", "unpack", "python", "requeue", "again", "ranks"),
     "tear-down": ("tear_down",),
-    "prepare set-up": ("job", "out", "python"),
+    "prepare set-up": ("job", "out", "unpack", "python"),
     "prepare tear-down": ("prepare_tear_down",),
-    "evaluate set-up": ("job", "models", "python", "ranks"),
+    "evaluate set-up": ("job", "models", "unpack", "python", "ranks"),
     "evaluate tear-down": ("evaluate_tear_down",),
 }
 """The files of `shell/` that a block is made of."""

@@ -57,7 +57,7 @@ class Site:
         time: Time limit of a job.
         sbatch: Any other option of sbatch, by its long name.
         srun: Any other option of srun, by its long name, such as `cpu-bind`.
-        runtime: What runs the image; pyxis is a plugin of srun; docker may be podman by that name.
+        runtime: What runs the image; pyxis is a plugin of srun; docker may be root's podman by that name.
         image: The container image; without one, Python runs as it is.
         binds: Directories to make visible in the container, `SOURCE` or `SOURCE:TARGET`.
         python: The Python to use without an image; that of `gpt2hpc submit` if absent.

@@ -70,6 +70,14 @@ def docker(engine: Engine) -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
+def start_orphan(docker: Path, engine: Engine, job: str) -> None:
+    """What a killed rank of an earlier start of the job may leave."""
+    labels = [f"--label=gpt2hpc.job={job}", f"--label=gpt2hpc.start={job}.earlier"]
+    options = ["--detach", "--rm", "--network=host", *labels, "--entrypoint", "sleep"]
+    machine.run([docker / "docker", "run", *options, engine.image, "3000"])
+    assert machine.run([docker / "docker", "ps", "--quiet", "--filter", f"label=gpt2hpc.job={job}"]) != ""
+
+
 @pytest.fixture(scope="module")
 def ended(kit: Kit, engine: Engine, docker: Path) -> dict[str, Ended]:
     """One that nobody disturbs, one of the template, one of submit; the latter two are preempted."""
@@ -81,6 +89,10 @@ def ended(kit: Kit, engine: Engine, docker: Path) -> dict[str, Ended]:
         with own.nodes() as nodes:
             if how == "submit":
                 job = own.submit("by-submit", "--partition", "low", nodes=nodes)
+            elif how == "sbatch":
+                job = own.sbatch(how, "-p", "low", "-w", nodes, "--hold")
+                start_orphan(docker, engine, job.number)
+                kit.cluster.run("scontrol", "release", job.number)
             else:
                 job = own.sbatch(how, "-p", "low", "-w", nodes)
             if how != "undisturbed":
@@ -101,4 +113,5 @@ def test_preempted_in_docker(ended: dict[str, Ended], how: str) -> None:
 
 
 def test_no_container_is_left(ended: dict[str, Ended], docker: Path) -> None:
-    assert machine.run([docker / "docker", "ps", "--all", "--quiet", "--filter", "label=gpt2hpc.start"]) == ""
+    """Nor one that was left by an earlier start."""
+    assert machine.run([docker / "docker", "ps", "--all", "--quiet", "--filter", "label=gpt2hpc.job"]) == ""

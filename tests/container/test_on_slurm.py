@@ -262,7 +262,7 @@ def test_preempted_in_the_image(ended: dict[str, Ended], how: str) -> None:
 
 def test_where_slurm_signals_what_serves_an_image_it_is_unpacked_first(ended: dict[str, Ended]) -> None:
     """A mounted one would be gone, and the ranks end with a bus error instead of a save."""
-    assert ended["alone"].job.told().count("the image is unpacked to /tmp/") == 2
+    assert ended["alone"].job.told().count("the image is unpacked to /tmp/gpt2hpc-") == 2
     by_fuse = slurm.best_proctrack() == "cgroup"
     assert ("unpacked" in ended["sbatch"].job.told()) != by_fuse
 

@@ -252,17 +252,23 @@ def test_docker_is_run_by_each_rank(tmp_path: Path) -> None:
     assert made["run"] == made["srun_python"]
     assert made["run"][-1] == "kit:1"
     pairs = list(zip(made["run"], made["run"][1:], strict=False))
-    mounted = [value for name, value in pairs if name == "--volume"]
+    mounted = [value for name, value in pairs if name == "--mount"]
     here = str(tmp_path)
     paths = ("/tmp", here, f"{here}/run", "/lustre")
-    assert mounted == [*(f"{path}:{path}" for path in paths), "/a:/b"]
+    expected = [*((path, path) for path in paths), ("/a", "/b")]
+    assert mounted == [f"type=bind,source={source},target={target}" for source, target in expected]
     assert ("--user", f"{os.getuid()}:{os.getgid()}") in pairs
-    assert ("--gpus", "all") in pairs
 
     shown = tmp_path / "docker"
     shown.write_text('#!/bin/sh\n[ "$1" = ps ] || printf "%s\\n" "$@"\n')
     shown.chmod(0o755)
-    secret = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "HF_TOKEN": "hf_planted", "SLURM_JOB_ID": "7"}
+    secret = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "HF_TOKEN": "hf_planted",
+        "SLURM_JOB_ID": "7",
+        "CUDA_VISIBLE_DEVICES": "0",
+    }
+    secret |= {"SLURM_GPUS_ON_NODE": "2", "SLURM_JOB_GPUS": "2,3"}
     said = subprocess.run(
         [*made["run"], "-V"], env={**os.environ, **secret}, capture_output=True, text=True, check=True
     )
@@ -272,6 +278,8 @@ def test_docker_is_run_by_each_rank(tmp_path: Path) -> None:
     assert "PATH" not in words
     assert "hf_planted" not in said.stdout  # handed on by its name alone
     assert "gpt2hpc.start=7.0" in words
+    assert words[words.index("--gpus") + 1] == '"device=2,3"', "by the node's numbers, which no cgroup has changed"
+    assert "CUDA_VISIBLE_DEVICES" not in words
 
 
 @pytest.mark.parametrize("image", ["/a/kit.sif", "kit.sif", "./kit"])

@@ -33,21 +33,23 @@ pyxis) # a plugin of srun
     ;;
 docker) # its daemon starts what runs inside, so a rank that is killed outright may leave a container: the next start ends it
     # shellcheck disable=SC2016 # for the shell of each rank: it hands on all variables, by their names alone, but the host's own
-    in_docker='given=()
+    in_docker='gpus=${SLURM_STEP_GPUS:-${SLURM_JOB_GPUS:-all}} given=()
         for name in $(compgen -e); do
-            case $name in PATH | HOME | PWD | OLDPWD | SHLVL | _ | LD_* | DOCKER_*) ;; *) given+=(--env "$name") ;; esac
+            case $name in
+            PATH | HOME | PWD | OLDPWD | SHLVL | _ | LD_* | DOCKER_* | CUDA_VISIBLE_DEVICES) ;; # the latter: they are numbered anew inside
+            *) given+=(--env "$name") ;;
+            esac
         done
-        for ((n = 0; n < ${SLURM_RESTART_COUNT:-0}; n++)); do
-            docker ps --quiet --filter "label=gpt2hpc.start=$SLURM_JOB_ID.$n"
-        done | xargs --no-run-if-empty docker kill >/dev/null
-        exec docker run "${given[@]}" --label "gpt2hpc.start=$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}" "$@"'
+        [ "${SLURM_GPUS_ON_NODE:-0}" = 0 ] || given+=(--gpus "$([ "$gpus" = all ] && echo all || echo "\"device=$gpus\"")")
+        start=$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}
+        live() { docker ps --quiet --filter "label=$1" | sort; }
+        comm -23 <(live "gpt2hpc.job=$SLURM_JOB_ID") <(live "gpt2hpc.start=$start") | xargs --no-run-if-empty docker kill >/dev/null
+        exec docker run "${given[@]}" --label "gpt2hpc.job=$SLURM_JOB_ID" --label "gpt2hpc.start=$start" "$@"'
     run=(bash -c "$in_docker" docker --rm --interactive --read-only --network=host --ipc=host
         --user "$(id -u):$(id -g)" --env HOME=/tmp --workdir "$PWD" --entrypoint python3)
     for group in $(id -G); do run+=(--group-add "$group"); done
-    for path in /tmp "${seen[@]}"; do run+=(--volume "$path:$path"); done
     IFS=, read -r -a binds <<<"${BINDS:-}"
-    for bind in "${binds[@]}"; do case $bind in *:*) run+=(--volume "$bind") ;; *) run+=(--volume "$bind:$bind") ;; esac done
-    [ "${SLURM_GPUS_ON_NODE:-0}" = 0 ] || run+=(--gpus all) # CUDA_VISIBLE_DEVICES, which goes along, says which
+    for bind in /tmp "${seen[@]}" "${binds[@]}"; do run+=(--mount "type=bind,source=${bind%%:*},target=${bind#*:}"); done
     run+=("$IMAGE")
     ;;
 *)
@@ -56,24 +58,7 @@ docker) # its daemon starts what runs inside, so a rank that is killed outright 
     for path in "${seen[@]}"; do run+=(--bind "$path"); done
     [ -z "${BINDS:-}" ] || run+=(--bind "$BINDS")
     [ "${SLURM_GPUS_ON_NODE:-0}" = 0 ] || run+=(--nv)
-    image=$IMAGE
-    is_setuid() { [ -u "$("$1" buildcfg | sed -n 's/^LIBEXECDIR=//p')/${1##*/}/bin/starter-suid" ]; }
-    is_safe() { scontrol show config | grep -q '^ProctrackType *= *proctrack/cgroup' && [ -w /dev/fuse ]; }
-    if [ -f "$IMAGE" ] && ! is_setuid "${run[0]}" && ! is_safe; then
-        # Unprivileged, a process of the user's serves the image's files; without cgroups, Slurm signals it with the ranks, which die of
-        # that. So the image is unpacked once a node, where it stays for other jobs, and for two weeks after the last.
-        mine=/tmp/gpt2hpc-${USER:-user}-image
-        unpacked=$mine-$(stat -L -c '%n %s %Y' "$IMAGE" | cksum | tr -s ' ' -)
-        # shellcheck disable=SC2016 # for the shell of each node
-        unpack='find /tmp -maxdepth 1 -user "$(id -u)" -name "${0##*/}-*" -mtime +14 -exec rm -rf {} +
-            umask 077 && exec 3>>"$1.lock" && flock 3 && touch "$1.lock"
-            [ -d "$1" ] || { rm -rf "$1.new" && "$2" --quiet build --sandbox "$1.new" "$3" && mv -T "$1.new" "$1"; } && touch "$1"'
-        echo "gpt2hpc: job $job: the image is unpacked to $unpacked on each node: Slurm would signal what serves its files"
-        if srun --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --export=ALL bash -c "$unpack" \
-            "$mine" "$unpacked" "${run[0]}" "$IMAGE" </dev/null; then image=$unpacked; else
-            echo "gpt2hpc: job $job: it cannot be unpacked there; a preemption may end the ranks before they have saved" >&2
-        fi
-    fi
+    unpacked "${run[0]}"
     run+=("$image" python3)
     ;;
 esac

@@ -17,4 +17,5 @@ requeue_without() {
     scontrol requeue "$job" || return # what follows works only after it
     [ "$1" = - ] || scontrol update "JobId=$job" "ExcNodeList=$1"
     [ "$2" = 0 ] || scontrol update "JobId=$job" "StartTime=now+$2"
+    return 0 # requeued it is, whatever became of that
 }

@@ -8,12 +8,14 @@ died_on=$(tail -c "+$((${log_began:-0} + 1))" "$log" | sed -n 's/^srun: error: \
 case $died_on in *[][,]*) died_on= ;; esac # several at once
 read -r action code delay_s allow exclude reason < <(decide)
 echo "gpt2hpc: job $job: ${action:-cannot decide what comes next}: ${reason:-see above; the ranks ended with code $rc}"
-if [ "$action" = requeue ]; then
+stay_away_if_cancelled() { # while that was thought over
     state=$(fact JobState)
-    if [ "${state:-RUNNING}" != RUNNING ]; then # cancelled while that was thought over
-        echo "gpt2hpc: job $job is $state by now, and so not requeued"
-        exit "$code"
-    fi
+    if [ "${state:-RUNNING}" = RUNNING ]; then return; fi
+    echo "gpt2hpc: job $job is $state by now, and so does not go on"
+    exit "$code"
+}
+if [ "$action" = requeue ]; then
+    stay_away_if_cancelled
     exclude=$(excludable "$exclude")
     if [ "$exclude" != - ] && is_guarded; then scontrol update "JobId=$guard" "ExcNodeList=$exclude"; fi
     if requeue_without "$exclude" "$delay_s" "$allow"; then exit "$code"; fi
@@ -21,6 +23,7 @@ if [ "$action" = requeue ]; then
     exclude=$(excludable "$exclude")
 fi
 if [ "$action" = resubmit ]; then # the same job under another number: the guard's, or a new one
+    stay_away_if_cancelled
     if is_guarded; then
         successor=$guard
         [ "$exclude" = - ] || scontrol update "JobId=$guard" "ExcNodeList=$exclude"
