@@ -62,9 +62,7 @@ def docker(engine: Engine) -> Iterator[Path]:
     (folder / "containers.conf").write_text(CONTAINERS_CONF)
     store = shlex.join(map(str, engine.store.command()[1:]))
     program = folder / "docker"
-    program.write_text(
-        f'#!/bin/sh\nCONTAINERS_CONF={folder}/containers.conf exec /usr/bin/podman {store} "$@" 2>{folder}/said.$$\n'
-    )
+    program.write_text(f'#!/bin/sh\nCONTAINERS_CONF={folder}/containers.conf exec /usr/bin/podman {store} "$@"\n')
     program.chmod(0o755)
     yield folder
     shutil.rmtree(folder)

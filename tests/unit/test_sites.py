@@ -247,7 +247,7 @@ def test_docker_is_run_by_each_rank(tmp_path: Path) -> None:
     assert "\nexport NCCL_DEBUG=WARN\n" in done.stdout
     assert "ENV_NCCL_DEBUG" not in done.stdout  # those are Apptainer's
     (tmp_path / "run").mkdir()
-    variables = {"IMAGE": "kit:1", "RUNTIME": "docker", "BINDS": "/lustre,/a:/b", "SLURM_GPUS_ON_NODE": "2"}
+    variables = {"IMAGE": "kit:1", "RUNTIME": "docker", "BINDS": "/lustre,/a:/b,/tmp", "SLURM_GPUS_ON_NODE": "2"}
     made = arrays(done.stdout, variables, tmp_path)
     assert made["run"] == made["srun_python"]
     assert made["run"][-1] == "kit:1"

@@ -49,7 +49,9 @@ docker) # its daemon starts what runs inside, so a rank that is killed outright 
         --user "$(id -u):$(id -g)" --env HOME=/tmp --workdir "$PWD" --entrypoint python3)
     for group in $(id -G); do run+=(--group-add "$group"); done
     IFS=, read -r -a binds <<<"${BINDS:-}"
-    for bind in /tmp "${seen[@]}" "${binds[@]}"; do run+=(--mount "type=bind,source=${bind%%:*},target=${bind#*:}"); done
+    for bind in /tmp "${seen[@]}" "${binds[@]}"; do # each target once, or docker refuses
+        case " ${run[*]} " in *",target=${bind#*:} "*) ;; *) run+=(--mount "type=bind,source=${bind%%:*},target=${bind#*:}") ;; esac
+    done
     run+=("$IMAGE")
     ;;
 *)
