@@ -51,9 +51,9 @@ def _archive(path: Path, scene: Scene) -> list[Finding]:
 
 
 def _version(labels: Mapping[str, str], image: str) -> Finding:
-    there = labels.get(image_version.VERSION_LABEL)
+    there = image_version.version_among(labels)
     if there is None:
-        return warn("version", f"it has no label {image_version.VERSION_LABEL}: is gpt2hpc in it?")
+        return warn("version", f"it has no label {image_version.VERSION_LABEL} of gpt2hpc's: is gpt2hpc in it?")
     if there != __version__:
         return missing("version", image_version.mismatch(image, there))
     return ok("version", f"gpt2hpc {there} as here")

@@ -249,17 +249,19 @@ def looked(path: Path, **site: object) -> dict[str, tuple[str, str]]:
 
 
 def test_a_docker_archive_is_checked_as_far_as_it_goes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    label = "org.opencontainers.image.version"
+    label, ours = "org.opencontainers.image.version", {"org.opencontainers.image.title": "gpt2hpc"}
     here = checks.ARCHITECTURES.get(os.uname().machine, os.uname().machine)
-    good = docker_archive(tmp_path / "good.tar", {label: __version__}, architecture=here)
+    good = docker_archive(tmp_path / "good.tar", {**ours, label: __version__}, architecture=here)
     assert {state for state, _ in looked(good).values()} == {"OK"}
     assert image.main(["check", str(good)]) == 0
     assert f"image build --from docker-archive:{good}" in capsys.readouterr().out
-    old = docker_archive(tmp_path / "old.tar", {label: "0.0.1"}, architecture="s390x")
+    old = docker_archive(tmp_path / "old.tar", {**ours, label: "0.0.1"}, architecture="s390x")
     found = looked(old)
     assert found["version"][0] == "MISSING"
     assert "0.0.1" in found["version"][1]
     assert found["architecture"][0] == "WARN"
+    of_base = docker_archive(tmp_path / "of-base.tar", {label: "24.04"}, architecture=here)
+    assert looked(of_base)["version"][0] == "WARN", "a version of the base's is none of gpt2hpc's"
     assert image.main(["check", "--json", str(old)]) == 8
     assert {each["name"] for each in json.loads(capsys.readouterr().out)} == {
         "file",
