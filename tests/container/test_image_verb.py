@@ -232,7 +232,7 @@ def test_labels_of_the_base_yield_to_ours(image: Image, login: str, workshop: Pa
     (workshop / "base.def").write_text(
         TINY.replace("image.title gpt2hpc", "image.title ubuntu").replace("{{ VERSION }}", "24.04")
     )
-    code, said = run(
+    _, said = run(
         *(image, login, workshop, "build", "--from", "base.def", "--base", f"localimage:{rootfs}", "--out", "base.sif")
     )
     assert labels(image, workshop / "base.sif")[image_version.VERSION_LABEL] == "24.04", said
