@@ -18,7 +18,7 @@ from gpt2hpc import cli, durable
 from gpt2hpc.checks import container, gpu, image, interpreter, rounds, slurm
 from gpt2hpc.checks.rounds import Group
 from gpt2hpc.checks.scene import Scene
-from gpt2hpc.cluster import image_build, image_file, site_profile
+from gpt2hpc.cluster import image_build, image_file, signals, site_profile
 from gpt2hpc.cluster.image_build import Build
 from gpt2hpc.errors import MissingError, UsageError
 from gpt2hpc.finding import Finding, missing, to_json
@@ -134,7 +134,8 @@ def _build(arguments: argparse.Namespace) -> int:
         cli.warn(line)
     if arguments.dry_run:
         return 0
-    _run(build)
+    with signals.as_interrupts():
+        _run(build)
     cli.say(f"{build.out}: {build.out.stat().st_size / 1e9:,.2f} GB")
     return _check(str(build.out), arguments, as_json=False)
 
@@ -180,6 +181,10 @@ def _run(build: Build) -> None:
         )
         try:
             code = process.wait()
+        except signals.Told:
+            process.terminate()  # told alone, perhaps; it removes what it has unpacked
+            process.wait()
+            raise
         except KeyboardInterrupt:
             process.wait()  # Ctrl-C has reached it too, and it removes what it has unpacked
             raise

@@ -184,6 +184,23 @@ def test_an_interrupted_build_leaves_nothing(image: Image, login: str, workshop:
     assert left_in(workshop) == {"checkout"}, "neither a part of an image nor what was unpacked"
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_build_that_is_told_to_end_leaves_nothing(
+    number: signal.Signals, image: Image, login: str, workshop: Path, rootfs: Path
+) -> None:
+    """As `kill` tells it, and not the runtime."""
+    base = ("--base", f"localimage:{rootfs}")
+    process = start(image, login, workshop, "build", *FROM, *base, "--build-arg", "PAUSE_S=600")
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.strip() == "in post":
+            break
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 6, said
+    assert left_in(workshop) == {"checkout"}, "neither a part of an image nor what was unpacked"
+
+
 def test_a_docker_archive_becomes_an_image(image: Image, login: str, workshop: Path, rootfs: Path) -> None:
     archive = docker_archive(workshop / "image.tar", rootfs)
     code, said = run(image, login, workshop, "check", archive.name)
