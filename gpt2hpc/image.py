@@ -142,6 +142,9 @@ def _build(arguments: argparse.Namespace) -> int:
 
 def _planned(arguments: argparse.Namespace) -> Build:
     here = Path.cwd()
+    for given in (*arguments.build_arg, *arguments.options):
+        name = given.partition("=")[0]
+        image_build.refuse_credentials("an option" if "://" in name else name, given)
     source = image_build.find_source(arguments.source, here=here, package=Path(gpt2hpc.__file__).parent)
     given = image_build.settled_arguments(
         source,
@@ -217,7 +220,7 @@ def _asked(path: Path, arguments: argparse.Namespace) -> tuple[list[Group], Scen
     if not os.access(path, os.R_OK):
         return [Group("The image", _absent)], scene
     own = Group("The image", image.look)
-    if image_file.kind_of(path) in (None, "docker archive"):
+    if image_file.kind_of(path) is None:  # an archive, perhaps, which takes a while to read
         return [own], scene
     return [
         own,

@@ -141,6 +141,10 @@ def test_the_commit_is_a_label(tmp_path: Path) -> None:
         ("--build-arg FOO=1", UsageError, "takes no argument FOO; it has BOOTSTRAP, BASE_IMAGE, TORCH_SPEC"),
         ("--build-arg FOO", UsageError, "--build-arg=FOO must be NAME=VALUE"),
         ('--torch "a\'b"', UsageError, "has a quote or a line break"),
+        ("--torch-index-url https://me:pw@i/simple", UsageError, "TORCH_INDEX_URL has credentials in an address"),
+        ("--build-arg PIP_OPTIONS=--index-url=https://token@i/x", UsageError, "PIP_OPTIONS has credentials"),
+        ("-- --build-arg 'PIP_OPTIONS=-i https://me:pw@i/x'", UsageError, "mount a pip.conf"),
+        ("-- --some-option https://me:pw@i/x", UsageError, "an option has credentials"),
         ("--from other.def", ConfigError, "other.def is not a file"),
         ("--from gpt2hpc/__init__.py", ConfigError, "has no line `Bootstrap:`"),
         ("--from archive.tar", ConfigError, "is it an archive? --from docker-archive:"),
@@ -162,6 +166,7 @@ def test_what_is_refused_before_anything_is_built(
     with pytest.raises(kind) as refused:
         image.main(["build", "--dry-run", *shlex.split(words)])
     assert said in refused.value.line
+    assert "pw@" not in refused.value.line
 
 
 def test_a_checkout_of_another_version_is_refused(checkout: Path) -> None:
@@ -240,7 +245,19 @@ def test_kinds_of_files(tmp_path: Path) -> None:
     docker_archive(tmp_path / "image.tar", {})
     names = ("image.sif", "image.sqsh", "text", "root", "empty", "image.tar")
     kinds = [image_file.kind_of(tmp_path / name) for name in names]
-    assert kinds == ["SIF", "squashfs", None, "directory", None, "docker archive"]
+    assert kinds == ["SIF", "squashfs", None, "directory", None, None]
+    assert image_file.archive(tmp_path / "image.tar") is not None
+    assert image_file.archive(tmp_path / "text") is None
+
+
+def test_an_archive_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be compressed, and have gigabytes."""
+    opened: list[object] = []
+    real = tarfile.open
+    file = docker_archive(tmp_path / "image.tar", {})
+    monkeypatch.setattr(tarfile, "open", lambda path: opened.append(path) or real(path))
+    assert image.main(["check", str(file)]) == 0
+    assert opened == [file]
 
 
 def looked(path: Path, **site: object) -> dict[str, tuple[str, str]]:
