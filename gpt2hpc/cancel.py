@@ -101,12 +101,11 @@ def _cancel_jobs(run: RunDir) -> list[str]:
 
 def _may_go_on(run: RunDir, cancelled: Sequence[str], live: Sequence[Queued]) -> bool:
     """Whether one of them was about to go on: as another job, of which nobody knows yet, or requeued, which shows only at its end."""
-    decision, newest = Ledger(run).decision(), Ledger(run).newest()
+    decision = Ledger(run).decision()  # none once it has begun again
     if decision is None or decision.job not in cancelled:
         return False
     if decision.action == "requeue":
-        is_old = newest is not None and newest.job == decision.job and newest.restart > decision.restart
-        return not is_old and any(row.number == decision.job for row in live)
+        return any(row.number == decision.job for row in live)
     return decision.action == "resubmit" and run_jobs.successor(run, decision.job) is None
 
 

@@ -18,7 +18,7 @@ from gpt2hpc import cli, durable
 from gpt2hpc.checks import container, gpu, image, interpreter, rounds, slurm
 from gpt2hpc.checks.rounds import Group
 from gpt2hpc.checks.scene import Scene
-from gpt2hpc.cluster import image_build, image_file, site_profile
+from gpt2hpc.cluster import image_build, image_file, signals, site_profile
 from gpt2hpc.cluster.image_build import Build
 from gpt2hpc.errors import MissingError, UsageError
 from gpt2hpc.finding import Finding, missing, to_json
@@ -134,13 +134,17 @@ def _build(arguments: argparse.Namespace) -> int:
         cli.warn(line)
     if arguments.dry_run:
         return 0
-    _run(build)
+    with signals.as_interrupts():
+        _run(build)
     cli.say(f"{build.out}: {build.out.stat().st_size / 1e9:,.2f} GB")
     return _check(str(build.out), arguments, as_json=False)
 
 
 def _planned(arguments: argparse.Namespace) -> Build:
     here = Path.cwd()
+    for given in (*arguments.build_arg, *arguments.options):
+        name = given.partition("=")[0]
+        image_build.refuse_credentials("an option" if "://" in name else name, given)
     source = image_build.find_source(arguments.source, here=here, package=Path(gpt2hpc.__file__).parent)
     given = image_build.settled_arguments(
         source,
@@ -180,6 +184,10 @@ def _run(build: Build) -> None:
         )
         try:
             code = process.wait()
+        except signals.Told:
+            process.terminate()  # told alone, perhaps; it removes what it has unpacked
+            process.wait()
+            raise
         except KeyboardInterrupt:
             process.wait()  # Ctrl-C has reached it too, and it removes what it has unpacked
             raise
@@ -212,7 +220,7 @@ def _asked(path: Path, arguments: argparse.Namespace) -> tuple[list[Group], Scen
     if not os.access(path, os.R_OK):
         return [Group("The image", _absent)], scene
     own = Group("The image", image.look)
-    if image_file.kind_of(path) in (None, "docker archive"):
+    if image_file.kind_of(path) is None:  # an archive, perhaps, which takes a while to read
         return [own], scene
     return [
         own,

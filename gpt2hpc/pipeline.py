@@ -20,7 +20,7 @@ from pathlib import Path
 import jsonargparse
 
 from gpt2hpc import cli, config_io, evaluate, export, prepare_array, starting, train_job
-from gpt2hpc.cluster import orders, queries, run_jobs
+from gpt2hpc.cluster import orders, queries, run_jobs, submitter
 from gpt2hpc.cluster.array_job import ArrayJob
 from gpt2hpc.cluster.batch import BatchJob
 from gpt2hpc.config import Config
@@ -41,10 +41,7 @@ class Verb:
     arguments: tuple[str, ...]
 
     def __call__(self) -> int:
-        code = cli.run(importlib.import_module(f"gpt2hpc.{self.name}").main, self.arguments)
-        if code:
-            sys.exit(code)  # submitit turns an exception into exit code 1
-        return code
+        return submitter.run_task(importlib.import_module(f"gpt2hpc.{self.name}").main, self.arguments)
 
 
 def new_parser() -> jsonargparse.ArgumentParser:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2hpc import cli, dry_run, prepare, prepare_options
-from gpt2hpc.cluster import choices, job_environment, queries, site_warnings, slurm
+from gpt2hpc.cluster import choices, job_environment, queries, site_warnings, slurm, submitter
 from gpt2hpc.cluster.array_job import ArrayJob
 from gpt2hpc.cluster.choices import Choices
 from gpt2hpc.cluster.run_jobs import submitted
@@ -29,10 +29,7 @@ class Step:
     arguments: tuple[str, ...]
 
     def __call__(self) -> int:
-        code = cli.run(prepare.main, self.arguments)
-        if code:
-            sys.exit(code)  # submitit turns an exception into exit code 1
-        return code
+        return submitter.run_task(prepare.main, self.arguments)
 
 
 def new_parser() -> argparse.ArgumentParser:

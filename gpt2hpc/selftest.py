@@ -7,16 +7,17 @@ TMPDIR, and needs no network, no HOME and no name for its user.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 from gpt2hpc import __version__, cli
-from gpt2hpc.cluster import launch
+from gpt2hpc.cluster import launch, signals
 from gpt2hpc.errors import MissingError
 from gpt2hpc.finding import State, Timed, to_json
 from gpt2hpc.trials import rounds
@@ -52,15 +53,21 @@ def new_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str]) -> int:
     arguments = new_parser().parse_args(argv)
+    with signals.as_interrupts():  # of `scancel` or `timeout`: nothing stays behind
+        return _tried(arguments)
+
+
+def _tried(arguments: argparse.Namespace) -> int:
     gpus = 0 if arguments.cpu else launch.count_gpus()
     device: Device = "cuda" if arguments.gpu or gpus else "cpu"
     if not arguments.json:
         cli.say(f"gpt2hpc {__version__} on {os.uname().nodename}, tried {_on(device, gpus)}")
     results: list[Timed] = []
-    for result in _results(device, gpus):
-        results.append(result)
-        if not arguments.json:
-            cli.say(result.line)
+    with contextlib.closing(_results(device, gpus)) as found:
+        for result in found:
+            results.append(result)
+            if not arguments.json:
+                cli.say(result.line)
     failed = sum(result.state == "FAIL" for result in results)
     if arguments.json:
         cli.say(to_json(results))
@@ -73,7 +80,7 @@ def main(argv: Sequence[str]) -> int:
     return MissingError.exit_code if failed else 0
 
 
-def _results(device: Device, gpus: int) -> Iterator[Timed]:
+def _results(device: Device, gpus: int) -> Generator[Timed]:
     """Of the place to write first; where there is none nothing else can be tried."""
     began = time.monotonic()
     try:

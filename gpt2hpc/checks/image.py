@@ -11,6 +11,7 @@ from gpt2hpc import __version__
 from gpt2hpc.checks import gpu
 from gpt2hpc.checks.scene import Scene
 from gpt2hpc.cluster import image_file, image_version
+from gpt2hpc.cluster.image_file import Archive
 from gpt2hpc.finding import Finding, missing, ok, warn
 
 SHOWN = ("org.opencontainers.image.", "gpt2hpc.")
@@ -25,15 +26,10 @@ def look(scene: Scene) -> list[Finding]:
     path = Path(str(scene.image))
     kind = image_file.kind_of(path)
     if kind is None:
-        return [
-            missing(
-                "file", f"{path} is no SIF, squashfs, docker archive or unpacked image; gpt2hpc image build makes a SIF"
-            )
-        ]
-    size = "" if kind == "directory" else f", {path.stat().st_size:,} bytes"
-    found = [ok("file", f"{kind}{size}")]
-    if kind == "docker archive":
-        return [*found, *_archive(path, scene)]
+        archive = image_file.archive(path)
+        text = f"{path} is no SIF, squashfs, docker archive or unpacked image; gpt2hpc image build makes a SIF"
+        return [missing("file", text)] if archive is None else _archive(path, archive, scene)
+    found = [ok("file", kind if kind == "directory" else _of_file(kind, path))]
     labels = image_version.labels_of(str(path), scene.site.runtime)
     if labels is None:
         why = "enroot's images have none" if kind == "squashfs" else f"{scene.site.runtime} does not tell them here"
@@ -41,19 +37,22 @@ def look(scene: Scene) -> list[Finding]:
     return [*found, *of_labels(labels, labels.get(ARCHITECTURE_LABEL, ""), scene)]
 
 
-def _archive(path: Path, scene: Scene) -> list[Finding]:
+def _of_file(kind: str, path: Path) -> str:
+    return f"{kind}, {path.stat().st_size:,} bytes"
+
+
+def _archive(path: Path, facts: Archive, scene: Scene) -> list[Finding]:
     """What can be told of one before it is converted."""
-    facts = image_file.archive(path)
-    assert facts is not None, "its kind says so"
     mend = f"gpt2hpc image build --from docker-archive:{path}"
     text = f"no cluster runs an archive as it is: `{mend}` makes a SIF, to be checked against the site; `docker load` takes it"
-    return [*of_labels(facts.labels, facts.architecture, scene), _version(facts.labels, str(path)), ok("runtime", text)]
+    told = [*of_labels(facts.labels, facts.architecture, scene), _version(facts.labels, str(path)), ok("runtime", text)]
+    return [ok("file", _of_file("docker archive", path)), *told]
 
 
 def _version(labels: Mapping[str, str], image: str) -> Finding:
-    there = labels.get(image_version.VERSION_LABEL)
+    there = image_version.version_among(labels)
     if there is None:
-        return warn("version", f"it has no label {image_version.VERSION_LABEL}: is gpt2hpc in it?")
+        return warn("version", f"it has no label {image_version.VERSION_LABEL} of gpt2hpc's: is gpt2hpc in it?")
     if there != __version__:
         return missing("version", image_version.mismatch(image, there))
     return ok("version", f"gpt2hpc {there} as here")

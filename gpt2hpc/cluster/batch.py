@@ -17,9 +17,8 @@ from typing import Any
 from submitit import SlurmExecutor
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from gpt2hpc import __version__, durable
-from gpt2hpc.cluster import job_environment, mounts, queries, run_jobs, script
-from gpt2hpc.cluster.dist_env import SUBMITTED_VERSION
+from gpt2hpc import durable
+from gpt2hpc.cluster import job_environment, mounts, queries, run_jobs, script, submitter
 from gpt2hpc.cluster.site_profile import Site
 from gpt2hpc.errors import MissingError, UsageError
 from gpt2hpc.run_dir import RunDir
@@ -82,10 +81,8 @@ class BatchJob:
             "MASTER_ADDR_SUFFIX": self.site.master_addr_suffix,
             "GUARD": "1" if self.guard else "",
         }
-        submitter = f"export {SUBMITTED_VERSION}={__version__} # at the first start the ranks' own must be the same"
         site = dataclasses.replace(self.site, binds=(*self.site.binds, *self.begins_with))
-        trap, *rest = set_up_lines("set-up", variables, site, self.image)
-        return [trap, submitter, *rest]
+        return set_up_lines("set-up", variables, site, self.image)
 
     def mounts(self) -> list[str]:
         """What of the host the container sees, for a dry run."""
@@ -142,7 +139,7 @@ def set_up_lines(block: str, variables: Mapping[str, str], site: Site, image: st
     given = [f"{name}={shlex.quote(value)}" for name, value in every.items()]
     stale = 'rm -f "$PICKLES/${job}"_*.save_tmp # of an attempt that was killed; submitit would stumble over it'
     first = "trap : TERM USR1 USR2 # from the beginning"
-    return [first, *given, *exports, *site.setup, *script.lines(block), stale]
+    return [first, submitter.EXPORT, *given, *exports, *site.setup, *script.lines(block), stale]
 
 
 def srun_arguments(site: Site) -> list[str]:

@@ -4,7 +4,7 @@
         python -m gpt2hpc.cluster.guard RUN_DIR --job "$failed" --by "$SLURM_JOB_ID"
 
 prints a line as `gpt2hpc.cluster.requeue` does. `start`: the guard goes on with the run, and whoever comes after it keeps away from
-EXCLUDE. `requeue`: it has been given nodes out of EXCLUDE, and should come back without them.
+EXCLUDE. `requeue`: it has been given nodes out of EXCLUDE, and should come back without them; where EXCLUDE is `-` it goes on, too.
 """
 
 from __future__ import annotations
@@ -106,6 +106,9 @@ def main(argv: Sequence[str]) -> int:
     own = parse_show_job(more[-1], restart=0, exit_code=None) if more else None
     run = RunDir(arguments.run_dir)
     action = take_over(run, failed, job=arguments.job, by=arguments.by, succeeds=before, own=own)
+    if own is None and action.kind == "start":
+        # A script that asks of the other job alone may be an earlier version's, queued since, to which `requeue` means to go on.
+        action = dataclasses.replace(action, kind="requeue", exclude_nodes="")
     cli.say(action.line(allow=action.kind == "requeue" and own is not None and not own.may_requeue))
     return 0
 

@@ -144,8 +144,18 @@ def settled_arguments(
     return {**ours, **given}
 
 
+def refuse_credentials(name: str, value: str) -> None:
+    """Raise UsageError, without the value, for an address with a password: it would be in lists of processes and in the image."""
+    if re.search(r"://[^/@\s]+@", value):
+        raise UsageError(
+            f"{name} has credentials in an address, and would be kept in the image; mount a pip.conf that has them, as "
+            "docs/containers.md says: gpt2hpc image build -- --bind $HOME/.config/pip/pip.conf:/etc/pip.conf"
+        )
+
+
 def _check_arguments(source: Source, given: Mapping[str, str]) -> None:
     for name, value in given.items():
+        refuse_credentials(name, value)
         if source.is_archive:
             raise UsageError(f"{name}={value} is for a definition file: an archive is taken as it is; drop it")
         if name not in source.defaults:

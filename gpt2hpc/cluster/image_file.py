@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-Kind = Literal["SIF", "squashfs", "directory", "docker archive"]
+Kind = Literal["SIF", "squashfs", "directory"]
 SIF_MAGIC, SIF_MAGIC_AT = b"SIF_MAGIC", 32
 """Behind the launch script's line; https://github.com/apptainer/sif, header."""
 SQUASHFS_MAGIC = b"hsqs"
@@ -24,7 +24,7 @@ class Archive:
 
 
 def kind_of(path: Path) -> Kind | None:
-    """None for what is no image that anything here runs or converts."""
+    """Of what a runtime runs as it is, told from its first bytes; None for all else, an `archive` too."""
     if path.is_dir():
         return "directory" if (path / "bin").exists() or (path / ".singularity.d").exists() else None
     with path.open("rb") as file:
@@ -33,11 +33,11 @@ def kind_of(path: Path) -> Kind | None:
         return "SIF"
     if head.startswith(SQUASHFS_MAGIC):
         return "squashfs"
-    return "docker archive" if archive(path) is not None else None
+    return None
 
 
 def archive(path: Path) -> Archive | None:
-    """None where it is no docker archive, or holds several images."""
+    """None where it is no docker archive, or holds several images. A compressed one is unpacked for that, which may take minutes."""
     try:
         with tarfile.open(path) as tar:
             images = json.loads(_member(tar, "manifest.json"))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from collections.abc import Mapping
 
 from gpt2hpc import __version__, cli
 from gpt2hpc.errors import ConfigError
 
-VERSION_LABEL = "org.opencontainers.image.version"
+VERSION_LABEL, TITLE_LABEL, TITLE = "org.opencontainers.image.version", "org.opencontainers.image.title", "gpt2hpc"
 READERS = {
     "apptainer": ("inspect", "--json", "--labels"),
     "singularity": ("inspect", "--json", "--labels"),
@@ -25,11 +26,11 @@ def refuse_other_version(image: str, runtime: str) -> None:
     Where that cannot be told (no such runtime on a login node, an image of pyxis', no label) it is said beside the output,
     and the job looks itself.
     """
-    there = version_in(image, runtime)
+    labels, reason = asked(image, runtime)
+    there = version_among(labels or {})
     if there is None:
-        cli.aside(
-            f"which gpt2hpc is in {image} is not known here ({_why_unknown(runtime)}): the job looks when it starts"
-        )
+        why = reason or f"it has no label {VERSION_LABEL} of gpt2hpc's"
+        cli.aside(f"which gpt2hpc is in {image} is not known here ({why}): the job looks when it starts")
     elif there != __version__:
         raise ConfigError(mismatch(image, there))
 
@@ -44,14 +45,26 @@ def mismatch(image: str, there: str) -> str:
 
 def version_in(image: str, runtime: str) -> str | None:
     """Of the gpt2hpc in the image; None where nothing tells."""
-    return (labels_of(image, runtime) or {}).get(VERSION_LABEL)
+    return version_among(labels_of(image, runtime) or {})
+
+
+def version_among(labels: Mapping[str, str]) -> str | None:
+    """The label's, where the title says whose it is: an image has the labels of its base too, and Ubuntu's names Ubuntu's version."""
+    return labels.get(VERSION_LABEL) if labels.get(TITLE_LABEL) == TITLE else None
 
 
 def labels_of(image: str, runtime: str) -> dict[str, str] | None:
     """The labels of an image; None where there is no runtime to tell them, or it fails."""
-    program = shutil.which(runtime) if runtime in READERS else None
+    return asked(image, runtime)[0]
+
+
+def asked(image: str, runtime: str) -> tuple[dict[str, str] | None, str | None]:
+    """The labels of an image, and, where there are none to be had, why."""
+    if runtime not in READERS:
+        return None, f"{runtime} does not tell"
+    program = shutil.which(runtime)
     if program is None:
-        return None
+        return None, f"{runtime} is not on PATH"
     try:
         done = subprocess.run(
             [program, *READERS[runtime], image],
@@ -62,9 +75,15 @@ def labels_of(image: str, runtime: str) -> dict[str, str] | None:
             timeout=PATIENCE_S,
             check=False,
         )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return labels_in(done.stdout) if done.returncode == 0 else None
+    except subprocess.TimeoutExpired:
+        return None, f"{runtime} does not answer in {PATIENCE_S:g} s"
+    except (OSError, subprocess.SubprocessError) as error:
+        return None, f"{runtime} cannot be started: {error}"
+    if done.returncode:
+        said = " ".join(next(iter(done.stderr.strip().splitlines()[-1:]), f"exit code {done.returncode}").split())
+        return None, f"{runtime} {READERS[runtime][0]} failed: {said}"
+    labels = labels_in(done.stdout)
+    return labels, None if labels is not None else f"{runtime} tells none"
 
 
 def labels_in(said: str) -> dict[str, str] | None:
@@ -75,9 +94,3 @@ def labels_in(said: str) -> dict[str, str] | None:
         return {str(name): str(value) for name, value in labels.items()}
     except (ValueError, LookupError, TypeError, AttributeError):
         return None
-
-
-def _why_unknown(runtime: str) -> str:
-    if runtime not in READERS:
-        return f"{runtime} does not tell"
-    return "it has no such label" if shutil.which(runtime) else f"{runtime} is not on PATH"

@@ -17,8 +17,8 @@ BEAT_S = 10.0
 
 
 @contextlib.contextmanager
-def heartbeat(path: Path) -> Iterator[None]:
-    """Give signs of life in `path`, from a thread."""
+def heartbeat(path: Path, *, stays: bool = False) -> Iterator[None]:
+    """Give signs of life in `path`, from a thread; afterwards the file goes, unless it `stays`."""
     stop = threading.Event()
 
     def beat() -> None:
@@ -35,7 +35,8 @@ def heartbeat(path: Path) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
-        path.unlink(missing_ok=True)
+        if not stays:
+            path.unlink(missing_ok=True)
 
 
 def is_beating(path: Path) -> bool:

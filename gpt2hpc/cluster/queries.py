@@ -5,6 +5,7 @@ Nothing here raises for a Slurm that is not there, does not answer or keeps no a
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import shutil
@@ -87,7 +88,8 @@ class Queued:
 
 @dataclass(frozen=True)
 class Pending:
-    """A job that waits: `number` is an array's own where it is one; `command` is the path of its script, or what `--wrap` was given."""
+    """A job that waits: `number` is an array's own where it is one; `command` is the path of its script, or what `--wrap` was given,
+    with its arguments behind it."""
 
     number: str
     name: str
@@ -171,8 +173,13 @@ def queue(numbers: Iterable[str], *, ended: bool = False) -> dict[str, Queued] |
 
 def own_pending() -> list[Pending]:
     """This user's jobs that wait; empty without a Slurm that answers."""
-    said = ask("squeue", "-h", "--me", "-t", "PENDING", "-o", "%F\t%j\t%o") or ""
-    return [Pending(*line.split("\t", 2)) for line in said.splitlines()]
+    return pending_in(ask("squeue", "-h", "--me", "-t", "PENDING", "-o", "%F\t%j\t%o") or "")
+
+
+def pending_in(said: str) -> list[Pending]:
+    """Out of what squeue says; a job whose name or arguments have a line break takes several lines, of which none may be whole."""
+    rows = [line.split("\t", 2) for line in said.split("\n")]
+    return [Pending(*row) for row in rows if len(row) == len(dataclasses.fields(Pending)) and row[0].isdigit()]
 
 
 def batch_script(number: str) -> str:

@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType
 
 from gpt2hpc.cluster.ledger import Cause
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+
+
+class Told(KeyboardInterrupt):
+    """TERM or HUP has reached this process: as Ctrl-C, but perhaps none of those that it has started."""
+
+
+@contextlib.contextmanager
+def as_interrupts() -> Iterator[None]:
+    """TERM and HUP end a verb by the exception Told, so that it cleans up; a second one changes nothing. In the main thread."""
+    told = False
+
+    def tell(number: int, frame: FrameType | None) -> None:
+        nonlocal told
+        if not told:
+            told = True
+            raise Told
+
+    asked = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is not signal.SIG_IGN]  # nohup
+    before = {number: signal.signal(number, tell) for number in asked}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Stop(enum.IntEnum):

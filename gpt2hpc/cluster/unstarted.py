@@ -6,11 +6,13 @@ run. So all that can be said before is that there are such jobs.
 
 from __future__ import annotations
 
+import re
+
 from gpt2hpc.cluster import queries
 
 MARK, SUBMITTED_BY_US = "# >>> gpt2hpc set-up >>>", "submitit.core._submit"
-RESUBMITTED = "/slurm/job.sh"
-"""How the path of a script ends that `resume.sh` submits; such a job is noted in its run."""
+RESUBMITTED = re.compile(r"/slurm/job\.sh( |$)")
+"""Of the command of a job that `resume.sh` submits, whose script's path ends so; such a job is noted in its run."""
 MAX_ASKED = 20
 """Of waiting jobs, each of which takes two questions."""
 
@@ -31,7 +33,7 @@ def hint() -> str:
 
 
 def _is_unstarted(pending: queries.Pending) -> bool:
-    if pending.command.endswith(RESUBMITTED):
+    if RESUBMITTED.search(pending.command):
         return False
     script = queries.batch_script(pending.number)
     is_ours = MARK in script and SUBMITTED_BY_US not in script  # those are noted in their run by `gpt2hpc submit`

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from gpt2hpc import cli, durable
+from gpt2hpc.cluster import submitter
 from gpt2hpc.cluster.dist_env import LOCAL, MIN_ALLREDUCE
 from gpt2hpc.cluster.ledger import Attempt, Ledger
 from gpt2hpc.config import Config
@@ -112,7 +113,7 @@ class Preflight:
 
     def _submitter(self, attempt: Attempt) -> Iterator[Fault]:
         """A run that has begun goes on with a newer gpt2hpc, as with any restart."""
-        text = rank_facts.other_version(self.environ)
+        text = submitter.other_version(self.environ)
         if text and attempt.restart == 0 and not self.run.has_checkpoints:
             yield Fault(text, kind=MissingError)
         elif text:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,6 @@ import torch
 
 from gpt2hpc import __version__
 from gpt2hpc.cluster import file_system
-from gpt2hpc.cluster.dist_env import SUBMITTED_VERSION
 from gpt2hpc.cluster.file_system import Mount
 from gpt2hpc.data import manifest
 from gpt2hpc.errors import DataError, Gpt2hpcError, MissingError, NodeError
@@ -161,22 +160,6 @@ def _versions(facts: Sequence[RankFacts]) -> Iterator[Fault]:
             yield Fault(
                 f"the ranks have different versions of {name}: {_listed(facts, value)}; {mend}", kind=MissingError
             )
-
-
-def other_version(environ: Mapping[str, str]) -> str | None:
-    """What is wrong if another gpt2hpc than this one submitted the job.
-
-    That stands in the batch script, which is the same at each restart, while what is installed may be newer by then.
-    """
-    submitted = environ.get(SUBMITTED_VERSION)
-    if not submitted or submitted == __version__:
-        return None
-    mend = (
-        f"build the image anew with {submitted}"
-        if any(name in environ for name in ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER"))
-        else f"install {submitted} for the job's Python"
-    )
-    return f"gpt2hpc {submitted} submitted the job, but its ranks run gpt2hpc {__version__}; {mend}, or submit with {__version__}"
 
 
 def _shared_gpus(facts: Sequence[RankFacts]) -> Iterator[Fault]:

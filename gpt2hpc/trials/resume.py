@@ -24,7 +24,7 @@ NPROC = 2
 def run(bench: Bench) -> str:
     """With dropout and two processes, or with as many as there are GPUs below that."""
     nproc = NPROC if bench.device == "cpu" else min(NPROC, max(1, bench.gpus))
-    config = _config(bench, _data(bench.folder / "data"), nproc)
+    config = _config(bench, _data(bench.folder / "data"))
     undisturbed, stopped = RunDir(bench.folder / "undisturbed"), RunDir(bench.folder / "stopped")
     _train(bench, undisturbed, config, nproc)
     stopped.create()
@@ -68,7 +68,7 @@ def _data(directory: Path) -> Path:
     return directory
 
 
-def _config(bench: Bench, data: Path, nproc: int) -> Config:
+def _config(bench: Bench, data: Path) -> Config:
     model = ModelConfig(
         n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=VOCAB, padded_vocab_size=VOCAB, dropout=0.1
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -118,12 +120,18 @@ def _verdict(said: str, code: int) -> tuple[State, str]:
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """End it where it still runs: twice as by Ctrl-C, by which it ends ranks that it has started, and then for good."""
-    for number, wait_s in ((signal.SIGINT, 2.0), (signal.SIGINT, 10.0), (signal.SIGKILL, 10.0)):
-        if process.poll() is not None:
-            return
-        process.send_signal(number)
-        try:
-            process.communicate(timeout=wait_s)
-        except subprocess.TimeoutExpired:
-            continue
+    """End it where it still runs: twice as by Ctrl-C, by which it ends ranks that it has started, and then for good. Nothing of its
+    session stays, such as what torch.compile has started."""
+    try:
+        for number, wait_s in ((signal.SIGINT, 2.0), (signal.SIGINT, 10.0)):
+            if process.poll() is not None:
+                return
+            process.send_signal(number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.communicate(timeout=wait_s)
+    finally:
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: of zombies
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()

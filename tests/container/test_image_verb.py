@@ -47,6 +47,7 @@ From: {{ FROM }}
     exit {{ CODE }}
 
 %labels
+    org.opencontainers.image.title gpt2hpc
     org.opencontainers.image.version {{ VERSION }}
 """
 
@@ -183,6 +184,23 @@ def test_an_interrupted_build_leaves_nothing(image: Image, login: str, workshop:
     assert left_in(workshop) == {"checkout"}, "neither a part of an image nor what was unpacked"
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_build_that_is_told_to_end_leaves_nothing(
+    number: signal.Signals, image: Image, login: str, workshop: Path, rootfs: Path
+) -> None:
+    """As `kill` tells it, and not the runtime."""
+    base = ("--base", f"localimage:{rootfs}")
+    process = start(image, login, workshop, "build", *FROM, *base, "--build-arg", "PAUSE_S=600")
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.strip() == "in post":
+            break
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 6, said
+    assert left_in(workshop) == {"checkout"}, "neither a part of an image nor what was unpacked"
+
+
 def test_a_docker_archive_becomes_an_image(image: Image, login: str, workshop: Path, rootfs: Path) -> None:
     archive = docker_archive(workshop / "image.tar", rootfs)
     code, said = run(image, login, workshop, "check", archive.name)
@@ -208,7 +226,7 @@ def docker_archive(path: Path, rootfs: Path) -> Path:
         {
             "architecture": {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine],
             "os": "linux",
-            "config": {"Labels": {image_version.VERSION_LABEL: __version__}},
+            "config": {"Labels": {image_version.TITLE_LABEL: "gpt2hpc", image_version.VERSION_LABEL: __version__}},
             "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]},
         }
     ).encode()
@@ -224,6 +242,39 @@ def docker_archive(path: Path, rootfs: Path) -> Path:
             entry.size, entry.mtime = len(content), int(time.time())
             tar.addfile(entry, io.BytesIO(content))
     return path
+
+
+def test_labels_of_the_base_yield_to_ours(image: Image, login: str, workshop: Path, rootfs: Path) -> None:
+    """As Ubuntu's and NVIDIA's bases have them. The definition file labels as the project's own does."""
+    (workshop / "base.def").write_text(
+        TINY.replace("image.title gpt2hpc", "image.title ubuntu").replace("{{ VERSION }}", "24.04")
+    )
+    _, said = run(
+        *(image, login, workshop, "build", "--from", "base.def", "--base", f"localimage:{rootfs}", "--out", "base.sif")
+    )
+    assert labels(image, workshop / "base.sif")[image_version.VERSION_LABEL] == "24.04", said
+    assert "is of gpt2hpc" not in said, "the version of something else is no version of gpt2hpc's"
+    assert version_label(image, login, workshop, "") == "24.04"
+    assert version_label(image, login, workshop, own_labels()) == __version__
+
+
+def version_label(image: Image, login: str, workshop: Path, post: str) -> str:
+    """Of an image on that base."""
+    of_base = TINY.replace("    exit {{ CODE }}\n", post)
+    (workshop / "own.def").write_text(of_base.replace("    VERSION=0\n", f"    VERSION={__version__}\n    VCS_REF=\n"))
+    base = ("--base", "localimage:base.sif")
+    _, said = run(image, login, workshop, "build", "--from", "own.def", *base, "--out", "own.sif", "--force")
+    assert (workshop / "own.sif").exists(), said
+    return labels(image, workshop / "own.sif")[image_version.VERSION_LABEL]
+
+
+def own_labels() -> str:
+    """The lines of the definition file that label."""
+    found = re.search(
+        r'(?ms)^    \{\n(?: +echo "[^\n]*"\n)+ +\} >> "\$APPTAINER_LABELS"\n', (ROOT / "apptainer.def").read_text()
+    )
+    assert found
+    return found[0].replace("$torch", "2")
 
 
 def test_the_whole_image_is_well(image: Image, login: str, workshop: Path) -> None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
 import gpt2hpc
+from gpt2hpc.cluster import liveness
 from gpt2hpc.finding import Timed
 from gpt2hpc.trials import rounds
 from gpt2hpc.trials.bench import Bench
@@ -213,3 +217,48 @@ def test_options_that_exclude_each_other() -> None:
     done = tiny.gpt2hpc("selftest", "--cpu", "--gpu")
     assert done.returncode == 2
     assert "not allowed with" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_one_that_is_told_to_end_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
+    """As `scancel`, `timeout` and a closed terminal tell it: that process alone."""
+    command = [sys.executable, "-m", "gpt2hpc", "selftest", "--cpu"]
+    env = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        while not (trials := running_in(tmp_path)):
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == 6, said
+    assert said == "gpt2hpc: interrupted\n"
+    assert list(tmp_path.iterdir()) == []
+    assert not running_in(tmp_path), f"the trial {trials} goes on"
+
+
+def running_in(folder: Path) -> list[int]:
+    """Trials whose directory is below that folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = path.read_bytes()
+            if b"gpt2hpc.trials\0" in words and bytes(folder) in words:
+                found.append(int(path.parent.name))
+    return found
+
+
+def test_what_a_trial_has_started_ends_with_it(tmp_path: Path) -> None:
+    script = "trap '' INT; sleep 600 & echo $! >pid.new; mv pid.new pid; wait"
+    with subprocess.Popen(
+        ["sh", "-c", script], cwd=tmp_path, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        while not (tmp_path / "pid").exists():
+            time.sleep(0.05)
+        rounds._end(process)
+        assert process.returncode == -signal.SIGKILL
+    sleeper = int((tmp_path / "pid").read_text())
+    deadline = time.monotonic() + 60
+    while liveness.process_identity(sleeper):
+        assert time.monotonic() < deadline, "it outlives its trial"
+        time.sleep(0.05)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from pathlib import Path
 
 import pytest
 
 from gpt2hpc import durable
-from gpt2hpc.cluster.guard import take_over
+from gpt2hpc.cluster.guard import main, take_over
 from gpt2hpc.cluster.ledger import Cause, Decision, Ledger, Outcome
 from gpt2hpc.cluster.requeue import Action
 from gpt2hpc.cluster.slurm import Job
@@ -151,3 +152,23 @@ def test_it_keeps_a_bad_node_that_it_was_to_have_or_gets_again_and_again(run: Ru
     assert replaced(run, own("n[1-2]", required="n1"))[0] == "start"
     kinds = [replaced(run, own("n[1-2]", restarts=restarts))[0] for restarts in range(5)]
     assert kinds == ["requeue"] * 3 + ["start"] * 2
+
+
+@pytest.mark.parametrize(
+    ("asked_of", "told"),
+    [
+        ([shown("FAILED")], "requeue 6 0 0 - takes over, crash 1 of 3 allowed"),
+        ([shown("FAILED"), shown("RUNNING", job="8")], "start 6 0 0 - takes over, crash 1 of 3 allowed"),
+    ],
+)
+def test_a_guard_that_an_earlier_version_queued_is_understood(
+    run: RunDir,
+    asked_of: list[str],
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its script asks of the other job alone, and goes on at `requeue`."""
+    monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in asked_of)))
+    assert main([str(run.path), "--job", "7", "--by", "8"]) == 0
+    assert capsys.readouterr().out.startswith(told)

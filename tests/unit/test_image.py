@@ -141,6 +141,10 @@ def test_the_commit_is_a_label(tmp_path: Path) -> None:
         ("--build-arg FOO=1", UsageError, "takes no argument FOO; it has BOOTSTRAP, BASE_IMAGE, TORCH_SPEC"),
         ("--build-arg FOO", UsageError, "--build-arg=FOO must be NAME=VALUE"),
         ('--torch "a\'b"', UsageError, "has a quote or a line break"),
+        ("--torch-index-url https://me:pw@i/simple", UsageError, "TORCH_INDEX_URL has credentials in an address"),
+        ("--build-arg PIP_OPTIONS=--index-url=https://token@i/x", UsageError, "PIP_OPTIONS has credentials"),
+        ("-- --build-arg 'PIP_OPTIONS=-i https://me:pw@i/x'", UsageError, "mount a pip.conf"),
+        ("-- --some-option https://me:pw@i/x", UsageError, "an option has credentials"),
         ("--from other.def", ConfigError, "other.def is not a file"),
         ("--from gpt2hpc/__init__.py", ConfigError, "has no line `Bootstrap:`"),
         ("--from archive.tar", ConfigError, "is it an archive? --from docker-archive:"),
@@ -162,6 +166,7 @@ def test_what_is_refused_before_anything_is_built(
     with pytest.raises(kind) as refused:
         image.main(["build", "--dry-run", *shlex.split(words)])
     assert said in refused.value.line
+    assert "pw@" not in refused.value.line
 
 
 def test_a_checkout_of_another_version_is_refused(checkout: Path) -> None:
@@ -240,7 +245,19 @@ def test_kinds_of_files(tmp_path: Path) -> None:
     docker_archive(tmp_path / "image.tar", {})
     names = ("image.sif", "image.sqsh", "text", "root", "empty", "image.tar")
     kinds = [image_file.kind_of(tmp_path / name) for name in names]
-    assert kinds == ["SIF", "squashfs", None, "directory", None, "docker archive"]
+    assert kinds == ["SIF", "squashfs", None, "directory", None, None]
+    assert image_file.archive(tmp_path / "image.tar") is not None
+    assert image_file.archive(tmp_path / "text") is None
+
+
+def test_an_archive_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be compressed, and have gigabytes."""
+    opened: list[object] = []
+    real = tarfile.open
+    file = docker_archive(tmp_path / "image.tar", {})
+    monkeypatch.setattr(tarfile, "open", lambda path: opened.append(path) or real(path))
+    assert image.main(["check", str(file)]) == 0
+    assert opened == [file]
 
 
 def looked(path: Path, **site: object) -> dict[str, tuple[str, str]]:
@@ -249,17 +266,19 @@ def looked(path: Path, **site: object) -> dict[str, tuple[str, str]]:
 
 
 def test_a_docker_archive_is_checked_as_far_as_it_goes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    label = "org.opencontainers.image.version"
+    label, ours = "org.opencontainers.image.version", {"org.opencontainers.image.title": "gpt2hpc"}
     here = checks.ARCHITECTURES.get(os.uname().machine, os.uname().machine)
-    good = docker_archive(tmp_path / "good.tar", {label: __version__}, architecture=here)
+    good = docker_archive(tmp_path / "good.tar", {**ours, label: __version__}, architecture=here)
     assert {state for state, _ in looked(good).values()} == {"OK"}
     assert image.main(["check", str(good)]) == 0
     assert f"image build --from docker-archive:{good}" in capsys.readouterr().out
-    old = docker_archive(tmp_path / "old.tar", {label: "0.0.1"}, architecture="s390x")
+    old = docker_archive(tmp_path / "old.tar", {**ours, label: "0.0.1"}, architecture="s390x")
     found = looked(old)
     assert found["version"][0] == "MISSING"
     assert "0.0.1" in found["version"][1]
     assert found["architecture"][0] == "WARN"
+    of_base = docker_archive(tmp_path / "of-base.tar", {label: "24.04"}, architecture=here)
+    assert looked(of_base)["version"][0] == "WARN", "a version of the base's is none of gpt2hpc's"
     assert image.main(["check", "--json", str(old)]) == 8
     assert {each["name"] for each in json.loads(capsys.readouterr().out)} == {
         "file",

@@ -145,9 +145,10 @@ def test_each_argument_reaches_the_script() -> None:
 
 def test_both_label_alike() -> None:
     docker = dict(re.findall(r'(org\.opencontainers\.[\w.]+)="([^"]*)"', DOCKERFILE))
-    apptainer = dict(re.findall(r"(?m)^    (org\.opencontainers\.[\w.]+) (.*)$", DEFINITION))
+    apptainer = dict(re.findall(r'(?m)^ +echo "(org\.opencontainers\.[\w.]+) (.*)"$', DEFINITION))
     assert {key: re.sub(r"\$\{(\w+)\}", r"{{ \1 }}", value) for key, value in docker.items()} == apptainer
     assert {"org.opencontainers.image.version", "org.opencontainers.image.revision"} < apptainer.keys()
+    assert "%labels" not in DEFINITION.replace("# Not %labels", ""), "these would yield to those of the base"
 
 
 def test_the_context_is_what_is_built_in() -> None:

@@ -13,6 +13,7 @@ import torch
 from gpt2hpc import __version__
 from gpt2hpc.cluster.dist_env import DistEnv
 from gpt2hpc.cluster.file_system import Mount
+from gpt2hpc.cluster.submitter import other_version
 from gpt2hpc.config import Config, TrainConfig
 from gpt2hpc.errors import ConfigError, DataError, MissingError
 from gpt2hpc.run_dir import RunDir
@@ -20,7 +21,7 @@ from gpt2hpc.training import rank_facts
 from gpt2hpc.training.bandwidth import meetings, pair_gb_s, standing_out
 from gpt2hpc.training.preflight import Preflight, too_slow
 from gpt2hpc.training.process_group import Ranks, joined
-from gpt2hpc.training.rank_facts import Fault, Gpu, RankFacts, faults, other_version, remarks
+from gpt2hpc.training.rank_facts import Fault, Gpu, RankFacts, faults, remarks
 from tests import tiny
 
 GIB = 1 << 30

@@ -389,6 +389,7 @@ def test_the_dry_run_of_a_pipeline_is_four_scripts_that_pass_shellcheck(tmp_path
         assert shellcheck(text, tmp_path) == ""
         assert "#SBATCH --account=p1" in text
         assert f"IMAGE={tmp_path}/kit.sif" in text
+        assert f"export GPT2HPC_SUBMITTED_VERSION={__version__} #" in text
     partitions = [re.findall(r"#SBATCH --partition=(.*)", text) for text in found.values()]
     assert partitions == [["cpu"], ["gpu"], ["gpu"], ["gpu"]]
     gpus = [re.findall(r"#SBATCH --gpus-per-node=(.*)", text) for text in found.values()]
