@@ -86,7 +86,7 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
         parser,
         "gpt2hpc image build --torch-index-url https://download.pytorch.org/whl/cu126     # for older drivers",
         "gpt2hpc image build --from docker-archive:gpt2hpc.tar --out gpt2hpc.sif",
-        "gpt2hpc image build --dry-run -- --bind /wheels:/wheels",
+        "gpt2hpc image build --dry-run -- --bind ./wheels:/mnt",
     )
 
 

@@ -41,7 +41,7 @@ class Verb:
     arguments: tuple[str, ...]
 
     def __call__(self) -> int:
-        return submitter.run_task(importlib.import_module(f"gpt2hpc.{self.name}").main, self.arguments)
+        return submitter.run_task(importlib.import_module(f"gpt2hpc.{self.name}").main, self.arguments, waited=True)
 
 
 def new_parser() -> jsonargparse.ArgumentParser:

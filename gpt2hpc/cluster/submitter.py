@@ -44,11 +44,17 @@ def refuse_other_version(environ: Mapping[str, str]) -> None:
     raise MissingError(text)
 
 
-def run_task(main: cli.Main, arguments: Sequence[str]) -> int:
-    """A verb as a task of a batch job: the process ends with a documented exit code."""
+def run_task(main: cli.Main, arguments: Sequence[str], *, waited: bool = False) -> int:
+    """A verb as a task of a batch job: the process ends with a documented exit code.
+
+    Of a job that `waited` for others, weeks perhaps, another version is but said.
+    """
 
     def checked(words: Sequence[str]) -> int:
-        refuse_other_version(os.environ)
+        if not waited:
+            refuse_other_version(os.environ)
+        elif text := other_version(os.environ):
+            cli.warn(text)
         return main(words)
 
     if code := cli.run(checked, arguments):

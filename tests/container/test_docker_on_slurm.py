@@ -51,7 +51,7 @@ class DockerKit(Kit):
 
     def settings(self, **checkpoint: float) -> Config:
         settings = super().settings(**checkpoint)
-        return replace(settings, train=replace(settings.train, tokens_per_step=2048))
+        return replace(settings, train=replace(settings.train, tokens_per_step=8192))
 
 
 @pytest.fixture(scope="module")

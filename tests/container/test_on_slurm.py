@@ -49,7 +49,7 @@ class ImageKit(Kit):
 
     def settings(self, **checkpoint: float) -> Config:
         settings = super().settings(**checkpoint)
-        return replace(settings, train=replace(settings.train, tokens_per_step=2048))
+        return replace(settings, train=replace(settings.train, tokens_per_step=4096))
 
     def _run(self, command: Sequence[str], variables: dict[str, str]) -> str:
         user = machine.user_environment()

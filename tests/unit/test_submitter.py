@@ -24,9 +24,13 @@ def ended(task: Callable[[], int]) -> object:
     return end.value.code
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_it_is_refused_at_its_first_start(task: Callable[[], int], capsys: pytest.CaptureFixture[str]) -> None:
-    assert ended(task) == MissingError.exit_code
+def test_it_is_said_where_a_job_has_waited_for_others(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ended(TASKS[1]) == 0
+    assert "gpt2hpc 0.0.9 submitted the job" in capsys.readouterr().err
+
+
+def test_it_is_refused_at_its_first_start(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ended(TASKS[0]) == MissingError.exit_code
     said = capsys.readouterr()
     assert said.out == ""
     assert f"gpt2hpc 0.0.9 submitted the job, but its ranks run gpt2hpc {__version__}; install 0.0.9" in said.err
