@@ -38,6 +38,7 @@ $(VENV)/installed-dev: $(VENV)/installed
 	@touch $@
 
 install: $(VENV)/installed ## make .venv with torch and gpt2hpc
+	@echo "installed: . $(VENV)/bin/activate"
 
 install-dev: $(VENV)/installed-dev ## the same with what the tests need
 
@@ -70,6 +71,7 @@ slurm-up: install-dev slurm-install ## a Slurm of your own on this machine, to t
 
 slurm-down: install-dev ## end it
 	@$(BIN)/python -m tests.cluster.slurm down $(SLURM_DIR)
+	@echo "ended; its files are in $(SLURM_DIR) still"
 
 bench-data: install-dev ## tokens/s of tokenizing and loading beside others', into bench/results; half an hour
 	$(BIN)/python -m bench.tokenize

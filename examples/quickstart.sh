@@ -72,6 +72,7 @@ Look at:         $run/log.txt (losses), $run/config.yaml (settings), $run/attemp
                  $run/checkpoints/ (weights and optimizer state), $log (all output)
 Next:            . .venv/bin/activate
                  gpt2hpc prepare --source my_texts/ --out data/mine
-                 gpt2hpc submit --preset gpt2-124m --data.dir data/mine --run-dir runs/mine
+                 gpt2hpc submit --cluster local --preset smoke --data.dir data/mine --run-dir runs/mine
+                 and on a cluster, or where there are GPUs, --preset gpt2-124m
 END
 awk -v loss="$after" 'BEGIN { exit !(loss > 0 && loss < 5.5) }' || fail "the validation loss should be below 5.5"
