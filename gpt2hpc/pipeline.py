@@ -19,13 +19,13 @@ from pathlib import Path
 
 import jsonargparse
 
-from gpt2hpc import cli, config_io, evaluate, export, prepare_array, starting, train_job
+from gpt2hpc import cli, config_io, evaluate, export, prepare, prepare_array, starting, train_job
 from gpt2hpc.cluster import orders, queries, run_jobs, submitter
 from gpt2hpc.cluster.array_job import ArrayJob
 from gpt2hpc.cluster.batch import BatchJob
 from gpt2hpc.config import Config
 from gpt2hpc.data import hub, manifest
-from gpt2hpc.errors import MissingError, UsageError
+from gpt2hpc.errors import Gpt2hpcError, MissingError, UsageError
 from gpt2hpc.run_dir import RunDir
 
 MINUTES = {"evaluate": 120, "export": 30}
@@ -88,11 +88,15 @@ def main(argv: Sequence[str]) -> int:
     checks = (_evaluation(job, config, options.evaluate), _export(job, options.export))
     preparation = _preparation(config, options)
     if options.dry_run:
-        return _show(preparation, checks, train_job.rendered(job, chosen, config, argv))
-    train_job.refuse_if_queued(job.run)
-    config = starting.check_start_without_data(job.run, config, world_size=job.world_size)
+        _show(preparation, checks, train_job.rendered(job, chosen, config, argv))
+        try:
+            _check(job, config, argv, preparation)
+        except Gpt2hpcError as error:
+            cli.warn(f"a start would be refused: {error.line}")
+        return 0
+    config = _check(job, config, argv, preparation)
     finalize = prepare_array.submit(preparation, prepare_array.array_job(preparation)[0]) if preparation else None
-    if finalize is None:
+    if preparation and finalize is None:  # it was there already
         config, _ = starting.check_start(job.run, config, world_size=job.world_size)
     else:
         job = dataclasses.replace(job, dependency=f"afterok:{finalize}")
@@ -113,6 +117,16 @@ def main(argv: Sequence[str]) -> int:
         f"watch it with `gpt2hpc status {shlex.quote(options.run_dir)}`; the same command again does what is missing"
     )
     return 0
+
+
+def _check(job: BatchJob, config: Config, argv: Sequence[str], preparation: argparse.Namespace | None) -> Config:
+    """Refuse what can be refused before the first job is submitted; the settings as any restart will find what they name."""
+    train_job.refuse_if_queued(job.run)
+    if preparation is None:
+        starting.refuse_a_misnamed_run(job.run, argv)
+        return starting.check_start(job.run, config, world_size=job.world_size)[0]
+    prepare.check_sources(preparation)
+    return starting.check_start_without_data(job.run, config, world_size=job.world_size)
 
 
 # Before the training ------------------------------------------------------------------------------------------------
@@ -196,7 +210,7 @@ def _after(job: BatchJob, verb: str, variables: dict[str, str], ranks: int, gpus
     )
 
 
-def _show(preparation: argparse.Namespace | None, checks: Sequence[Check], training: str) -> int:
+def _show(preparation: argparse.Namespace | None, checks: Sequence[Check], training: str) -> None:
     """Every script, in their order."""
     steps: list[tuple[str, str]] = []
     if preparation is None:
@@ -209,7 +223,6 @@ def _show(preparation: argparse.Namespace | None, checks: Sequence[Check], train
     steps += [(f"{check.task.name}, once the run is finished", check.job.text()) for check in checks]
     for number, (title, text) in enumerate(steps, 1):
         cli.say(f"# ==== {number} of {len(steps)}: {title} ====\n{text}")
-    return 0
 
 
 if __name__ == "__main__":

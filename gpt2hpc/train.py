@@ -51,6 +51,7 @@ def main(argv: Sequence[str]) -> int:
     if options.quiet:
         cli.be_quiet()
     run = RunDir(Path(options.run_dir))
+    starting.refuse_a_misnamed_run(run, argv)
     job = local_job(run, config, nproc=options.nproc, job=env.job)
     if job is None:
         return 0
@@ -64,6 +65,8 @@ def _one_rank(argv: Sequence[str], env: DistEnv) -> int:
     signals.install()  # whatever starts ranks may signal them at any moment
     with jobs.refusal_noted(RunDir(_named_run_dir(argv)), env):
         options, config = config_io.parse(new_parser(), argv)
+        if env.rank == 0:  # the others may be on a node that does not see the run, which the preflight tells better
+            starting.refuse_a_misnamed_run(RunDir(Path(options.run_dir)), argv)
         if options.nproc is not None:
             raise UsageError(
                 f"--nproc={options.nproc}, but RANK and WORLD_SIZE are set: this is one rank already; drop --nproc"

@@ -336,9 +336,9 @@ def test_a_dry_run_warns_too_and_stays_a_script(words: list[str], tmp_path: Path
     (tmp_path / "site.yaml").write_text("purged: {$SCRATCH: 14, $NOT_SET_HERE: 3}\n")
     done = dry_run(*words, "--site", "site.yaml", cwd=tmp_path, env={"SCRATCH": str(tmp_path / "scratch")})
     assert done.returncode == 0
-    assert re.fullmatch(
-        r"gpt2hpc: warning: --\S+=\S*link/\w+ \(that is \S+\) lies on .* after 14 days: .*\n", done.stderr
-    )
+    purged, refused = done.stderr.splitlines()
+    assert re.fullmatch(r"gpt2hpc: warning: --\S+=\S*link/\w+ \(that is \S+\) lies on .* after 14 days: .*", purged)
+    assert refused.startswith("gpt2hpc: warning: a start would be refused: ")
     assert shellcheck(done.stdout, tmp_path) == ""
 
 
