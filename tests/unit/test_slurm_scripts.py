@@ -307,7 +307,7 @@ def test_times_as_slurm_prints_them(text: str, expected: int | None) -> None:
         ("purged: {scratch: 30}", "'scratch' is not absolute"),
         ("min_allreduce_gb_s: fast", "it takes a number of GB/s, such as 20"),
         ("- partition", "holds no settings"),
-        ("a: [", "cannot be read"),
+        ("a: [", ", line 1: expected the node content"),
     ],
 )
 def test_a_wrong_site_profile(text: str, told: str, tmp_path: Path) -> None:
