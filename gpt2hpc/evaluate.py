@@ -43,7 +43,7 @@ STOPPING = "stopping; Ctrl-C again kills"
 
 
 def new_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="gpt2hpc evaluate",
         description="How good is a model? HellaSwag's validation examples, and the loss over prepared validation data. Started under "
         "srun or torchrun, or with --nproc, it splits the work.",

@@ -7,13 +7,14 @@ good is cancelled by Slurm instead of pending forever; the same command again do
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import importlib
 import os
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,6 +130,15 @@ def _check(job: BatchJob, config: Config, argv: Sequence[str], preparation: argp
     return starting.check_start_without_data(job.run, config, world_size=job.world_size)
 
 
+@contextlib.contextmanager
+def _named(option: str) -> Iterator[None]:
+    """What is wrong with an option's words is told with the option's name."""
+    try:
+        yield
+    except (UsageError, ValueError) as error:  # ValueError: a quote that is not closed
+        raise UsageError(f"{option}: {error}") from None
+
+
 # Before the training ------------------------------------------------------------------------------------------------
 
 
@@ -141,7 +151,8 @@ def _preparation(config: Config, options: jsonargparse.Namespace) -> argparse.Na
     for name in SHARED:
         if options[name] is not None:
             words += [f"--{name}", options[name]]
-    return prepare_array.parsed([*words, *shlex.split(options.prepare)])
+    with _named("--prepare"):
+        return prepare_array.parsed([*words, *shlex.split(options.prepare)])
 
 
 # After it -----------------------------------------------------------------------------------------------------------
@@ -174,8 +185,10 @@ def _evaluation(job: BatchJob, config: Config, words: str) -> Check:
     out = job.run.evaluation
     data = config.data.dir if hub.is_remote(config.data.dir) else os.path.abspath(config.data.dir)  # noqa: PTH100
     given: tuple[str, ...] = (str(job.run.path), "--val", data, "--hellaswag", config.train.hellaswag or "none")
-    given += ("--device", config.train.device, "--out", str(out), *shlex.split(words))
-    arguments = evaluate.new_parser().parse_args(given)
+    given += ("--device", config.train.device, "--out", str(out))
+    with _named("--evaluate"):
+        given += tuple(shlex.split(words))
+        arguments = evaluate.new_parser().parse_args(given)
     variables = {"MODEL": str(job.run.path), "OUT": str(out), "DATA": "" if hub.is_remote(data) else data}
     if Path(arguments.hellaswag).exists():
         variables["HELLASWAG"] = os.path.abspath(arguments.hellaswag)  # noqa: PTH100
@@ -186,8 +199,10 @@ def _evaluation(job: BatchJob, config: Config, words: str) -> Check:
 
 def _export(job: BatchJob, words: str) -> Check:
     out = job.run.exported
-    given = (str(job.run.path), "--out", str(out), *shlex.split(words))
-    arguments = export.new_parser().parse_args(given)
+    given: tuple[str, ...] = (str(job.run.path), "--out", str(out))
+    with _named("--export"):
+        given += tuple(shlex.split(words))
+        arguments = export.new_parser().parse_args(given)
     made = Path(os.path.abspath(arguments.out)) / export.RECORD  # noqa: PTH100
     variables = {"MODEL": str(job.run.path), "OUT": str(made.parent)}
     gpus = min(1, job.gpus_per_node)  # it needs none, but the partition may insist

@@ -33,7 +33,7 @@ MOST_RESTARTS = 20
 
 
 def new_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="gpt2hpc prepare", description="Tokenize text with GPT-2's encoding into shards to train on."
     )
     prepare_options.add_plan_options(parser)
