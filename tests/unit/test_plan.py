@@ -301,6 +301,14 @@ def test_from_a_run_that_was_trained(capsys: pytest.CaptureFixture[str], shared_
     assert 0 < seen.stall_s.value < seen.save_s.value
 
 
+def test_nodes_that_the_step_cannot_be_dealt_to_name_the_setting_and_whence_their_gpus_are(tmp_path: Path) -> None:
+    run = written(tmp_path, [attempt(1)])
+    with pytest.raises(
+        UsageError, match=r"; try --train\.tokens_per_step \d+, or other --gpus-per-node than 4 \(.*as in seen\)"
+    ):
+        plan.main(["--from", str(run.path), "--gpu", "a100", "--nodes", "999"])
+
+
 def test_preemptions_are_no_failures(tmp_path: Path) -> None:
     ends = [Cause.PREEMPTED, Cause.TIME_LIMIT, Cause.STOPPED, None, Cause.FINISHED]
     run = written(tmp_path, [attempt(number, cause=cause) for number, cause in enumerate(ends, start=1)])
