@@ -105,6 +105,19 @@ def test_who_cancelled_it(run: RunDir) -> None:
     assert "CANCELLED: cancelled by root" in told.detail
 
 
+@pytest.mark.parametrize(
+    ("exit_code", "told"),
+    [
+        (137, "crashed, killed by SIGKILL: out of memory?; it"),
+        (139, "crashed, killed by SIGSEGV; it"),
+        (1, "crashed; it"),
+    ],
+)
+def test_a_rank_that_was_killed(run: RunDir, exit_code: int, told: str) -> None:
+    attempt(run, 2, restart=1, first_step=6, cause="crashed", exit_code=exit_code)
+    assert told in run_status.read_status(run).detail
+
+
 def test_a_run_at_its_end_needs_no_time(run: RunDir) -> None:
     since = "2026-01-01T00:00:00"
     before = run_status.read_status(run, answers(queued(start=since)))
