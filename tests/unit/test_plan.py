@@ -156,7 +156,7 @@ def test_a_table_over_nodes(capsys: pytest.CaptureFixture[str]) -> None:
     assert rows[0]["remark"] == "as assumed"
     assert rows[1]["remark"] == "modelled"
     assert rows[2]["step"] is None
-    assert "not a multiple of 1024 × 24 GPUs; try 516096" in rows[2]["remark"]
+    assert "not a multiple of 1024 × 24 GPUs; try --train.tokens_per_step 516096" in rows[2]["remark"]
     assert 516_096 % (1024 * 24) == 0
     assert "extrapolated: micro batch 8 instead of 16" in rows[4]["remark"]
     assert "extrapolated: beyond 128 GPUs" in rows[5]["remark"]
