@@ -97,10 +97,10 @@ def main(argv: Sequence[str]) -> int:
         return 0
     config = _check(job, config, argv, preparation)
     finalize = prepare_array.submit(preparation, prepare_array.array_job(preparation)[0]) if preparation else None
-    if preparation and finalize is None:  # it was there already
-        config, _ = starting.check_start(job.run, config, world_size=job.world_size)
-    else:
+    if finalize is not None:
         job = dataclasses.replace(job, dependency=f"afterok:{finalize}")
+    elif preparation is not None:  # all of it was done already
+        config, _ = starting.check_start(job.run, config, world_size=job.world_size)
     # Held until those that wait for it are known to it: it takes them along where it goes on as another job.
     training = train_job.submit(
         dataclasses.replace(job, options={**job.options, "hold": True}), config, quiet=options.quiet
