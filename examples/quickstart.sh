@@ -39,7 +39,7 @@ tail -n +1 -f "$log" &
 follower=$!
 trap 'kill "$job" "$follower" 2>/dev/null || true' EXIT INT TERM
 
-steps=$(gpt2hpc submit --cluster local --dry-run --preset smoke --data.dir "$data" --run-dir "$run" | sed -n 's/.*train\.total_steps = \([0-9]*\).*/\1/p')
+steps=$(gpt2hpc submit --cluster local --dry-run --preset smoke --data.dir "$data" --run-dir "$run" 2>/dev/null | sed -n 's/.*train\.total_steps = \([0-9]*\).*/\1/p')
 half=$((steps / 2))
 until grep -q "^$half train" "$run/log.txt" 2>/dev/null; do
     kill -0 "$job" 2>/dev/null || fail "training ended before step $half"

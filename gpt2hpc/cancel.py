@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import signal
@@ -27,7 +26,7 @@ at most."""
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="gpt2hpc cancel",
         description="End a run: scancel its jobs, also those that wait or come after it, or TERM to a local job, which saves first. "
         "`gpt2hpc stop` lets any job save first.",

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import io
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
-from gpt2hpc.errors import EXIT_CODES, Gpt2hpcError, StoppedError, as_users
+from gpt2hpc.errors import EXIT_CODES, Gpt2hpcError, StoppedError, UsageError, as_users
 
 Main = Callable[[Sequence[str]], int]
 
@@ -97,6 +99,42 @@ def _print(text: str, stream: TextIO, end: str = "\n") -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
+
+
+class Parser(argparse.ArgumentParser):
+    """A verb's parser, whose errors are one line like all others'."""
+
+    def error(self, message: str) -> NoReturn:
+        told = self._in_words(message)
+        raise UsageError(f"{told}{'' if told.endswith('?') else ';'} see `{self.prog} --help`")
+
+    def _in_words(self, message: str) -> str:
+        if match := re.fullmatch(r"unrecognized arguments: (.*)", message, re.DOTALL):
+            words = match[1].split()
+            word = next((each.partition("=")[0] for each in words if each.startswith("-")), words[0])
+            options = [option for action in self._actions for option in action.option_strings]
+            near = difflib.get_close_matches(word, options, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            return f"unknown option {word}{hint}" if word.startswith("-") else f"{word} is one word too many"
+        if match := re.fullmatch(r"argument (\S+): invalid choice: (.*?) \(choose from (.*)\)", message, re.DOTALL):
+            return f"{_option(match[1])}={_bare(match[2])} is not valid; it takes one of {_bare(match[3])}"
+        if match := re.fullmatch(r"argument (\S+): invalid (\w+) value: (.*)", message, re.DOTALL):
+            wanted = {"int": "a whole number", "float": "a number"}.get(match[2], "another value")
+            return f"{_option(match[1])}={_bare(match[3])} is not valid; it takes {wanted}"
+        if match := re.fullmatch(r"argument (\S+): expected (.*)", message):
+            return f"{_option(match[1])} takes {match[2].replace('argument', 'value')}"
+        if match := re.fullmatch(r"the following arguments are required: (.*)", message):
+            return f"{match[1]} is missing"
+        return message
+
+
+def _option(names: str) -> str:
+    """`--lines` of argparse's `-n/--lines`."""
+    return names.rpartition("/")[2] if names.startswith("-") else names
+
+
+def _bare(words: str) -> str:
+    return words.replace("'", "")
 
 
 def add_examples(parser: argparse.ArgumentParser, *commands: str) -> None:

@@ -110,6 +110,12 @@ def parse(parser: jsonargparse.ArgumentParser, argv: Sequence[str]) -> tuple[jso
     return namespace, _build(parser, namespace)
 
 
+def names_settings(argv: Sequence[str]) -> bool:
+    """Whether these words, which `parse` has taken, name a preset, a file or a setting, and not options of a verb alone."""
+    names = [word.partition("=")[0] for word in ordered(argv) if word.startswith("--")]
+    return any(name == "--config" or name.removeprefix("--").partition(".")[0] in _sections() for name in names)
+
+
 def add_settings(parser: jsonargparse.ArgumentParser) -> None:
     """Add `--preset`, `--config` and every setting."""
     parser.add_argument("--preset", type=str, help="Settings of a size; the presets are named at the end.")

@@ -33,7 +33,7 @@ EPILOG = (
 
 
 def new_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="gpt2hpc doctor",
         description="Look at what a training will need: Slurm, container, GPUs, network, disks, limits, Python. Changes nothing.",
         epilog=EPILOG,

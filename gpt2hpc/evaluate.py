@@ -25,6 +25,7 @@ from gpt2hpc.cluster.launch import LocalJob, SignalRelay, count_gpus, run_attemp
 from gpt2hpc.cluster.signals import SIGNALS
 from gpt2hpc.config import DataConfig, DeviceName, ModelConfig, PrecisionName
 from gpt2hpc.data import catalog, loader, manifest
+from gpt2hpc.data.patience import HubDownError
 from gpt2hpc.errors import EXIT_CODES, INTERNAL_ERROR, DataError, RunDirError, StoppedError, UsageError
 from gpt2hpc.evaluation import examples, results
 from gpt2hpc.evaluation.examples import Example
@@ -43,7 +44,7 @@ STOPPING = "stopping; Ctrl-C again kills"
 
 
 def new_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="gpt2hpc evaluate",
         description="How good is a model? HellaSwag's validation examples, and the loss over prepared validation data. Started under "
         "srun or torchrun, or with --nproc, it splits the work.",
@@ -151,7 +152,14 @@ def _rank(arguments: argparse.Namespace, env: DistEnv) -> None:
 
 
 def _questions(arguments: argparse.Namespace) -> list[Example]:
-    return [] if arguments.hellaswag == "none" else examples.load(arguments.hellaswag, limit=arguments.examples)
+    if arguments.hellaswag == "none":
+        return []
+    try:
+        return examples.load(arguments.hellaswag, limit=arguments.examples)
+    except HubDownError as error:
+        raise DataError(
+            f"{error.what}; give --hellaswag none --val DATA, or where there is a network fetch it with `gpt2hpc stage --hellaswag`"
+        ) from error
 
 
 def _models(arguments: argparse.Namespace) -> Iterator[str]:

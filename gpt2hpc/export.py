@@ -29,7 +29,7 @@ WEIGHTS = "model.safetensors"
 
 
 def new_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="gpt2hpc export",
         description="Write a checkpoint as a GPT-2 that the transformers library loads, with GPT-2's tokenizer and a model card.",
     )

@@ -27,7 +27,7 @@ RUNTIMES = ("apptainer", "singularity")
 
 
 def new_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="gpt2hpc image",
         description="Build a container image, or check one against this gpt2hpc and this site. Needs Apptainer, no root, no torch.",
         allow_abbrev=False,

@@ -17,7 +17,7 @@ from gpt2hpc.errors import MissingError, UsageError
 
 
 def new_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="gpt2hpc init",
         description="Write a site profile for `gpt2hpc submit` by asking this cluster what it has: partitions, accounts, GPUs, "
         "containers, networks.",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import sys
@@ -28,7 +27,7 @@ SETTLE_S = {"over": 3.0, "silent": 30.0}
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="gpt2hpc logs",
         description="What the jobs of a run have printed: all attempts, all ranks, in the order of their jobs.",
     )

@@ -7,25 +7,26 @@ good is cancelled by Slurm instead of pending forever; the same command again do
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import importlib
 import os
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import jsonargparse
 
-from gpt2hpc import cli, config_io, evaluate, export, prepare_array, starting, train_job
+from gpt2hpc import cli, config_io, evaluate, export, prepare, prepare_array, starting, train_job
 from gpt2hpc.cluster import orders, queries, run_jobs, submitter
 from gpt2hpc.cluster.array_job import ArrayJob
 from gpt2hpc.cluster.batch import BatchJob
 from gpt2hpc.config import Config
 from gpt2hpc.data import hub, manifest
-from gpt2hpc.errors import MissingError, UsageError
+from gpt2hpc.errors import Gpt2hpcError, MissingError, UsageError
 from gpt2hpc.run_dir import RunDir
 
 MINUTES = {"evaluate": 120, "export": 30}
@@ -88,14 +89,18 @@ def main(argv: Sequence[str]) -> int:
     checks = (_evaluation(job, config, options.evaluate), _export(job, options.export))
     preparation = _preparation(config, options)
     if options.dry_run:
-        return _show(preparation, checks, train_job.rendered(job, chosen, config, argv))
-    train_job.refuse_if_queued(job.run)
-    config = starting.check_start_without_data(job.run, config, world_size=job.world_size)
+        _show(preparation, checks, train_job.rendered(job, chosen, config, argv))
+        try:
+            _check(job, config, argv, preparation)
+        except Gpt2hpcError as error:
+            cli.warn(f"a start would be refused: {error.line}")
+        return 0
+    config = _check(job, config, argv, preparation)
     finalize = prepare_array.submit(preparation, prepare_array.array_job(preparation)[0]) if preparation else None
-    if finalize is None:
-        config, _ = starting.check_start(job.run, config, world_size=job.world_size)
-    else:
+    if finalize is not None:
         job = dataclasses.replace(job, dependency=f"afterok:{finalize}")
+    elif preparation is not None:  # all of it was done already
+        config, _ = starting.check_start(job.run, config, world_size=job.world_size)
     # Held until those that wait for it are known to it: it takes them along where it goes on as another job.
     training = train_job.submit(
         dataclasses.replace(job, options={**job.options, "hold": True}), config, quiet=options.quiet
@@ -115,6 +120,25 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def _check(job: BatchJob, config: Config, argv: Sequence[str], preparation: argparse.Namespace | None) -> Config:
+    """Refuse what can be refused before the first job is submitted; the settings as any restart will find what they name."""
+    train_job.refuse_if_queued(job.run)
+    if preparation is None:
+        starting.refuse_a_misnamed_run(job.run, argv)
+        return starting.check_start(job.run, config, world_size=job.world_size)[0]
+    prepare.check_sources(preparation)
+    return starting.check_start_without_data(job.run, config, world_size=job.world_size)
+
+
+@contextlib.contextmanager
+def _named(option: str) -> Iterator[None]:
+    """What is wrong with an option's words is told with the option's name."""
+    try:
+        yield
+    except (UsageError, ValueError) as error:  # ValueError: a quote that is not closed
+        raise UsageError(f"{option}: {error}") from None
+
+
 # Before the training ------------------------------------------------------------------------------------------------
 
 
@@ -127,7 +151,8 @@ def _preparation(config: Config, options: jsonargparse.Namespace) -> argparse.Na
     for name in SHARED:
         if options[name] is not None:
             words += [f"--{name}", options[name]]
-    return prepare_array.parsed([*words, *shlex.split(options.prepare)])
+    with _named("--prepare"):
+        return prepare_array.parsed([*words, *shlex.split(options.prepare)])
 
 
 # After it -----------------------------------------------------------------------------------------------------------
@@ -160,8 +185,10 @@ def _evaluation(job: BatchJob, config: Config, words: str) -> Check:
     out = job.run.evaluation
     data = config.data.dir if hub.is_remote(config.data.dir) else os.path.abspath(config.data.dir)  # noqa: PTH100
     given: tuple[str, ...] = (str(job.run.path), "--val", data, "--hellaswag", config.train.hellaswag or "none")
-    given += ("--device", config.train.device, "--out", str(out), *shlex.split(words))
-    arguments = evaluate.new_parser().parse_args(given)
+    given += ("--device", config.train.device, "--out", str(out))
+    with _named("--evaluate"):
+        given += tuple(shlex.split(words))
+        arguments = evaluate.new_parser().parse_args(given)
     variables = {"MODEL": str(job.run.path), "OUT": str(out), "DATA": "" if hub.is_remote(data) else data}
     if Path(arguments.hellaswag).exists():
         variables["HELLASWAG"] = os.path.abspath(arguments.hellaswag)  # noqa: PTH100
@@ -172,8 +199,10 @@ def _evaluation(job: BatchJob, config: Config, words: str) -> Check:
 
 def _export(job: BatchJob, words: str) -> Check:
     out = job.run.exported
-    given = (str(job.run.path), "--out", str(out), *shlex.split(words))
-    arguments = export.new_parser().parse_args(given)
+    given: tuple[str, ...] = (str(job.run.path), "--out", str(out))
+    with _named("--export"):
+        given += tuple(shlex.split(words))
+        arguments = export.new_parser().parse_args(given)
     made = Path(os.path.abspath(arguments.out)) / export.RECORD  # noqa: PTH100
     variables = {"MODEL": str(job.run.path), "OUT": str(made.parent)}
     gpus = min(1, job.gpus_per_node)  # it needs none, but the partition may insist
@@ -196,7 +225,7 @@ def _after(job: BatchJob, verb: str, variables: dict[str, str], ranks: int, gpus
     )
 
 
-def _show(preparation: argparse.Namespace | None, checks: Sequence[Check], training: str) -> int:
+def _show(preparation: argparse.Namespace | None, checks: Sequence[Check], training: str) -> None:
     """Every script, in their order."""
     steps: list[tuple[str, str]] = []
     if preparation is None:
@@ -209,7 +238,6 @@ def _show(preparation: argparse.Namespace | None, checks: Sequence[Check], train
     steps += [(f"{check.task.name}, once the run is finished", check.job.text()) for check in checks]
     for number, (title, text) in enumerate(steps, 1):
         cli.say(f"# ==== {number} of {len(steps)}: {title} ====\n{text}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ DAMPED = 0.3
 
 
 def new_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="gpt2hpc plot", description="Draw the loss curves of one or many runs.")
+    parser = cli.Parser(prog="gpt2hpc plot", description="Draw the loss curves of one or many runs.")
     parser.add_argument(
         "logs",
         nargs="+",

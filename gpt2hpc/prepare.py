@@ -33,7 +33,7 @@ MOST_RESTARTS = 20
 
 
 def new_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="gpt2hpc prepare", description="Tokenize text with GPT-2's encoding into shards to train on."
     )
     prepare_options.add_plan_options(parser)
@@ -96,6 +96,16 @@ def new_plan(arguments: argparse.Namespace) -> Plan:
     return plan.make(files, reading, arguments.val_fraction, unit_tokens=arguments.unit_tokens)
 
 
+def check_sources(arguments: argparse.Namespace) -> None:
+    """Raise UsageError or DataError where there is nothing to plan, as far as can be told without the Hub."""
+    if plan.asked_before(arguments.out) is not None:
+        return
+    if not arguments.source:
+        raise UsageError(f"--out={arguments.out} holds no plan yet; give a --source, as a directory of texts or `demo`")
+    for source in arguments.source:
+        sources.check_name(source)
+
+
 def settled_plan(arguments: argparse.Namespace, *, look_again: bool) -> Plan:
     """The plan in --out, made first if there is none; DataError where that one was asked to be another.
 
@@ -104,8 +114,7 @@ def settled_plan(arguments: argparse.Namespace, *, look_again: bool) -> Plan:
     out = arguments.out
     before = plan.asked_before(out)
     if before is None:
-        if not arguments.source:
-            raise UsageError(f"--out={out} holds no plan yet; give a --source, as a directory of texts or `demo`")
+        check_sources(arguments)
         if (out / manifest.NAME).exists() or any(out.glob("unit_*.json")) or any(out.glob("*_[0-9]*.npy")):
             raise DataError(f"--out={out} holds data without its {plan.NAME}; choose another --out, or delete it first")
         return _published(arguments)

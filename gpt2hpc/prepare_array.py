@@ -33,7 +33,7 @@ class Step:
 
 
 def new_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="gpt2hpc submit prepare",
         description="Tokenize text as an array of Slurm jobs. Submit the same again after a failure: it does what is missing.",
     )

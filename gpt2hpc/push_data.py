@@ -24,7 +24,7 @@ SHARDS_ON_CARD = 1000
 
 
 def new_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="gpt2hpc push-data",
         description="Upload prepared data to a dataset repository on the Hugging Face Hub, from where training can stream it.",
     )

@@ -15,7 +15,7 @@ from gpt2hpc.run_dir import RunDir
 
 
 def new_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="gpt2hpc report",
         description="Write an HTML file of curves, restarts, cost, samples and settings; several runs are compared.",
     )

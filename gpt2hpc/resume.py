@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 import shlex
 import shutil
@@ -27,7 +26,7 @@ SUBMIT_S, ENDING_S, POLL_S = 120.0, 120.0, 5.0
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="gpt2hpc resume",
         usage="gpt2hpc resume [-h] [RUN] [-- OPTION …]",
         description="Go on with a run: a held job is released, one that has ended is submitted again, a local one goes on here.",

@@ -42,7 +42,7 @@ class Text:
 
 
 def new_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="gpt2hpc sample", description="Write text with a trained model.")
+    parser = cli.Parser(prog="gpt2hpc sample", description="Write text with a trained model.")
     parser.add_argument("path", nargs="?", type=Path, metavar="RUN", help="a run directory, or one of its checkpoints")
     parser.add_argument(
         "--init",

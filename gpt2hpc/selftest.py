@@ -32,7 +32,7 @@ EPILOG = (
 
 
 def new_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="gpt2hpc selftest",
         description="Try out whether this installation works here: packages, tokenizer, a step of GPT-2, torch.compile, two processes, "
         "and a training that is stopped and resumed. Writes to a temporary directory only, needs no network; under a minute.",

@@ -35,7 +35,7 @@ class Wanted:
 
 
 def new_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="gpt2hpc stage",
         description="Fetch from the Hugging Face Hub, where there is a network, what jobs without one will need. The same command "
         "again fetches what is missing. Jobs then run with HF_HUB_OFFLINE=1.",

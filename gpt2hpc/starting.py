@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,6 +24,15 @@ def stored_config(run: RunDir) -> Config:
     if not run.config.exists():
         raise ConfigError(f"--run-dir={run.path} holds no run yet; give its settings, as with --preset smoke")
     return config_io.load(run.config)
+
+
+def refuse_a_misnamed_run(run: RunDir, argv: Sequence[str]) -> None:
+    """Raise ConfigError where --run-dir names no run and nothing says what one to begin: it is a slip, and the default takes days."""
+    named = any(word.partition("=")[0] == "--run-dir" for word in argv)
+    if named and not run.config.exists() and not config_io.names_settings(argv):
+        raise ConfigError(
+            f"--run-dir={run.path} holds no run yet, and no settings are given; begin one with --preset smoke, say"
+        )
 
 
 def check_start(run: RunDir, config: Config, *, world_size: int) -> tuple[Config, Manifest]:

@@ -5,7 +5,6 @@ A run is read from its own files; Slurm, where there is one, is asked once for a
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import os
 import shutil
@@ -83,7 +82,7 @@ def _watch(reader: Reader, paths: Sequence[Path], every_s: float) -> int:
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="gpt2hpc status",
         description="How far runs are, why one waits or has ended, and what to do then; and directories that are being prepared.",
     )

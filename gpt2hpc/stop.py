@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ GOES_ON = (Cause.PREEMPTED, Cause.TIME_LIMIT)
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="gpt2hpc stop",
         description="Let a run save and end, without a requeue; a job of it that waits leaves the queue. `gpt2hpc resume` goes on.",
     )

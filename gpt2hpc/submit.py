@@ -22,7 +22,7 @@ from gpt2hpc.cluster.ledger import Ledger
 from gpt2hpc.cluster.supervisor import supervise
 from gpt2hpc.config import Config
 from gpt2hpc.config_rules import grad_accum_steps
-from gpt2hpc.errors import DataError, UsageError
+from gpt2hpc.errors import ConfigError, DataError, UsageError
 from gpt2hpc.run_dir import RunDir
 from gpt2hpc.train import describe, local_job
 
@@ -53,6 +53,8 @@ def main(argv: Sequence[str]) -> int:
         cli.be_quiet()
     cluster = _cluster(options)
     run = RunDir(Path(options.run_dir))
+    if not options.dry_run:
+        starting.refuse_a_misnamed_run(run, argv)
     if cluster == "slurm":
         return _on_slurm(run, config, options, argv)
     wanted = [name for name in train_job.FOR_SLURM if options[name] is not None]
@@ -93,7 +95,7 @@ def _here(run: RunDir, config: Config, options: jsonargparse.Namespace, argv: Se
     if options.dry_run:
         job = describe(run, config, nproc=nproc, time_limit_s=limit_s)
         cli.say(dry_run.local_text(job, config_origins.lines(config, argv, run)))
-        cli.say(f"# {_foretold(run, config, job.nproc)}")
+        _foretell(run, config, argv, world_size=job.nproc)
         return 0
     local = local_job(run, config, nproc=nproc, time_limit_s=limit_s)
     return 0 if local is None else supervise(local)
@@ -109,19 +111,37 @@ def _debug(run: RunDir, config: Config) -> int:
     return code
 
 
-def _foretold(run: RunDir, config: Config, world_size: int) -> str:
-    """What a start would do; raises what it would refuse, but for data, which may be prepared later."""
+def _foretell(run: RunDir, config: Config, argv: Sequence[str], *, world_size: int) -> None:
+    """Say what a start would do; raises what it would refuse, but for what may be otherwise by then, such as the data."""
     config_io.changes(run, config)
     grad_accum_steps(config, world_size=world_size)
+    if refusal := _refusal(run, config, argv, world_size=world_size):
+        cli.warn(f"a start would be refused: {refusal}")
+        cli.say(f"# a start would be refused: {refusal}")
+    else:
+        cli.say(f"# {_foretold(run, config)}")
+
+
+def _refusal(run: RunDir, config: Config, argv: Sequence[str], *, world_size: int) -> str | None:
+    if before := batch.queued(run):
+        return f"job {before} of this run is in the queue already"
+    newest = Ledger(run).newest()
+    try:
+        starting.refuse_a_misnamed_run(run, argv)
+    except ConfigError as error:
+        return error.line
     try:
         starting.check_start(run, config, world_size=world_size)
     except DataError as error:
-        return f"a start would be refused: {error.line}"
+        return error.line
+    if newest is not None and Ledger(run).seems_alive(newest) and not Ledger(run).is_finished(config.train.steps):
+        return f"attempt {newest.number} runs on {newest.host}"
+    return None
+
+
+def _foretold(run: RunDir, config: Config) -> str:
     if Ledger(run).is_finished(config.train.steps):
         return "the run is finished, so nothing would start"
-    newest = Ledger(run).newest()
-    if newest is not None and Ledger(run).seems_alive(newest):
-        return f"a start would be refused: attempt {newest.number} runs on {newest.host}"
     if run.has_checkpoints:
         return "it would resume from the newest checkpoint that is whole"
     return "it would start at step 0"
@@ -139,9 +159,7 @@ def _on_slurm(run: RunDir, config: Config, options: jsonargparse.Namespace, argv
     train_job.warn_of_site(job, config)
     if options.dry_run:
         cli.say(train_job.rendered(job, chosen, config, argv))
-        before = batch.queued(job.run)
-        refused = f"a start would be refused: job {before} of this run is in the queue already"
-        cli.say(f"# {refused if before else _foretold(job.run, config, job.world_size)}")
+        _foretell(job.run, config, argv, world_size=job.world_size)
         return 0
     config, _ = starting.check_start(job.run, config, world_size=job.world_size)
     if number := train_job.submit(job, config, quiet=options.quiet):

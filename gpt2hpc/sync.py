@@ -27,7 +27,7 @@ from gpt2hpc.training.hub_access import access
 
 
 def new_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="gpt2hpc sync",
         description="Upload the checkpoints of a run that wait to go to the Hub, the furthest first.",
     )

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +21,7 @@ from gpt2hpc.cluster import foreground
 from gpt2hpc.cluster.dist_env import DistEnv, new_local_job
 from gpt2hpc.cluster.launch import LocalJob, SignalRelay, count_gpus, run_attempt
 from gpt2hpc.cluster.ledger import Cause, Ledger
-from gpt2hpc.cluster.signals import SignalFlag
+from gpt2hpc.cluster.signals import SIGNALS, SignalFlag
 from gpt2hpc.config import Config
 from gpt2hpc.config_rules import warnings
 from gpt2hpc.errors import EXIT_CODES, INTERNAL_ERROR, DivergedError, StoppedError, UsageError
@@ -28,6 +30,8 @@ from gpt2hpc.training import writers
 
 RUN_DIR_HELP = "Directory of the run; a run that is there goes on from its newest checkpoint."
 NPROC_HELP = "Processes to start (default: one per GPU, or 1 on the CPU)."
+
+_DEADLY = set(signal.Signals) - set(SIGNALS)
 
 
 def new_parser() -> jsonargparse.ArgumentParser:
@@ -51,11 +55,16 @@ def main(argv: Sequence[str]) -> int:
     if options.quiet:
         cli.be_quiet()
     run = RunDir(Path(options.run_dir))
+    starting.refuse_a_misnamed_run(run, argv)
     job = local_job(run, config, nproc=options.nproc, job=env.job)
     if job is None:
         return 0
     with SignalRelay().installed() as relay, foreground.announced(job):
         code = run_attempt(job, restart=env.restart, relay=relay)
+        if (
+            code - 128 in _DEADLY and not relay.last_attempt
+        ):  # a rank that was killed cannot tell, but this process has seen it
+            Ledger(run).close_for(job.job, env.restart, socket.gethostname(), Cause.CRASHED, code)
     return _exit_code(code, job, env.restart, stopped=relay.last_attempt)
 
 
@@ -64,6 +73,8 @@ def _one_rank(argv: Sequence[str], env: DistEnv) -> int:
     signals.install()  # whatever starts ranks may signal them at any moment
     with jobs.refusal_noted(RunDir(_named_run_dir(argv)), env):
         options, config = config_io.parse(new_parser(), argv)
+        if env.rank == 0:  # the others may be on a node that does not see the run, which the preflight tells better
+            starting.refuse_a_misnamed_run(RunDir(Path(options.run_dir)), argv)
         if options.nproc is not None:
             raise UsageError(
                 f"--nproc={options.nproc}, but RANK and WORLD_SIZE are set: this is one rank already; drop --nproc"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import sys
 import time
@@ -17,7 +16,7 @@ from gpt2hpc.errors import DataError, UsageError
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="gpt2hpc verify",
         description="Hash every shard of a prepared directory, or every file of a staged one, and compare with its manifest.",
     )

@@ -40,7 +40,7 @@ def answered(scene: Scene) -> tuple[Settings, list[Finding]]:
         return {}, [missing("slurm", f"SLURM_CONF={conf} is not a file; unset it, or name the cluster's slurm.conf")]
     settings, reason = inventory.settings_or_silence()
     if reason is not None:
-        text = f"it is installed, but does not answer: {reason}; is this a login node, the controller up? --cluster local does without"
+        text = f"it is installed, but does not answer; is this a login node, the controller up? --cluster local does without ({reason})"
         return {}, [missing("slurm", text)]
     return settings, [ok("slurm", f"{settings.get('SLURM_VERSION', '?')}, cluster {settings.get('ClusterName', '?')}")]
 

@@ -12,9 +12,12 @@ from typing import Any
 
 from gpt2hpc.cluster import image_version, site_profile
 from gpt2hpc.cluster.site_profile import Site
+from gpt2hpc.errors import UsageError
 
 PASSED_ON = ("account", "qos", "constraint", "exclude", "mem")
 """Options that go to sbatch as they are, beside the partition."""
+
+_RUNTIMES = typing.get_args(site_profile.Runtime)
 
 
 class Choices:
@@ -34,6 +37,7 @@ class Choices:
         )
         self.note("site", self.site.path or "none", named or ("your own" if self.site.path else "default"))
         if options.get("runtime"):
+            _check_runtime(options["runtime"])
             self.site = dataclasses.replace(self.site, runtime=options["runtime"])
 
     def of(self, name: str, default: Any = None) -> Any:
@@ -88,6 +92,12 @@ class Choices:
         return [f"{name} = {value} ({origin})" for name, (value, origin) in self.origins.items()]
 
 
+def _check_runtime(given: str) -> None:
+    if given not in _RUNTIMES:
+        hint = "; podman goes by the name docker" if given == "podman" else ""
+        raise UsageError(f"--runtime={given} is none of {', '.join(_RUNTIMES)}{hint}")
+
+
 def add_options(parser: argparse._ActionsContainer) -> None:
     """The flags of sbatch that every job has."""
     parser.add_argument("--job-name", type=str, help="Name of the Slurm job.")
@@ -102,7 +112,7 @@ def add_options(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--runtime",
         type=str,
-        choices=typing.get_args(site_profile.Runtime),
+        metavar=f"{{{','.join(_RUNTIMES)}}}",
         help="What runs the image (default: the site's, or apptainer).",
     )
     parser.add_argument(

@@ -49,8 +49,13 @@ def settings_or_silence() -> tuple[dict[str, str], str | None]:
     """The settings; without any, why Slurm's controller does not answer."""
     said, failure = queries.asked("scontrol", "show", "config")
     if failure is not None:
-        return {}, " ".join(failure.split())
+        return {}, last_cause(failure)
     return dict(re.findall(r"(?m)^(\S+)\s*= (.*?)\s*$", said)), None
+
+
+def last_cause(said: str) -> str:
+    """Of the lines that a program of Slurm says as it gives up, the last: those before lead to it."""
+    return re.sub(r"^\w+: (error|fatal): ", "", said.splitlines()[-1].strip()) if said.strip() else said
 
 
 def partition_settings() -> dict[str, dict[str, str]]:

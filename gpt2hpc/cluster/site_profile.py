@@ -45,6 +45,15 @@ SECRET = re.compile(r"(?i)(^|_)(token|secret|password|passwd|(api|access|private
 """Names of variables whose values belong into no file that others may read."""
 
 
+IN_SCRIPTS = (
+    "which would stand in every batch script; drop it: what you export where you submit reaches the job by itself, or name a file "
+    "that only you may read (HF_TOKEN_PATH, NETRC)"
+)
+"""Why a secret has no place in a profile, and what to do instead."""
+_ASSIGNED = re.compile(r"""(?<![\w$])([A-Za-z_]\w*)=["']?([^\s"';&|]*)""")
+_OF_THE_HUB = re.compile(r"hf_[A-Za-z0-9]{20,}")
+
+
 @dataclass(frozen=True)
 class Site:
     """A cluster's ways; each field may be absent.
@@ -175,7 +184,7 @@ def read(text: str, path: Path) -> Site:
         # Every value as it is written: YAML's own reading makes 12:30:00 a number and NO a boolean.
         facts = yaml.load(text, Loader=yaml.BaseLoader) or {}
     except yaml.YAMLError as error:
-        raise ConfigError(f"site profile {path} cannot be read: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"site profile {path}{_broken(error)}") from None
     if not isinstance(facts, dict):
         raise ConfigError(f"site profile {path} holds no settings; write lines such as `partition: gpu`")
     kinds = {each.name: each for each in dataclasses.fields(Site) if each.name not in ("path", "given")}
@@ -185,9 +194,31 @@ def read(text: str, path: Path) -> Site:
             near = difflib.get_close_matches(str(key), kinds, n=1)
             hint = f"did you mean {near[0]}? " if near else ""
             raise ConfigError(f"site profile {path}: unknown key {key}; {hint}the keys are {', '.join(kinds)}")
+        _refuse_secrets(path, key, value)
         if value not in ("", "null", "~"):
             values[key] = _checked(path, key, value)
     return Site(**values, path=path, given=frozenset(values))
+
+
+def _broken(error: yaml.YAMLError) -> str:
+    """The place in the file, and what is wrong there."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return f" cannot be read: {' '.join(str(error).split())}"
+    return (
+        f", line {mark.line + 1}: {getattr(error, 'problem', None) or 'no YAML'}; mend it there, or in the line before"
+    )
+
+
+def _refuse_secrets(path: Path, key: str, value: Any) -> None:
+    """Raise ConfigError for a secret that is written out; what names a variable or a file reveals nothing."""
+    lines = value if isinstance(value, list) else [value]
+    found = [str(line) for line in lines if _OF_THE_HUB.search(str(line))]
+    assigned = [match for line in lines for match in _ASSIGNED.finditer(str(line))] if key == "setup" else []
+    secret = [match[1] for match in assigned if SECRET.search(match[1]) and match[2] and match[2][0] not in "$`"]
+    if secret or found:
+        what = f"the value of {secret[0]}" if secret else "what looks like a token of the Hub"
+        raise ConfigError(f"site profile {path}: {key} has {what}, {IN_SCRIPTS}")
 
 
 def _checked(path: Path, key: str, value: Any) -> Any:
@@ -233,10 +264,7 @@ def _named(path: Path, key: str, given: dict[str, str], wrong: Callable[[str], C
         if key == "environment" and not re.fullmatch(r"[A-Za-z_]\w*", name):
             raise wrong(f"names of variables; {name!r} is none")
         if key == "environment" and SECRET.search(name):
-            raise ConfigError(
-                f"site profile {path}: environment has {name}, which would stand in every batch script; drop it: what you export where "
-                "you submit reaches the job by itself, or name a file that only you may read (HF_TOKEN_PATH, NETRC)"
-            )
+            raise ConfigError(f"site profile {path}: environment has {name}, {IN_SCRIPTS}")
         if name.replace("_", "-") in owned:
             raise wrong(f"options that gpt2hpc does not set itself; drop {name}")
     return {name: os.path.expandvars(value) for name, value in given.items()} if key == "environment" else given

@@ -35,7 +35,11 @@ class WrongBytesError(Exception):
 
 
 class HubDownError(DataError):
-    """The Hub was not reached, or failed for as long as it was asked; later it may answer."""
+    """The Hub was not reached, or failed for as long as it was asked; later it may answer. `what` is that alone, without a mend."""
+
+    def __init__(self, what: str, mend: str = "") -> None:
+        super().__init__(f"{what}{mend}")
+        self.what = what
 
 
 @functools.cache
@@ -83,12 +87,12 @@ def asked(about: object, question: Callable[[HfApi], T], *, what: str = "", else
             mend = "has no such revision (any more): name a commit, branch or tag"
         except errors.LocalEntryNotFoundError as error:  # what a download makes of any failure of its first request
             if is_offline_mode():
-                raise HubDownError(f"{name} {OFFLINE}: {elsewhere} where there is a network") from None
+                raise HubDownError(f"{name} {OFFLINE}", f": {elsewhere} where there is a network") from None
             mend = _wait(error.__cause__ or error, left, name, elsewhere)
         except errors.EntryNotFoundError:
             mend = "is not in the repository: check the path"
         except errors.OfflineModeIsEnabled:
-            raise HubDownError(f"{name} {OFFLINE}: {elsewhere} where there is a network") from None
+            raise HubDownError(f"{name} {OFFLINE}", f": {elsewhere} where there is a network") from None
         except (*passing, ConnectionError, TimeoutError, WrongBytesError) as error:
             mend = _wait(error, left, name, elsewhere)
         except RuntimeError as error:  # of Xet storage, or of an upload, with what was the matter as its cause
@@ -124,10 +128,10 @@ def _wait(error: BaseException, left: int, name: str, elsewhere: str) -> str:
             f"{name}: {said}; trying again for some minutes (where there is no network, {elsewhere} where there is one)"
         )
     if not left:
-        failed = f"cannot be had: {said} ({TRIES} tries); try again later: what is complete is kept"
+        failed, later = f"cannot be had: {said} ({TRIES} tries)", "; try again later: what is complete is kept"
         if isinstance(error, WrongBytesError):
-            return failed
-        raise HubDownError(f"{name} {failed}")
+            return failed + later
+        raise HubDownError(f"{name} {failed}", later)
     longest_s = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (TRIES - left))
     try:
         time.sleep(min(LONGEST_WAIT_S, float(response.headers["Retry-After"])) + _random.uniform(0, 1))  # type: ignore[union-attr]

@@ -96,16 +96,24 @@ def _files(source: str, selection: Selection) -> list[SourceFile]:
         return [_pinned(each) for each in _inside(path)]
     if path.exists():
         return [_pinned(path)]
-    if hub.is_remote(source):
+    check_name(source)
+    try:
         return _on_hub(source, selection)
-    if hub.looks_like_dataset(source) and format_of(source) is None and not path.parent.exists():
-        try:
-            return _on_hub(source, selection)
-        except DataError as error:
-            raise DataError(f"--source={source} is no file or directory here, and {error}") from None
-    raise DataError(
-        f"--source={source} does not exist; give a file, a directory, a Hub dataset as USER/NAME, or `{DEMO}`"
+    except DataError as error:
+        if hub.is_remote(source):
+            raise
+        raise DataError(f"--source={source} is no file or directory here, and {error}") from None
+
+
+def check_name(source: str) -> None:
+    """Raise DataError for one that is nothing here, nor the name of a Hub dataset; the Hub is not asked."""
+    may_be_on_hub = hub.is_remote(source) or (
+        hub.looks_like_dataset(source) and format_of(source) is None and not Path(source).parent.exists()
     )
+    if not (source == DEMO or Path(source).exists() or may_be_on_hub):
+        raise DataError(
+            f"--source={source} does not exist; give a file, a directory, a Hub dataset as USER/NAME, or `{DEMO}`"
+        )
 
 
 def _on_hub(source: str, selection: Selection) -> list[SourceFile]:

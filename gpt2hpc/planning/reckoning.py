@@ -99,7 +99,11 @@ def reckon(inputs: Inputs) -> Plan:
     rows = tuple(_row(inputs, nodes, rate) for nodes in inputs.nodes)
     row = rows[-1]
     if row.step is None:
-        raise UsageError(f"--nodes={row.nodes}: {row.remark}")
+        per_node = next(each for each in inputs.assumptions if each.name == "--gpus-per-node")
+        whence = ", ".join(filter(None, (per_node.origin, per_node.source)))
+        raise UsageError(
+            f"--nodes={row.nodes}: {row.remark}, or other --gpus-per-node than {per_node.value} ({whence})"
+        )
     step, steps = row.step, config.train.steps
     validations, validation_s = _validations(inputs, rate, step.gpus)
     work_s = steps * step.seconds + validations * validation_s
@@ -152,7 +156,7 @@ def _row(inputs: Inputs, nodes: int, rate: float) -> Row:
         tokens, block_size = config.train.tokens_per_step, config.model.block_size
         unit = block_size * gpus
         near = max(1, round(tokens / unit)) * unit
-        why = f"train.tokens_per_step={tokens} is not a multiple of {block_size} × {gpus} GPUs; try {near}"
+        why = f"train.tokens_per_step={tokens} is not a multiple of {block_size} × {gpus} GPUs; try --train.tokens_per_step {near}"
         return Row(nodes, gpus, None, None, why)
     step = scaling.step(inputs.fabric, inputs.traffic, share, gpus=gpus, compute_tokens_per_s=rate)
     efficiency = step.tokens_per_s_per_gpu / inputs.base.tokens_per_s_per_gpu

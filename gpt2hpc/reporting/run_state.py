@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pwd
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -188,4 +189,13 @@ def _explained(attempt: Attempt, outcome: Outcome | None) -> str:
         return outcome.message
     step = max(attempt.first_step, attempt.saved_step) if attempt.last_step is None else attempt.last_step
     how = "crashed" if attempt.cause == Cause.CRASHED else "ended"
-    return f"attempt {attempt.number} (job {attempt.job}) {how}; it would resume at step {step}"
+    return f"attempt {attempt.number} (job {attempt.job}) {how}{_killed(attempt.exit_code)}; it would resume at step {step}"
+
+
+def _killed(exit_code: int | None) -> str:
+    """Of a rank's exit code, by which signal, if one has ended it."""
+    if exit_code == 128 + signal.SIGKILL:
+        return ", killed by SIGKILL: out of memory?"
+    if exit_code is None or exit_code - 128 not in set(signal.Signals):
+        return ""
+    return f", killed by {signal.Signals(exit_code - 128).name}"

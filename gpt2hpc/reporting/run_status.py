@@ -144,7 +144,7 @@ def read_status(run: RunDir, answers: Answers | None = None) -> RunStatus:
         slurm_reason=job.reason if job and job.reason not in ("", "None") else None,
         waits=reasons.waits(job.reason) if job and job.is_waiting else None,
         expected_start=live.start.replace("T", " ") if live and live.is_waiting and live.start[:1].isdigit() else None,
-        left_s=slurm.seconds(live.left) if live and live.state == "RUNNING" else None,
+        left_s=slurm.seconds(live.left) if live and live.state == "RUNNING" and state.word != "ending" else None,
         limit_s=slurm.seconds(job.limit) if job else None,
         tokens_per_s=logged.tokens_per_s,
         mfu=logged.mfu,
@@ -182,9 +182,9 @@ def _with_outlook(
     status: RunStatus, config: Config, logged: Logged, attempts: Sequence[Attempt], live: Queued | None
 ) -> RunStatus:
     step_s = logged.step_s([_unix(each.started) or 0.0 for each in attempts])
-    if step_s is None or not attempts or status.state in ("finished", "diverged"):
+    if step_s is None or not attempts or status.state in ("ending", "finished", "diverged"):
         return status
-    running = status.state in ("running", "starting", "ending")
+    running = status.state in ("running", "starting")
     left_s = None
     if running:  # a job without a limit, or one of this machine, goes on to the end
         left_s = math.inf if status.left_s is None else status.left_s

@@ -37,6 +37,15 @@ def test_missing_data(verb: str, flags: list[str], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("verb", VERBS)
+def test_a_misnamed_run_begins_no_other(verb: str, tmp_path: Path) -> None:
+    done = gpt2hpc(verb, "--run-dir", "runs/mine", "--nproc", "1", cwd=tmp_path)
+    refused(done, 3, "--run-dir=runs/mine holds no run yet", "begin one with --preset smoke")
+    done = gpt2hpc(verb, "--run-dir", "runs/mine", "--seed", "9", cwd=tmp_path)
+    refused(done, 4, "data.dir=data/demo")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("verb", VERBS)
 def test_wrong_key_in_yaml(verb: str, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("optimizer:\n  learn_rate: 1e-3\n")
     done = gpt2hpc(verb, "--run-dir", tmp_path / "run", "--config", tmp_path / "mine.yaml")

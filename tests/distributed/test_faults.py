@@ -187,6 +187,19 @@ def test_the_crash_budget_ends_it(shared_data: Manifest, run: RunDir) -> None:
     assert "crashed" in gpt2hpc("status", run.path).stdout
 
 
+def test_a_rank_that_is_killed_is_no_riddle(
+    shared_data: Manifest, run: RunDir, children: list[subprocess.Popen[str]]
+) -> None:
+    settings = tiny.config(shared_data.where, total_steps=100_000)
+    children.append(_start("train", run, *tiny.flags(settings)))
+    until(lambda: run.log.exists() and "2 train" in run.log.read_text(), "step 2")
+    os.kill(Ledger(run).attempts()[-1].pid, signal.SIGKILL)
+    assert children[0].wait(timeout=60) == 1
+    newest = Ledger(run).attempts()[-1]
+    assert (newest.cause, newest.exit_code) == (Cause.CRASHED, 137)
+    assert "killed by SIGKILL: out of memory?" in gpt2hpc("status", run.path).stdout
+
+
 def test_a_second_start_is_refused(shared_data: Manifest, run: RunDir, children: list[subprocess.Popen[str]]) -> None:
     settings = tiny.config(shared_data.where, total_steps=100_000)
     children.append(_start("train", run, *tiny.flags(settings)))

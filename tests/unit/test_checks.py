@@ -33,7 +33,7 @@ from gpt2hpc.checks.interpreter import Facts, Probe
 from gpt2hpc.checks.programs import ask
 from gpt2hpc.checks.rounds import Group
 from gpt2hpc.checks.scene import Scene
-from gpt2hpc.cluster import file_system
+from gpt2hpc.cluster import file_system, inventory
 from gpt2hpc.cluster.site_profile import Site
 from gpt2hpc.finding import Finding, ok
 from gpt2hpc.run_dir import RunDir
@@ -415,6 +415,17 @@ def test_settings_that_cannot_be_read_are_missing(tmp_path: Path, monkeypatch: p
     flags = ["--run-dir", str(tmp_path), "--site", str(tmp_path / "site.yaml")]
     _, found = doctor._scene(doctor.new_parser().parse_args(flags))
     assert states(found) == [("settings", "MISSING"), ("site profile", "MISSING")]
+
+
+def test_of_what_slurm_says_as_it_gives_up_the_cause_is_told() -> None:
+    said = (
+        "scontrol: error: resolve_ctls_from_dns_srv: res_nsearch error: Unknown host\n"
+        "scontrol: error: fetch_config: DNS SRV lookup failed\n"
+        "scontrol: error: _establish_config_source: failed to fetch config\n"
+        "scontrol: fatal: Could not establish a configuration source\n"
+    )
+    assert inventory.last_cause(said) == "Could not establish a configuration source"
+    assert inventory.last_cause("scontrol does not answer in 30 s") == "scontrol does not answer in 30 s"
 
 
 def test_a_program_that_does_not_end_is_ended(tmp_path: Path) -> None:

@@ -104,6 +104,55 @@ def test_unknown_command() -> None:
     assert "did you mean prepare?" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["export", "run"], "--out is missing; see `gpt2hpc export --help`"),
+        (["export", "run", "--out"], "--out takes one value; see"),
+        (["export", "run", "--out=out", "--lisence=mit"], "unknown option --lisence; did you mean --license? see"),
+        (["logs", "run", "other"], "other is one word too many; see"),
+        (["logs", "-n", "few"], "--lines=few is not valid; it takes a whole number; see"),
+        (
+            ["image", "check", "a.sif", "--runtime=x"],
+            "--runtime=x is not valid; it takes one of apptainer, singularity;",
+        ),
+        (["image", "look"], "build|check=look is not valid; it takes one of build, check; see"),
+        (
+            ["doctor", "--runtime=podman"],
+            "--runtime=podman is none of apptainer, singularity, pyxis, docker, none; podman",
+        ),
+        (
+            ["submit", "--runtime=podman", "--dry-run", "--cluster=slurm"],
+            "docker, none; podman goes by the name docker",
+        ),
+        (
+            ["submit", "pipeline", "--dry-run", "--prepare=--aray 3"],
+            "--prepare: unknown option --aray; did you mean --array?",
+        ),
+        (["submit", "pipeline", "--dry-run", "--export=--push '"], "--export: No closing quotation"),
+    ],
+)
+def test_wrong_words_are_one_line(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cli.run(main, words) == UsageError.exit_code
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith("gpt2hpc: error: ")
+    assert told.err.count("\n") == 1
+    assert said in told.err
+
+
+def test_the_help_of_an_option_shows_no_code(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["submit", "--help"])
+    shown = capsys.readouterr().out
+    assert "--runtime {apptainer,singularity,pyxis,docker,none}" in shown
+    assert "lambda" not in shown
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_help(verb: str) -> None:
     done = gpt2hpc(verb, "--help")
@@ -161,7 +210,7 @@ def test_help_ends_with_examples_that_its_own_parser_takes(
 
 
 def test_an_example_that_no_parser_takes_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SystemExit):
+    with pytest.raises(UsageError, match="--adapt"):
         taken(["verify", "data", "--adapt"], monkeypatch)
     with pytest.raises(UsageError, match="--node"):
         taken(["submit", "--node", "4"], monkeypatch)

@@ -20,6 +20,7 @@ from gpt2hpc.evaluation.examples import Example
 from gpt2hpc.model.gpt import GPT
 from gpt2hpc.training.precision import Precision
 from tests import questions
+from tests.tiny import gpt2hpc
 
 SHAPE = ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=128, dropout=0.1)
 FP32 = Precision(torch.float32, torch.device("cpu"))
@@ -160,6 +161,14 @@ def test_a_place_without_examples_is_named(tmp_path: Path) -> None:
     (tmp_path / "val.parquet").write_text(json.dumps({}))
     with pytest.raises(DataError, match="is no parquet file"):
         examples.load(str(tmp_path / "val.parquet"))
+
+
+def test_without_a_network_it_is_left_out_or_staged(tmp_path: Path) -> None:
+    done = gpt2hpc("evaluate", tmp_path, "--device", "cpu", env={"HF_HUB_OFFLINE": "1"})
+    assert done.returncode == DataError.exit_code, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert "is out of reach, for HF_HUB_OFFLINE is set; give --hellaswag none --val DATA, or where " in line
+    assert line.endswith("`gpt2hpc stage --hellaswag`")
 
 
 def test_another_vocabulary_is_refused() -> None:

@@ -156,7 +156,7 @@ def test_a_table_over_nodes(capsys: pytest.CaptureFixture[str]) -> None:
     assert rows[0]["remark"] == "as assumed"
     assert rows[1]["remark"] == "modelled"
     assert rows[2]["step"] is None
-    assert "not a multiple of 1024 × 24 GPUs; try 516096" in rows[2]["remark"]
+    assert "not a multiple of 1024 × 24 GPUs; try --train.tokens_per_step 516096" in rows[2]["remark"]
     assert 516_096 % (1024 * 24) == 0
     assert "extrapolated: micro batch 8 instead of 16" in rows[4]["remark"]
     assert "extrapolated: beyond 128 GPUs" in rows[5]["remark"]
@@ -299,6 +299,14 @@ def test_from_a_run_that_was_trained(capsys: pytest.CaptureFixture[str], shared_
     assert seen.stall_s is not None
     assert seen.save_s is not None
     assert 0 < seen.stall_s.value < seen.save_s.value
+
+
+def test_nodes_that_the_step_cannot_be_dealt_to_name_the_setting_and_whence_their_gpus_are(tmp_path: Path) -> None:
+    run = written(tmp_path, [attempt(1)])
+    with pytest.raises(
+        UsageError, match=r"; try --train\.tokens_per_step \d+, or other --gpus-per-node than 4 \(.*as in seen\)"
+    ):
+        plan.main(["--from", str(run.path), "--gpu", "a100", "--nodes", "999"])
 
 
 def test_preemptions_are_no_failures(tmp_path: Path) -> None:

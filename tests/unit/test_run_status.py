@@ -105,6 +105,29 @@ def test_who_cancelled_it(run: RunDir) -> None:
     assert "CANCELLED: cancelled by root" in told.detail
 
 
+@pytest.mark.parametrize(
+    ("exit_code", "told"),
+    [
+        (137, "crashed, killed by SIGKILL: out of memory?; it"),
+        (139, "crashed, killed by SIGSEGV; it"),
+        (1, "crashed; it"),
+    ],
+)
+def test_a_rank_that_was_killed(run: RunDir, exit_code: int, told: str) -> None:
+    attempt(run, 2, restart=1, first_step=6, cause="crashed", exit_code=exit_code)
+    assert told in run_status.read_status(run).detail
+
+
+def test_a_run_at_its_end_needs_no_time(run: RunDir) -> None:
+    since = "2026-01-01T00:00:00"
+    before = run_status.read_status(run, answers(queued(start=since)))
+    assert (before.state, before.left_s) == ("running", 3600)
+    assert before.eta_s is not None
+    attempt(run, 2, restart=1, first_step=6, cause="stopped", last_step=8)
+    told = run_status.read_status(run, answers(queued(start=since)))
+    assert (told.state, told.left_s, told.eta_s, told.jobs_needed) == ("ending", None, None, None)
+
+
 def test_a_requeue_that_somebody_cancelled(run: RunDir) -> None:
     attempt(run, 2, restart=1, first_step=6, cause="preempted", last_step=8)
     Ledger(run).remember(Decision("12", 1, "requeue", "preempted at step 8"))

@@ -305,6 +305,39 @@ def test_a_secret_in_a_profile_is_refused(name: str, tmp_path: Path) -> None:
     site_profile.read("environment: {TOKENIZERS_PARALLELISM: false, HF_TOKEN_PATH: /home/me/token}", path)
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "setup: [export HF_TOKEN=hunter2]",
+            "setup has the value of HF_TOKEN, which would stand in every batch script",
+        ),
+        ("setup: [module load x, 'export A=1 WANDB_API_KEY=\"0123\"']", "setup has the value of WANDB_API_KEY"),
+        (f"sbatch: {{comment: hf_{'a' * 34}}}", "sbatch has what looks like a token of the Hub"),
+        (f"setup: [hf auth login --with hf_{'a' * 34}]", "setup has what looks like a token of the Hub"),
+    ],
+)
+def test_a_secret_that_is_written_out_is_refused(text: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=said) as refusal:
+        site_profile.read(text, tmp_path / "site.yaml")
+    assert not re.search("hunter2|0123|aaa", refusal.value.line)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["export HF_TOKEN=$(cat ~/token)", 'export HF_TOKEN="$MINE"', "export HF_TOKEN", "HF_TOKEN= true", "A=hf_hub.sh"],
+)
+def test_what_names_a_secret_but_reveals_nothing_stays(line: str, tmp_path: Path) -> None:
+    assert site_profile.read(f"setup: ['{line}']", tmp_path / "site.yaml").setup == (line,)
+
+
+def test_a_profile_that_is_no_yaml_is_told_by_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "site.yaml"
+    with pytest.raises(ConfigError) as refusal:
+        site_profile.read("partition: gpu\naccount: a: b\n", path)
+    assert refusal.value.line.startswith(f"site profile {path}, line 2: mapping values are not allowed here; mend")
+
+
 # What a site deletes --------------------------------------------------------------------------------------------------
 
 
@@ -336,9 +369,9 @@ def test_a_dry_run_warns_too_and_stays_a_script(words: list[str], tmp_path: Path
     (tmp_path / "site.yaml").write_text("purged: {$SCRATCH: 14, $NOT_SET_HERE: 3}\n")
     done = dry_run(*words, "--site", "site.yaml", cwd=tmp_path, env={"SCRATCH": str(tmp_path / "scratch")})
     assert done.returncode == 0
-    assert re.fullmatch(
-        r"gpt2hpc: warning: --\S+=\S*link/\w+ \(that is \S+\) lies on .* after 14 days: .*\n", done.stderr
-    )
+    purged, refused = done.stderr.splitlines()
+    assert re.fullmatch(r"gpt2hpc: warning: --\S+=\S*link/\w+ \(that is \S+\) lies on .* after 14 days: .*", purged)
+    assert refused.startswith("gpt2hpc: warning: a start would be refused: ")
     assert shellcheck(done.stdout, tmp_path) == ""
 
 

@@ -140,6 +140,7 @@ def test_a_dry_run_here_starts_nothing(cluster: str, tmp_path: Path) -> None:
     done = dry_run("--cluster", cluster, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "# a start would be refused: data.dir=data/demo holds no manifest.json" in done.stdout
+    assert "warning: a start would be refused: data.dir=data/demo holds no manifest.json" in done.stderr
     assert not (tmp_path / "runs").exists()
 
 
@@ -306,7 +307,7 @@ def test_times_as_slurm_prints_them(text: str, expected: int | None) -> None:
         ("purged: {scratch: 30}", "'scratch' is not absolute"),
         ("min_allreduce_gb_s: fast", "it takes a number of GB/s, such as 20"),
         ("- partition", "holds no settings"),
-        ("a: [", "cannot be read"),
+        ("a: [", ", line 1: expected the node content"),
     ],
 )
 def test_a_wrong_site_profile(text: str, told: str, tmp_path: Path) -> None:
@@ -417,6 +418,21 @@ def test_a_pipeline_that_cannot_be(words: list[str], said: str, tmp_path: Path) 
     )
     assert done.returncode == 2
     assert said in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--source", "texts/"], "--source=texts/ does not exist"),
+        ([], "--out=data holds no plan yet; give a --source"),
+    ],
+    ids=["no such text", "no text"],
+)
+def test_a_dry_run_of_a_pipeline_that_would_be_refused_says_so(words: list[str], said: str, tmp_path: Path) -> None:
+    done = dry_run("pipeline", "--data.dir", "data", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"warning: a start would be refused: {said}" in done.stderr
+    assert not (tmp_path / "data").exists()
 
 
 def test_what_is_kept_to_submit_again_drops_what_was_that_jobs_alone() -> None:
