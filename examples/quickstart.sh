@@ -27,6 +27,9 @@ fail() {
 echo "== 1. Tokenize real text: the documentation that this Python carries"
 show gpt2hpc prepare --source demo --out "$data"
 
+steps=$(gpt2hpc submit --cluster local --dry-run --preset smoke --data.dir "$data" --run-dir "$run" | sed -n 's/.*train\.total_steps = \([0-9]*\).*/\1/p')
+half=$((steps / 2))
+
 echo
 echo "== 2. Train a small GPT-2 with two processes, as a job that is restarted until it is finished"
 printf '\n$ gpt2hpc submit --cluster local --nproc 2 --preset smoke --data.dir %s --run-dir %s\n' "$data" "$run"
@@ -39,8 +42,6 @@ tail -n +1 -f "$log" &
 follower=$!
 trap 'kill "$job" "$follower" 2>/dev/null || true' EXIT INT TERM
 
-steps=$(gpt2hpc submit --cluster local --dry-run --preset smoke --data.dir "$data" --run-dir "$run" 2>/dev/null | sed -n 's/.*train\.total_steps = \([0-9]*\).*/\1/p')
-half=$((steps / 2))
 until grep -q "^$half train" "$run/log.txt" 2>/dev/null; do
     kill -0 "$job" 2>/dev/null || fail "training ended before step $half"
     sleep 0.5
