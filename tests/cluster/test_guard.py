@@ -193,13 +193,17 @@ def drive_guard_on_a_bad_node(kit: Kit) -> list[Ended]:
         env = {"GUARD": "1", "KIT_OTHER_DISK": bad}
         job = kit.sbatch("guard-bad-node", "--hold", "-x", away, env=env)
         waiting = waiting_for(kit, job)
+        states = ("sinfo", "-h", "-N", "-p", "main", "-n", ",".join(usable), "-o", "%t")
+        kit.until(job, lambda: kit.cluster.run(*states).split() == ["idle"] * 3, "the first two of them")
         kit.cluster.run("scontrol", "release", job.number)
         guard = guard_of(kit, job)
         kit.until(job, lambda: kit.cluster.ranks(job.number), "ranks")
         shell = kit.cluster.batch_shell(job.number)
         os.kill(shell, signal.SIGSTOP)
-        kit.until(job, lambda: job.attempts and job.attempts[0]["suspects"], "a suspect")
-        os.kill(shell, signal.SIGKILL)
+        try:
+            kit.until(job, lambda: job.attempts and job.attempts[0]["suspects"], "a suspect")
+        finally:  # else it has its nodes for good
+            os.kill(shell, signal.SIGKILL)
         return [Ended(each, kit.until_ended(each)) for each in (job, guard, waiting)]
 
 
