@@ -112,4 +112,4 @@ def test_preempted_in_docker(ended: dict[str, Ended], how: str) -> None:
 
 def test_no_container_is_left(ended: dict[str, Ended], docker: Path) -> None:
     """Nor one that was left by an earlier start."""
-    assert machine.run([docker / "docker", "ps", "--all", "--quiet", "--filter", "label=gpt2hpc.job"]) == ""
+    assert machine.run([docker / "docker", "ps", "--quiet", "--filter", "label=gpt2hpc.job"]) == ""

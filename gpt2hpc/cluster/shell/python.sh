@@ -43,7 +43,8 @@ docker) # its daemon starts what runs inside, so a rank that is killed outright 
         [ "${SLURM_GPUS_ON_NODE:-0}" = 0 ] || given+=(--gpus "$([ "$gpus" = all ] && echo all || echo "\"device=$gpus\"")")
         start=$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}
         live() { docker ps --quiet --filter "label=$1" | sort; }
-        comm -23 <(live "gpt2hpc.job=$SLURM_JOB_ID") <(live "gpt2hpc.start=$start") | xargs --no-run-if-empty docker kill >/dev/null
+        all=$(live "gpt2hpc.job=$SLURM_JOB_ID") own=$(live "gpt2hpc.start=$start") # in this order: a rank beside this one may just begin
+        comm -23 <(echo "$all") <(echo "$own") | xargs --no-run-if-empty docker kill >/dev/null
         exec docker run "${given[@]}" --label "gpt2hpc.job=$SLURM_JOB_ID" --label "gpt2hpc.start=$start" "$@"'
     run=(bash -c "$in_docker" docker --rm --interactive --read-only --network=host --ipc=host
         --user "$(id -u):$(id -g)" --env HOME=/tmp --workdir "$PWD" --entrypoint python3)
