@@ -188,13 +188,16 @@ def test_a_node_where_a_rank_dies_twice_is_left_out(driven: list[Ended]) -> None
 def drive_guard_on_a_bad_node(kit: Kit) -> list[Ended]:
     """Three nodes for two, of which the second is unfit; nobody is left to say so but the ledger."""
     with kit.nodes() as nodes, kit.nodes() as more:
-        usable = sorted([*nodes.split(","), more.split(",")[0]])
-        away, bad = ",".join(sorted({f"n{number}" for number in range(1, 9)} - {*usable})), usable[1]
+        usable, bad = (
+            [*nodes.split(","), more.split(",")[0]],
+            nodes.split(",")[1],
+        )  # Slurm prefers nodes that are neighbours
+        away = ",".join(sorted({f"n{number}" for number in range(1, 9)} - {*usable}))
         env = {"GUARD": "1", "KIT_OTHER_DISK": bad}
         job = kit.sbatch("guard-bad-node", "--hold", "-x", away, env=env)
         waiting = waiting_for(kit, job)
         states = ("sinfo", "-h", "-N", "-p", "main", "-n", ",".join(usable), "-o", "%t")
-        kit.until(job, lambda: kit.cluster.run(*states).split() == ["idle"] * 3, "the first two of them")
+        kit.until(job, lambda: kit.cluster.run(*states).split() == ["idle"] * 3, "free nodes")
         kit.cluster.run("scontrol", "release", job.number)
         guard = guard_of(kit, job)
         kit.until(job, lambda: kit.cluster.ranks(job.number), "ranks")
