@@ -188,10 +188,8 @@ def test_a_node_where_a_rank_dies_twice_is_left_out(driven: list[Ended]) -> None
 def drive_guard_on_a_bad_node(kit: Kit) -> list[Ended]:
     """Three nodes for two, of which the second is unfit; nobody is left to say so but the ledger."""
     with kit.nodes() as nodes, kit.nodes() as more:
-        usable, bad = (
-            [*nodes.split(","), more.split(",")[0]],
-            nodes.split(",")[1],
-        )  # Slurm prefers nodes that are neighbours
+        usable = [*nodes.split(","), more.split(",")[0]]
+        bad = nodes.split(",")[1]  # Slurm prefers nodes that are neighbours
         away = ",".join(sorted({f"n{number}" for number in range(1, 9)} - {*usable}))
         env = {"GUARD": "1", "KIT_OTHER_DISK": bad}
         job = kit.sbatch("guard-bad-node", "--hold", "-x", away, env=env)
