@@ -1,4 +1,4 @@
-"""All trials, one after another, each in a process of its own: one that crashes or hangs takes no other with it."""
+"""All trials, each in a process of its own: one that crashes or hangs takes no other with it. The longest goes on beside the others."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,11 +35,13 @@ class Trial:
         name: As it is printed.
         module: Of this package; its `run` returns what is to be said, or raises.
         mend: What to do where it fails and does not say so itself.
+        beside: Whether it goes on beside the others: it takes long, and one core.
     """
 
     name: str
     module: str
     mend: str
+    beside: bool = False
 
 
 TRIALS = (
@@ -54,25 +56,29 @@ TRIALS = (
         "step",
         "install torch again, in a build that fits this machine: gpt2hpc doctor tells which",
     ),
+    Trial("all-reduce", "allreduce", "see docs/slurm.md, Network; gpt2hpc doctor looks at interfaces and libraries"),
+    Trial(
+        "save and resume", "resume", "do not train with this installation; run it again on another node, then report it"
+    ),
     Trial(
         "compiled step",
         "compiled",
         "torch.compile wants g++ (and gcc with Python's headers for a GPU), and a TMPDIR whose files may be executed; or train with "
         "--train.compile false",
-    ),
-    Trial("all-reduce", "allreduce", "see docs/slurm.md, Network; gpt2hpc doctor looks at interfaces and libraries"),
-    Trial(
-        "save and resume", "resume", "do not train with this installation; run it again on another node, then report it"
+        beside=True,
     ),
 )
 
 
 def made(bench: Bench, env: Mapping[str, str], trials: Iterable[Trial] = TRIALS) -> Iterator[Timed]:
     """What each came to, as soon as it is known."""
-    for trial in trials:
-        folder = bench.folder / trial.module
-        folder.mkdir()
-        yield _tried(trial, Bench(bench.device, folder, bench.gpus), surroundings(env, folder, bench))
+    trials = tuple(trials)
+    with contextlib.ExitStack() as others:
+        begun = {trial: others.enter_context(_begun(trial, bench, env)) for trial in trials if trial.beside}
+        for trial in trials:
+            with contextlib.nullcontext(begun[trial]) if trial.beside else _begun(trial, bench, env) as outcome:
+                result = outcome()
+            yield result
 
 
 def surroundings(env: Mapping[str, str], folder: Path, bench: Bench) -> dict[str, str]:
@@ -83,29 +89,36 @@ def surroundings(env: Mapping[str, str], folder: Path, bench: Bench) -> dict[str
     return {**kept, **hidden, **caches, "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 
 
-def _tried(trial: Trial, bench: Bench, env: Mapping[str, str]) -> Timed:
-    began = time.monotonic()
-    command = [sys.executable, "-m", "gpt2hpc.trials", trial.module, bench.device, str(bench.folder), str(bench.gpus)]
+@contextlib.contextmanager
+def _begun(trial: Trial, bench: Bench, env: Mapping[str, str]) -> Iterator[Callable[[], Timed]]:
+    """A trial's process, of which nothing stays behind; what is given waits for what it comes to."""
+    folder, began = bench.folder / trial.module, time.monotonic()
+    folder.mkdir()
     process = subprocess.Popen(
-        command,
+        [sys.executable, "-m", "gpt2hpc.trials", trial.module, bench.device, str(folder), str(bench.gpus)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        env=env,
+        env=surroundings(env, folder, bench),
         start_new_session=True,  # Ctrl-C ends the trial by way of this process, once
     )
+
+    def outcome() -> Timed:
+        try:
+            said, _ = process.communicate(timeout=PATIENCE_S)
+            state, text = _verdict(said, process.returncode)
+        except subprocess.TimeoutExpired:
+            state, text = "FAIL", f"it did not end in {PATIENCE_S:g} s"
+        if state == "FAIL":
+            text = f"{text}; {trial.mend}"
+        return Timed(trial.name, state, text, round(time.monotonic() - began, 2))
+
     try:
-        said, _ = process.communicate(timeout=PATIENCE_S)
-        state, text = _verdict(said, process.returncode)
-    except subprocess.TimeoutExpired:
-        state, text = "FAIL", f"it did not end in {PATIENCE_S:g} s"
+        yield outcome
     finally:
         _end(process)
-    if state == "FAIL":
-        text = f"{text}; {trial.mend}"
-    return Timed(trial.name, state, text, round(time.monotonic() - began, 2))
 
 
 def _verdict(said: str, code: int) -> tuple[State, str]:

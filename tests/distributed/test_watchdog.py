@@ -28,6 +28,7 @@ from gpt2hpc.evaluation import hellaswag
 from gpt2hpc.jobs import Train
 from gpt2hpc.run_dir import RunDir
 from gpt2hpc.training import resume
+from gpt2hpc.training.learner import Learner
 from gpt2hpc.training.trainer import Trainer
 from gpt2hpc.training.watchdog import Watchdog, collective_timeout
 from tests import questions, tiny
@@ -209,7 +210,7 @@ def observed(shared_data: Manifest, tmp_path_factory: pytest.TempPathFactory) ->
             (Watchdog, "beat", "beat"),
             (verify, "check", "shards"),
             (resume, "find", "checkpoint"),
-            (Trainer, "warm_up", "warm-up"),
+            (Learner, "warm_up", "warm-up"),
             (Trainer, "_open_logs", "logs"),
             (hellaswag, "choices", "questions"),
         ):
