@@ -46,7 +46,9 @@ class Shape:
 def shapes() -> dict[str, Shape]:
     presets = {name: config_io.load(path).model for name, path in config_io.presets().items()}
     small = ModelConfig(n_layer=6, n_head=6, n_embd=384, block_size=256)
+    tiny = ModelConfig(n_layer=2, n_head=2, n_embd=64, block_size=32)
     return {
+        "tiny": Shape(tiny, (4, 2), (4, 2)),
         "6x384": Shape(small, (4, 1), (64, 1)),
         "gpt2-124m": Shape(presets["gpt2-124m"], (1, 1), (32, 1)),
         "gpt2-350m": Shape(presets["gpt2-350m"], (1, 1), (16, 1)),
