@@ -23,7 +23,7 @@ from gpt2hpc.data.shards import Tokens
 from gpt2hpc.data.store import open_store
 from gpt2hpc.evaluation import examples
 from gpt2hpc.run_dir import RunDir
-from gpt2hpc.training import checkpoint, initial, metrics, resume, state, writers
+from gpt2hpc.training import checkpoint, heap, initial, metrics, resume, state, writers
 from gpt2hpc.training.batches import to_device, trace
 from gpt2hpc.training.checkpoint import Checkpoint
 from gpt2hpc.training.evaluations import Evaluations
@@ -313,6 +313,8 @@ class Trainer:
             return False
         if self.saves.step == self.step:
             return True
+        if self.ranks.device.type == "cpu":
+            heap.give_back()
         rank_state = state.rank_state(self.ranks.device)
         self.saves.begin(self.step, self.learner.tensors(), rank_state, self._facts(), self.log)
         self.progress.restart_clock(self.step)
