@@ -100,6 +100,9 @@ class TrainConfig:
         total_steps: Length in steps; overrides total_tokens.
         tokens_per_step: Tokens of one optimizer step, over all ranks.
         micro_batch_size: Sequences that one rank computes at once.
+        activation_checkpointing: Compute each block again in the backward pass instead of keeping what it has computed: the same
+            numbers, for much less memory and about a third more computing.
+        shard_optimizer: Each rank keeps the optimizer's state of its share of the parameters only (ZeRO, stage 1): the same numbers.
         seed: Of the initial weights, the data order and dropout.
         init: Weights to begin with instead of random ones: gpt2, gpt2-medium, gpt2-large, gpt2-xl, or the path of a transformers
             directory, of a run, of a checkpoint or of a .pt file.
@@ -127,6 +130,8 @@ class TrainConfig:
     total_steps: int | None = None
     tokens_per_step: int = 524_288
     micro_batch_size: int = 16
+    activation_checkpointing: bool = False
+    shard_optimizer: bool = False
     seed: int = 1337
     init: str | None = None
     device: DeviceName = "auto"
