@@ -112,7 +112,7 @@ def share_of(config: Config, gpus: int) -> Share | None:
     samples, rest = divmod(train.tokens_per_step, block_size * gpus)
     if rest or not samples:
         return None
-    micro = max(size for size in range(1, train.micro_batch_size + 1) if samples % size == 0)
+    micro = max(size for size in range(1, train.rows + 1) if samples % size == 0)
     return Share(micro, samples // micro, block_size)
 
 
@@ -217,8 +217,8 @@ def _restarts(chosen: Assumptions, seen: Observed | None) -> tuple[float, float]
 def _share(config: Config, gpus: int) -> Share:
     """Like `share_of`, and for a step that does not divide as near as may be: the base's rate is known anyhow."""
     train, block_size = config.train, config.model.block_size
-    fallback = max(1.0, train.tokens_per_step / (train.micro_batch_size * block_size * gpus))
-    return share_of(config, gpus) or Share(train.micro_batch_size, fallback, block_size)
+    fallback = max(1.0, train.tokens_per_step / (train.rows * block_size * gpus))
+    return share_of(config, gpus) or Share(train.rows, fallback, block_size)
 
 
 def _nodes(text: str | None, chosen: Assumptions) -> tuple[int, ...]:

@@ -97,10 +97,27 @@ class Learner:
         this a resumed process would take its first step with the first buckets, and differ in the last bits from 3
         ranks on. It also pays for compilation before the clock runs.
         """
-        shape = self._config.train.micro_batch_size, self._config.model.block_size
-        tokens = torch.zeros(shape, dtype=torch.int64, device=self._ranks.device)
+        tokens = self._zeros(self._config.train.rows)
         self._backward(tokens, tokens)
         self._optimizer.zero_grad(set_to_none=True)
+
+    def rehearse(self, rows: int) -> None:
+        """Take all the memory of a step of two micro batches of `rows` sequences, without a word to the peers; the weights are no
+        longer of use after it."""
+        self._optimizer.zero_grad(set_to_none=True)  # of one that failed
+        tokens = self._zeros(rows)
+        for _ in range(2):
+            self._backward(tokens, tokens)
+        self._clip()
+        if self._share is not None:
+            self._share.drop_others()
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def _zeros(self, rows: int) -> Tensor:
+        shape = rows, self._config.model.block_size
+        return torch.zeros(shape, dtype=torch.int64, device=self._ranks.device)
 
     def learn(self, batches: Iterable[tuple[Tensor, Tensor]], step: int) -> tuple[Tensor, Tensor]:
         """The step after `step` steps: accumulate gradients over `grad_accum_steps` batches of inputs and targets, reduce them once,
@@ -112,13 +129,17 @@ class Learner:
             with self._no_sync_before(micro_step):
                 total += self._backward(tokens, targets, share=self.grad_accum_steps)
             self._beat()
-        self._scaler.unscale_(self._optimizer)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self._config.optimizer.grad_clip)
+        norm = self._clip()
         self._update()
         self._broken |= ~torch.isfinite(total)
         if not self._scaler.is_enabled():  # the scaler skips a step whose gradients overflow; that is no divergence
             self._broken |= ~torch.isfinite(norm)
         return total, norm
+
+    def _clip(self) -> Tensor:
+        """Bring the gradients down to the norm that they may have; returns the one that they had."""
+        self._scaler.unscale_(self._optimizer)
+        return nn.utils.clip_grad_norm_(self.model.parameters(), self._config.optimizer.grad_clip)
 
     def _update(self) -> None:
         """Step with the gradients, or with this rank's share of them, and drop them."""

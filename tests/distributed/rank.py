@@ -4,7 +4,7 @@ rank.py RUN_DIR [--signal STEP RANK] [--kill STEP RANK] [--pause STEP RANK] [--h
         [--without warm-up|rng|scaler] [--loss-scale S] [--pause-start] [--full RANK] [--slow-validation SECONDS]
         [--slow-batches SECONDS] [--slow-tensors SECONDS] [--nodes N] [--other-disk NODE] [--version RANK VERSION]
         [--slow-link NODE] [--own-disks] [--late-dir SECONDS] [--blind RANK] [--job RANK NAME]
-        [--state-bytes]
+        [--state-bytes] [--starve STEP RANK]
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from gpt2hpc.training.trainer import Trainer
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("run_dir")
-    for fault in ("--signal", "--kill", "--pause", "--hang"):
+    for fault in ("--signal", "--kill", "--pause", "--hang", "--starve"):
         parser.add_argument(fault, nargs=2, type=int, default=(-1, -1), metavar=("STEP", "RANK"))
     parser.add_argument("--once", action="store_true", help="only in the first start of a job")
     for slow in ("--slow-validation", "--slow-batches", "--slow-tensors"):
@@ -105,6 +105,9 @@ def _add_faults(arguments: argparse.Namespace) -> None:
                 os.kill(os.getpid(), number)
         if here == tuple(arguments.hang):
             hang_here()
+        if here == tuple(arguments.starve):
+            self.saves.settle(self.log)
+            torch.empty(2**50)  # more than a machine has
         if here[0] == arguments.nan:
             with torch.no_grad():
                 self.learner.model.ln_f.weight.fill_(torch.nan)
