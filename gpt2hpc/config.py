@@ -50,6 +50,11 @@ class ModelConfig:
         return 6 * self.parameters + 12 * self.n_layer * self.n_embd * self.block_size
 
     @property
+    def recomputed_flops_per_token(self) -> int:
+        """What train.activation_checkpointing adds: the forward pass of the blocks once more, a third of their FLOPs."""
+        return 2 * 12 * self.n_layer * self.n_embd**2 + 4 * self.n_layer * self.n_embd * self.block_size
+
+    @property
     def state_bytes(self) -> int:
         """Of a checkpoint, about: weights and AdamW's two moments, in fp32."""
         return 12 * self.parameters

@@ -153,7 +153,7 @@ class MicroBatch:
                 f"train.micro_batch_size=auto: not even one sequence of model.block_size={config.model.block_size} fits into the "
                 f"memory of rank {told.index(None)}; try {_MENDS}"
             )
-        size = min(each for each in told if each is not None)
+        size: int = min(each for each in told if each is not None)
         say(f"micro batches of {size}: the largest that divides the {most} sequences of a rank and fits on all of them")
         return size
 
