@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import gc
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -20,60 +19,16 @@ from gpt2hpc import cli, durable
 from gpt2hpc.cluster import host_memory
 from gpt2hpc.config import Config
 from gpt2hpc.config_rules import grad_accum_steps
-from gpt2hpc.errors import ConfigError
+from gpt2hpc.errors import ConfigError, Gpt2hpcError, PeerGoneError
 from gpt2hpc.run_dir import RunDir
+from gpt2hpc.training import meters
 from gpt2hpc.training.footprint import Way, bytes_of_a_sequence
 from gpt2hpc.training.learner import Learner
+from gpt2hpc.training.meters import CudaMeter, HostMeter, Meter, is_out_of_memory
 from gpt2hpc.training.process_group import Ranks
 
-SHARE_OF_GPU = 0.92
-"""That a trial may reserve of what is free: DDP, NCCL and torch.compile take some too, and memory comes to lie in pieces."""
-SHARE_OF_HOST = 0.8
-"""Of what is available, which other processes take from as well."""
 SIZES_MEASURED = 3
-_OUT_OF_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
 _MENDS = "--train.activation_checkpointing true, --train.shard_optimizer true on several ranks, or a smaller model.block_size"
-
-
-class Meter(Protocol):
-    """Measures what work needs of a device, and knows what there is."""
-
-    limit_bytes: int
-    proves: bool
-    """Whether too much is an error that can be caught."""
-
-    def peak_bytes(self, work: Callable[[], object]) -> int | None:
-        """The most that was taken in `work`, with all that was there before; None where there was not enough."""
-
-
-class CudaMeter:
-    proves = True
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        free, _ = torch.cuda.mem_get_info(device)
-        self.limit_bytes = int(SHARE_OF_GPU * (free + torch.cuda.memory_reserved(device)))
-
-    def peak_bytes(self, work: Callable[[], object]) -> int | None:
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(self._device)
-        if not _fits(work):
-            return None
-        torch.cuda.synchronize(self._device)
-        return torch.cuda.max_memory_reserved(self._device)
-
-
-class HostMeter:
-    """Of `sharers` ranks on a node, each of which needs `kept_bytes` later besides: the copy of its share of a checkpoint."""
-
-    proves = False
-
-    def __init__(self, available_bytes: int, *, sharers: int, kept_bytes: int) -> None:
-        own = int(SHARE_OF_HOST * available_bytes / sharers) - kept_bytes
-        self.limit_bytes = host_memory.resident_bytes() + own
-
-    def peak_bytes(self, work: Callable[[], object]) -> int | None:
-        return host_memory.most_resident_bytes() if _fits(work) else None
 
 
 class MicroBatch:
@@ -108,9 +63,14 @@ class MicroBatch:
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """An error for lack of memory inside makes the next attempt take a smaller one."""
+        """An error for lack of memory inside makes the next attempt take a smaller one; one of the user's says nothing of memory."""
         try:
             yield
+        except PeerGoneError:
+            raise
+        except Gpt2hpcError:
+            self._note("found")
+            raise
         except Exception as error:
             if self._found is not None and is_out_of_memory(error):
                 size = self._found["micro_batch_size"]
@@ -121,8 +81,13 @@ class MicroBatch:
     def _note(self, state: str) -> None:
         if self._found is not None and self._found["state"] != "proven":
             self._found["state"] = state
-            if self._ranks.is_first:
+            if self._ranks.is_first and not self._is_refuted():
                 durable.publish_json(self._run.micro_batch, self._found)
+
+    def _is_refuted(self) -> bool:
+        """Whether a peer has run out of memory meanwhile."""
+        there = durable.read_json(self._run.micro_batch)
+        return isinstance(there, dict) and there == {**(self._found or {}), "state": "too large"}
 
     def _settled(self, config: Config, say: Callable[[str], None], beat: Callable[[], object]) -> dict[str, Any]:
         """What is noted of the same situation, or else found anew."""
@@ -188,13 +153,6 @@ def largest(sizes: Sequence[int], meter: Meter, step: Callable[[int], object], *
     return max(measured)
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device or this machine had no memory left for a tensor."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
-
-
 def _largest_here(config: Config, ranks: Ranks, sizes: Sequence[int], beat: Callable[[], object]) -> int | None:
     """On this rank alone, in eager mode, which needs more than what is compiled."""
     meter = _meter(config, ranks)
@@ -215,12 +173,12 @@ def _largest_here(config: Config, ranks: Ranks, sizes: Sequence[int], beat: Call
         return largest(sizes, meter, step, least_slope=slope)
     finally:
         trial = None
-        _free(ranks.device)
+        meters.free(ranks.device)
 
 
 def _meter(config: Config, ranks: Ranks) -> Meter:
     if ranks.device.type == "cuda":
-        _free(ranks.device)
+        meters.free(ranks.device)
         return CudaMeter(ranks.device)
     ranks.barrier()  # so that none has begun to take memory when another looks
     available = host_memory.available_bytes() if ranks.device.type == "cpu" else None
@@ -231,24 +189,6 @@ def _meter(config: Config, ranks: Ranks) -> Meter:
         )
     copy = config.model.state_bytes // ranks.world_size
     return HostMeter(available, sharers=ranks.env.local_world_size, kept_bytes=copy)
-
-
-def _fits(work: Callable[[], object]) -> bool:
-    try:
-        work()
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-    else:
-        return True
-    gc.collect()  # what the error's frames held
-    return False
-
-
-def _free(device: torch.device) -> None:
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def _situation(config: Config, ranks: Ranks) -> dict[str, Any]:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
 import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -115,3 +120,83 @@ def test_activation_checkpointing_compiled(shared_data: Manifest, tmp_path: Path
     assert tiny.run_ranks(cut, settings, nproc=RANKS, options=["--signal", "4", "1"]) == 0
     assert tiny.run_ranks(cut, settings, nproc=RANKS, restart=1) == 0
     assert tiny.content(tiny.newest(cut)) == tiny.content(tiny.newest(run))
+
+
+# train.micro_batch_size: auto -------------------------------------------------------------------------------------
+
+
+def noted(run: RunDir) -> tuple[int, str]:
+    facts = json.loads(run.micro_batch.read_text())
+    return facts["micro_batch_size"], facts["state"]
+
+
+def test_auto_goes_on_with_what_it_found(shared_data: Manifest, tmp_path: Path) -> None:
+    """All four sequences of a rank fit at once: the bytes of a run that was told so, also stopped and resumed."""
+    told, run = RunDir(tmp_path / "told"), RunDir(tmp_path / "run")
+    assert tiny.run_ranks(told, settings_with(shared_data, micro_batch_size=4), nproc=RANKS) == 0
+    auto = settings_with(shared_data, micro_batch_size="auto")
+    assert tiny.run_ranks(run, auto, nproc=RANKS, options=["--signal", "4", "1"]) == 0
+    assert noted(run) == (4, "proven")
+    assert tiny.newest(run).manifest()["config"]["train"]["micro_batch_size"] == 4
+    searched = run.micro_batch.stat().st_mtime_ns
+    assert tiny.run_ranks(run, auto, nproc=RANKS, restart=1) == 0
+    assert run.micro_batch.stat().st_mtime_ns == searched, "it has looked again"
+    assert tiny.content(tiny.newest(run)) == tiny.content(tiny.newest(told))
+    assert tiny.losses(run) == tiny.losses(told)
+
+
+def test_auto_after_a_lack_of_memory(shared_data: Manifest, tmp_path: Path) -> None:
+    """Rank 1 asks for more than the machine has in step 5; the next attempt takes less, and other ranks find anew."""
+    run = RunDir(tmp_path / "run")
+    auto = settings_with(shared_data, micro_batch_size="auto")
+    assert tiny.run_ranks(run, auto, nproc=RANKS, options=["--starve", "5", "1"]) not in (0, 3)
+    assert noted(run) == (4, "too large")
+    assert "out of memory with micro batches of 4" in run.rank_log("tiny", 0, 1).read_text()
+    assert tiny.run_ranks(run, auto, nproc=RANKS, restart=1, options=["--signal", "8", "0"]) == 0
+    assert noted(run) == (2, "proven")
+    assert tiny.run_ranks(run, auto, nproc=2, restart=2) == 0
+    assert noted(run) == (6, "proven")
+    facts = json.loads(run.micro_batch.read_text()) | {"state": "tried"}
+    assert facts["of"]["world_size"] == 2
+    longer = dataclasses.replace(auto, train=dataclasses.replace(auto.train, total_steps=14))
+    run.micro_batch.write_text(json.dumps(facts))  # as of an attempt that was killed in its first step
+    assert tiny.run_ranks(run, longer, nproc=2, restart=3) == 0
+    assert noted(run) == (3, "proven")
+
+
+@pytest.fixture
+def small_group() -> Iterator[Path]:
+    """A memory cgroup of 1.2 GB, of v1 or v2, to which processes may be added."""
+    version_1 = Path("/sys/fs/cgroup/memory")
+    group = (version_1 if version_1.is_dir() else Path("/sys/fs/cgroup")) / f"gpt2hpc-test-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"no cgroup can be made here: {error}")
+    limits = [group / name for name in ("memory.limit_in_bytes", "memory.max") if (group / name).exists()]
+    if not limits:
+        group.rmdir()
+        pytest.skip("cgroups here have no limit of memory")
+    try:
+        limits[0].write_text("1200M")
+        yield group
+    finally:
+        group.rmdir()
+
+
+def test_auto_keeps_within_a_cgroup(small_group: Path, tmp_path: Path) -> None:
+    """64 sequences of a step need five times what the group has: the kernel kills who takes them at once, and not who asks auto."""
+    data = tiny.make_data(tmp_path / "data", shard_tokens=(30_000,))
+    words = ["--model.n_layer=1", "--model.n_head=2", "--model.n_embd=32", "--model.block_size=128", "--device=cpu"]
+    words += ["--train.tokens_per_step=8192", "--steps=2", "--optimizer.warmup_tokens=0", "--train.eval_tokens=512"]
+    codes = {}
+    for size in ("64", "auto"):
+        command = [sys.executable, "-m", "gpt2hpc", "train", f"--run-dir={tmp_path / size}", f"--data.dir={data.where}"]
+        command += [*words, f"--train.micro_batch_size={size}"]
+        inside = ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(small_group), *command]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        codes[size] = subprocess.run(inside, env=environment, timeout=900, check=False).returncode
+    assert codes["64"] != 0, "it fits, so the test shows nothing"
+    assert codes["auto"] == 0
+    size, state = noted(RunDir(tmp_path / "auto"))
+    assert (2 <= size <= 16, state) == (True, "proven"), size

@@ -14,7 +14,8 @@ from gpt2hpc.cluster import host_memory
 from gpt2hpc.config import Config, TrainConfig
 from gpt2hpc.config_rules import check, grad_accum_steps
 from gpt2hpc.errors import ConfigError
-from gpt2hpc.training.micro_batch import is_out_of_memory, largest
+from gpt2hpc.training.meters import is_out_of_memory
+from gpt2hpc.training.micro_batch import largest
 
 SIZES = [1, 2, 4, 8, 16, 32, 64]
 
