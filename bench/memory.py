@@ -11,24 +11,21 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
+import itertools
 import json
-import os
-import platform
 import subprocess
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
-from bench.machine import machine, versions
+from bench import report
 from gpt2hpc import config_io
 from gpt2hpc.config import Config
+from gpt2hpc.training import precision
 from gpt2hpc.training.footprint import Footprint, Way, footprint
 
-RESULTS = Path(__file__).parent / "results"
 SIZES = ("gpt2-124m", "gpt2-350m", "gpt2-774m", "gpt2-1558m")
-WAYS = {
+WAYS: dict[str, dict[str, Any]] = {
     "plain": {},
     "activation checkpointing": {"activation_checkpointing": True},
     "sharded optimizer": {"shard_optimizer": True},
@@ -38,13 +35,11 @@ CPU_GB = 5.0
 """The most that a case may be foretold to take on a CPU, which may be others' too."""
 
 
-def config_of(size: str, way: str, ranks: int, block_size: int | None) -> Config:
+def config_of(size: str, way: str, ranks: int) -> Config:
     config = config_io.load(config_io.presets()[size])
-    model = dataclasses.replace(config.model, block_size=block_size or config.model.block_size)
-    train = dataclasses.replace(
-        config.train, micro_batch_size=1, tokens_per_step=model.block_size * ranks, compile=False, **WAYS[way]
-    )
-    return dataclasses.replace(config, model=model, train=train)
+    tokens = config.model.block_size * ranks
+    train = dataclasses.replace(config.train, micro_batch_size=1, tokens_per_step=tokens, compile=False, **WAYS[way])
+    return dataclasses.replace(config, train=train)
 
 
 def told(config: Config, micro_batch: int, ranks: int, *, sixteen_bits: bool) -> Footprint:
@@ -53,7 +48,7 @@ def told(config: Config, micro_batch: int, ranks: int, *, sixteen_bits: bool) ->
     return footprint(config.model, way, micro_batch=micro_batch)
 
 
-def measure(config: Config, micro_batch: int, ranks: int) -> int | None:
+def measure(config: Config, micro_batch: int, ranks: int, device_name: str) -> int | None:
     """Bytes, in this process; None where there were not enough."""
     import torch
 
@@ -61,7 +56,7 @@ def measure(config: Config, micro_batch: int, ranks: int) -> int | None:
     from gpt2hpc.training.learner import Learner
     from gpt2hpc.training.process_group import Ranks
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(device_name)
     env = DistEnv(rank=0, local_rank=0, world_size=ranks, local_world_size=1, job="1", restart=0, nodes="n1")
     learner = Learner(config, Ranks(env, device), lambda: None)
     try:
@@ -76,37 +71,28 @@ def measure(config: Config, micro_batch: int, ranks: int) -> int | None:
         learner.rehearse(micro_batch)
     state = [value.nbytes for kinds in learner._optimizer.state.values() for value in kinds.values()]
     live = most = 0
-    for _, change in sorted(
-        (e.start_ns(), e.nbytes()) for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"
-    ):
+    events = [each for each in profile.profiler.kineto_results.events() if each.name() == "[memory]"]
+    for _, change in sorted((each.start_ns(), each.nbytes()) for each in events):
         live += change
         most = max(most, live)
     return sum(state) + sum(parameter.nbytes for parameter in learner.model.parameters()) + most
 
 
-def measured(arguments: argparse.Namespace, size: str, way: str, micro_batch: int) -> int | None:
-    words = ["--one", json.dumps([size, way, micro_batch]), "--ranks", str(arguments.ranks)]
-    words += ["--block-size", str(arguments.block_size)] if arguments.block_size else []
-    done = subprocess.run([sys.executable, "-m", "bench.memory", *words], capture_output=True, text=True, check=True)
-    found: int | None = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
-def rows(arguments: argparse.Namespace, *, limit_bytes: float, sixteen_bits: bool) -> list[dict[str, Any]]:
+def rows(
+    options: argparse.Namespace, device: str, *, limit_bytes: float, sixteen_bits: bool
+) -> Iterator[dict[str, Any]]:
     """A case each, those that fit."""
-    found = []
-    for size in arguments.sizes:
-        for way in WAYS:
-            config = config_of(size, way, arguments.ranks, arguments.block_size)
-            for micro_batch in arguments.micro_batches:
-                need = told(config, micro_batch, arguments.ranks, sixteen_bits=sixteen_bits)
-                if need.total > limit_bytes:
-                    continue
-                took = measured(arguments, size, way, micro_batch)
-                row = {"size": size, "way": way, "micro_batch": micro_batch, "bytes": took}
-                found.append(row | {"foretold": need.total, "parts": dataclasses.asdict(need)})
-                print(json.dumps(found[-1]), flush=True)
-    return found
+    for size, way, micro_batch in itertools.product(options.sizes, WAYS, options.micro_batches):
+        need = told(config_of(size, way, options.ranks), micro_batch, options.ranks, sixteen_bits=sixteen_bits)
+        if need.total > limit_bytes:
+            continue
+        words = ["--one", json.dumps([size, way, micro_batch]), "--ranks", str(options.ranks), "--device", device]
+        done = subprocess.run(
+            [sys.executable, "-m", "bench.memory", *words], stdout=subprocess.PIPE, text=True, check=True
+        )
+        row = {"size": size, "way": way, "micro_batch": micro_batch, "bytes": json.loads(done.stdout.splitlines()[-1])}
+        print(json.dumps(row), file=sys.stderr, flush=True)
+        yield row | {"foretold": need.total, "parts": dataclasses.asdict(need)}
 
 
 def table(facts: dict[str, Any]) -> str:
@@ -115,60 +101,49 @@ def table(facts: dict[str, Any]) -> str:
         took, need = row["bytes"], row["foretold"]
         own = "out of memory | |" if took is None else f"{took / 1e9:.2f} | {need / took - 1:+.1%} |"
         lines.append(f"| {row['size']} | {row['micro_batch']} | {row['way']} | {need / 1e9:.2f} | {own}")
-    made = f"Made on {facts['made']} by `{facts['command']}`, with "
     return "\n".join(
         [
             "# Memory",
             "",
-            f"The most that one rank holds in a step, in GB, in {facts['precision']} on {facts['device']}, without torch.compile; "
-            f"sequences of {facts['block_size']} tokens. A sharded optimizer is that of rank 0 of {facts['ranks']}.",
-            f"{made}{', '.join(f'{name} {version}' for name, version in facts['versions'].items())}.",
+            f"The most that one rank holds in a step, in GB, in {facts['precision']}, without torch.compile; a sharded optimizer is that of "
+            f"rank 0 of {facts['ranks']}. Cases that are foretold to take over {facts['limit_bytes'] / 1e9:.0f} GB are left out.",
             "",
+            *report.made(facts),
             "| | micro batch | | foretold | measured | foretold is off by |",
             "| --- | ---: | --- | ---: | ---: | ---: |",
             *lines,
-            "",
-            "Cases that are foretold to take more than there is are left out.",
             "",
         ]
     )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=SIZES)
+    parser.add_argument("--sizes", nargs="+", choices=list(config_io.presets()), default=SIZES)
     parser.add_argument("--micro-batches", nargs="+", type=int, default=[1, 2, 4, 8, 16, 32])
     parser.add_argument("--ranks", type=int, default=8, help="that share a sharded optimizer")
-    parser.add_argument("--block-size", type=int, help="instead of the size's own")
+    parser.add_argument("--device", choices=("cuda", "cpu"), help="default: CUDA where there is one")
+    parser.add_argument("--name", help="of the files in bench/results (default: memory, or memory-cpu)")
     parser.add_argument("--one", help="measure this one, in this process")
-    arguments = parser.parse_args(argv)
-    if arguments.one:
-        size, way, micro_batch = json.loads(arguments.one)
-        config = config_of(size, way, arguments.ranks, arguments.block_size)
-        print(json.dumps(measure(config, micro_batch, arguments.ranks)))
-        return
+    options = parser.parse_args()
     import torch
 
-    gpu = torch.cuda.is_available()
-    limit_bytes = torch.cuda.get_device_properties(0).total_memory if gpu else CPU_GB * 1e9
-    sixteen_bits = gpu and torch.cuda.get_device_capability()[0] >= 7
-    words = " ".join(sys.argv[1:] if argv is None else argv)
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if options.one:
+        size, way, micro_batch = json.loads(options.one)
+        print(json.dumps(measure(config_of(size, way, options.ranks), micro_batch, options.ranks, device)))
+        return
+    on_gpu = device == "cuda"
+    limit_bytes = torch.cuda.get_device_properties(0).total_memory if on_gpu else CPU_GB * 1e9
+    sixteen_bits = precision.choose("auto", torch.device(device)).dtype != torch.float32
     facts = {
-        "device": torch.cuda.get_device_name() if gpu else f"a CPU, {machine()['cpu']}",
+        **report.facts(device, ["torch"]),
         "precision": "16 bits" if sixteen_bits else "fp32",
-        "block_size": arguments.block_size or 1024,
-        "ranks": arguments.ranks,
-        "made": datetime.date.today().isoformat(),
-        "command": f"python -m bench.memory {words}".strip(),
-        "machine": machine() | {"load_before": round(os.getloadavg()[0], 1)},
-        "versions": {"python": platform.python_version(), **versions(["torch"])},
-        "rows": rows(arguments, limit_bytes=limit_bytes, sixteen_bits=sixteen_bits),
+        "ranks": options.ranks,
+        "limit_bytes": limit_bytes,
+        "rows": list(rows(options, device, limit_bytes=limit_bytes, sixteen_bits=sixteen_bits)),
     }
-    name = "memory" if gpu else "memory-cpu"
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(facts, indent=1) + "\n")
-    (RESULTS / f"{name}.md").write_text(table(facts))
-    print(table(facts))
+    report.write(options.name or ("memory" if on_gpu else "memory-cpu"), facts, table(facts))
 
 
 if __name__ == "__main__":
