@@ -387,7 +387,7 @@ def test_memory(capsys: pytest.CaptureFixture[str]) -> None:
     assert helped["fits"]
     assert helped["memory"]["optimizer"] < 0.2 * facts(capsys, *base)["memory"]["optimizer"]
     assert ": fits (14)" in told(capsys, *base, *remedy.split())
-    hopeless = told(capsys, *base, "--gpus-per-node", "1", "--train.tokens_per_step", "1024")
+    hopeless = told(capsys, *base, "--gpus-per-node", "1", "--train.tokens_per_step", "2048")
     assert "DOES NOT FIT: choose a GPU with more memory" in hopeless
 
 
@@ -414,8 +414,9 @@ def test_what_memory_costs(capsys: pytest.CaptureFixture[str]) -> None:
     sharded = facts(capsys, *base, "--tokens-per-s-per-gpu", "9000", "--train.shard_optimizer", "true")
     whole = facts(capsys, *base, "--tokens-per-s-per-gpu", "9000")
     sent_s = 15 / 16 * 4 * PRESETS["gpt2-1558m"] / (0.8 * 200e9)  # the slower of NVLink and 1600 Gbit/s / 8
-    assert sharded["step"]["exposed_s"] - whole["step"]["exposed_s"] == pytest.approx(sent_s, rel=0.9)
-    assert sharded["step"]["exposed_s"] > whole["step"]["exposed_s"] + sent_s
+    calls = 12 * 48 + 4  # one for each parameter, some 10 to 100 µs each
+    more_s = sharded["step"]["exposed_s"] - whole["step"]["exposed_s"]
+    assert sent_s + calls * 10e-6 < more_s < sent_s + calls * 100e-6
 
 
 def test_the_worked_example_of_the_page(capsys: pytest.CaptureFixture[str]) -> None:
