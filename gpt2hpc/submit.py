@@ -17,7 +17,7 @@ from pathlib import Path
 import jsonargparse
 
 from gpt2hpc import cli, config_io, config_origins, dry_run, jobs, starting, train_job
-from gpt2hpc.cluster import batch
+from gpt2hpc.cluster import batch, foreground
 from gpt2hpc.cluster.ledger import Ledger
 from gpt2hpc.cluster.supervisor import supervise
 from gpt2hpc.config import Config
@@ -125,6 +125,8 @@ def _foretell(run: RunDir, config: Config, argv: Sequence[str], *, world_size: i
 def _refusal(run: RunDir, config: Config, argv: Sequence[str], *, world_size: int) -> str | None:
     if before := batch.queued(run):
         return f"job {before} of this run is in the queue already"
+    if (other := foreground.find(run)) is not None:
+        return f"job {other.job} works on it, pid {other.pid} on {other.host}"
     newest = Ledger(run).newest()
     try:
         starting.refuse_a_misnamed_run(run, argv)

@@ -11,7 +11,7 @@ from typing import Literal
 import jsonargparse
 
 from gpt2hpc import cli, config_origins, dry_run, jobs, opening, starting
-from gpt2hpc.cluster import batch, choices, inventory, job_environment, site_warnings, slurm
+from gpt2hpc.cluster import batch, choices, foreground, inventory, job_environment, site_warnings, slurm
 from gpt2hpc.cluster.batch import BatchJob
 from gpt2hpc.cluster.choices import Choices
 from gpt2hpc.cluster.ledger import Ledger
@@ -104,7 +104,7 @@ def submit(job: BatchJob, config: Config, *, quiet: bool) -> str | None:
     if opening.is_finished(job.run, config):
         return None
     refuse_if_queued(job.run)
-    Ledger(job.run).refuse_if_taken("", 0)
+    foreground.refuse_another(job.run, "")
     newest = Ledger(job.run).newest()
     if newest is not None and newest.world_size != job.world_size:
         cli.warn(
