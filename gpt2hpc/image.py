@@ -24,6 +24,8 @@ from gpt2hpc.errors import MissingError, UsageError
 from gpt2hpc.finding import Finding, missing, to_json
 
 RUNTIMES = ("apptainer", "singularity")
+RUN_ALONE = ("pyxis", "docker")
+"""What a site may run images by, and not build them."""
 
 
 def new_parser() -> argparse.ArgumentParser:
@@ -215,7 +217,9 @@ def _check(named: str, arguments: argparse.Namespace, *, as_json: bool) -> int:
 def _asked(path: Path, arguments: argparse.Namespace) -> tuple[list[Group], Scene]:
     """What is looked at, for an image of that kind."""
     site = site_profile.find(arguments.site, os.environ)
-    runtime: Any = arguments.runtime or (_runtime(arguments, needed=False) if site.runtime == "none" else site.runtime)
+    runtime: Any = site.runtime
+    if arguments.runtime or site.runtime not in RUN_ALONE:
+        runtime = _runtime(arguments, needed=False)
     scene = Scene(env=os.environ, site=dataclasses.replace(site, runtime=runtime), image=str(path))
     if not os.access(path, os.R_OK):
         return [Group("The image", _absent)], scene
