@@ -57,12 +57,9 @@ def main(argv: Sequence[str]) -> int:
         starting.refuse_a_misnamed_run(run, argv)
     if cluster == "slurm":
         return _on_slurm(run, config, options, argv)
-    wanted = [name for name in train_job.FOR_SLURM if options[name] is not None]
-    several = options.nodes not in (None, 1)
-    if several or wanted:
-        what = f"--nodes={options.nodes}" if several else f"--{wanted[0].replace('_', '-')}={options[wanted[0]]}"
+    if wanted := train_job.for_slurm(options):
         raise UsageError(
-            f"{what} needs a Slurm cluster; --cluster {cluster} is one machine, so use --nodes 1 and --nproc"
+            f"{wanted[0]} needs a Slurm cluster; --cluster {cluster} is one machine, so use --nodes 1 and --nproc"
         )
     return _debug(run, config) if cluster == "debug" and not options.dry_run else _here(run, config, options, argv)
 
@@ -81,8 +78,7 @@ def _cluster(options: jsonargparse.Namespace) -> str:
     """`auto` by what is there; what only Slurm can do, and what is only shown, does not need it here."""
     if options.cluster != "auto":
         return str(options.cluster)
-    asks_for_slurm = (options.nodes or 1) > 1 or any(options[name] is not None for name in train_job.FOR_SLURM)
-    return "slurm" if asks_for_slurm or shutil.which("sbatch") else "local"
+    return "slurm" if train_job.for_slurm(options) or shutil.which("sbatch") else "local"
 
 
 # Here ---------------------------------------------------------------------------------------------------------------
