@@ -37,7 +37,6 @@ def new_parser() -> argparse.ArgumentParser:
         prog="gpt2hpc doctor",
         description="Look at what a training will need: Slurm, container, GPUs, network, disks, limits, Python. Changes nothing.",
         epilog=EPILOG,
-        allow_abbrev=False,
     )
     parser.add_argument(
         "--run-dir", type=Path, metavar="DIR", help="where the run will be, or is (default: runs/train)"

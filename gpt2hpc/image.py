@@ -32,13 +32,10 @@ def new_parser() -> argparse.ArgumentParser:
     parser = cli.Parser(
         prog="gpt2hpc image",
         description="Build a container image, or check one against this gpt2hpc and this site. Needs Apptainer, no root, no torch.",
-        allow_abbrev=False,
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="build|check")
-    _add_build(
-        verbs.add_parser("build", help="make a SIF of a definition file or a docker archive", allow_abbrev=False)
-    )
-    _add_check(verbs.add_parser("check", help="what an image is, and whether it runs here", allow_abbrev=False))
+    _add_build(verbs.add_parser("build", help="make a SIF of a definition file or a docker archive"))
+    _add_check(verbs.add_parser("check", help="what an image is, and whether it runs here"))
     cli.add_examples(
         parser,
         "gpt2hpc image build                                    # gpt2hpc.sif, in a checkout",
