@@ -87,10 +87,8 @@ def _unprivileged(runtime: str, image: str) -> list[Finding]:
     if Path(image).is_dir():
         return found
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
-        text = (
-            f"/dev/fuse may not be used, so an image is unpacked at each start; do it once: `{runtime} build --sandbox`"
-        )
-        return [*found, warn("FUSE", text)]
+        text = "/dev/fuse may not be used, so an image is unpacked: by jobs once on each node, otherwise at each start"
+        return [*found, warn("FUSE", f"{text}; do it once: `{runtime} build --sandbox DIR {image}`")]
     return [*found, ok("FUSE", "/dev/fuse may be used, so images are mounted")]
 
 
