@@ -207,7 +207,7 @@ def _check(named: str, arguments: argparse.Namespace, *, as_json: bool) -> int:
     if as_json:
         cli.say(to_json(every))
     else:
-        cli.say(_page(path, reports))
+        cli.say(rounds.page([str(path)], reports, every))
     return MissingError.exit_code if any(finding.state == "MISSING" for finding in every) else 0
 
 
@@ -239,15 +239,6 @@ def _ranks(scene: Scene) -> list[Finding]:
     """The image's Python and torch, and the driver here against the CUDA of that torch."""
     found = interpreter.probe(scene)
     return [*interpreter.look(scene, found), *gpu.look(scene, found)]
-
-
-def _page(path: Path, reports: Sequence[tuple[Group, Sequence[Finding]]]) -> str:
-    lines = [str(path)]
-    for group, findings in reports:
-        if findings:
-            lines += ["", group.title, *(finding.line for finding in findings)]
-    states = [finding.state for _, findings in reports for finding in findings]
-    return "\n".join([*lines, "", f"{states.count('MISSING')} missing, {cli.plural(states.count('WARN'), 'warning')}"])
 
 
 if __name__ == "__main__":
