@@ -15,9 +15,7 @@ from gpt2hpc.cluster.dist_env import are_gpus_allotted
 from gpt2hpc.cluster.site_profile import Site
 from gpt2hpc.config import Config
 from gpt2hpc.run_dir import RunDir
-
-SLOW_DISK_BYTES_PER_S = 300e6
-"""What a trainer assumes too, until it has measured a save."""
+from gpt2hpc.training.checkpoint import ASSUMED_BYTES_PER_S
 
 
 @dataclass(frozen=True)
@@ -84,8 +82,8 @@ class Scene:
 
     @property
     def save_s(self) -> float:
-        """Seconds that a save takes: the longest of this run, else as on a slow disk."""
-        return max((row["save_s"] for row in self._saves), default=self.checkpoint_bytes / SLOW_DISK_BYTES_PER_S)
+        """Seconds that a save takes: the longest of this run, else what a trainer assumes too."""
+        return max((row["save_s"] for row in self._saves), default=self.checkpoint_bytes / ASSUMED_BYTES_PER_S)
 
     @property
     def save_words(self) -> str:
