@@ -86,7 +86,7 @@ def decide(
     An outcome of another attempt is ignored: this attempt then ended without a word, which is a crash.
     """
     mine = outcome_of(job.job, job.restart, outcome, attempts)
-    if finished and _has_ended_well(job, attempts):
+    if (finished and _has_ended_well(job, attempts)) or (mine and mine.cause == Cause.FINISHED):
         return Action("exit", "finished")
     if mine and mine.cause == Cause.DIVERGED:
         return Action(
