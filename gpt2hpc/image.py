@@ -20,10 +20,10 @@ from gpt2hpc.checks.rounds import Group
 from gpt2hpc.checks.scene import Scene
 from gpt2hpc.cluster import image_build, image_file, signals, site_profile
 from gpt2hpc.cluster.image_build import Build
+from gpt2hpc.cluster.site_profile import OF_SIF
 from gpt2hpc.errors import MissingError, UsageError
 from gpt2hpc.finding import Finding, missing, to_json
 
-RUNTIMES = ("apptainer", "singularity")
 RUN_ALONE = ("pyxis", "docker")
 """What a site may run images by, and not build them."""
 
@@ -105,7 +105,7 @@ def _add_site(parser: argparse.ArgumentParser) -> None:
     names = ", ".join(site_profile.shipped())
     parser.add_argument("--site", metavar="FILE", help=f"site profile, or the name of an example: {names}")
     parser.add_argument(
-        "--runtime", choices=RUNTIMES, help="what builds and runs it (default: the site's, or what is on PATH)"
+        "--runtime", choices=OF_SIF, help="what builds and runs it (default: the site's, or what is on PATH)"
     )
 
 
@@ -164,8 +164,8 @@ def _planned(arguments: argparse.Namespace) -> Build:
 def _runtime(arguments: argparse.Namespace, *, needed: bool) -> str:
     """The one that is named or the site's, else one that is here."""
     site = site_profile.find(arguments.site, os.environ)
-    wished = arguments.runtime or (site.runtime if site.runtime in RUNTIMES and "runtime" in site.given else None)
-    names = (wished,) if wished else RUNTIMES
+    wished = arguments.runtime or (site.runtime if site.runtime in OF_SIF and "runtime" in site.given else None)
+    names = (wished,) if wished else OF_SIF
     here = next((name for name in names if shutil.which(name)), None)
     if here is None and needed:
         raise MissingError(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2hpc.checks.programs import in_time
-from gpt2hpc.cluster.dist_env import are_gpus_allotted
+from gpt2hpc.cluster import dist_env
 from gpt2hpc.cluster.site_profile import Site
 from gpt2hpc.config import Config
 from gpt2hpc.run_dir import RunDir
@@ -53,7 +53,7 @@ class Scene:
 
     @property
     def is_in_image(self) -> bool:
-        return any(name in self.env for name in ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER"))
+        return dist_env.is_in_image(self.env)
 
     @property
     def uses_pyxis(self) -> bool:
@@ -72,7 +72,7 @@ class Scene:
     @property
     def gpus_allotted(self) -> bool:
         """Whether this job was given GPUs of this node's."""
-        return self.is_in_job and are_gpus_allotted(self.env)
+        return self.is_in_job and dist_env.are_gpus_allotted(self.env)
 
     @property
     def checkpoint_bytes(self) -> int:
