@@ -68,7 +68,7 @@ def find(run: RunDir) -> Supervisor | None:
 def refuse_another(run: RunDir, job: str) -> None:
     """Raise RunDirError where another job than that is at work on the run: an attempt lives, or, between two of them, who starts them.
 
-    On another machine that is where signs of life go on while this watches.
+    `job` is empty for one that has no number yet. What is on another machine lives where its signs of life go on while this watches.
     """
     Ledger(run).refuse_if_taken(job, 0)
     other = _announced(run)
