@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from gpt2hpc.training.process_group import Ranks
 
 
-SLOW_DISK_BYTES_PER_S = 10e6
+SLOWEST_HASHING_BYTES_PER_S = 10e6
 """At which shards may be hashed, before that is taken for hung."""
 UNSEEN_SETTINGS_S = 10.0
 """For which a rank waits for settings that it does not see; longer would delay the verdict on a node that never does."""
@@ -180,7 +180,7 @@ def _train(
                     ledger, attempt
                 )
                 refuse_other_settings(ranks, nodes, ledger, attempt)
-            with watchdog.phase("start", more_s=_bytes(opened.manifest) / SLOW_DISK_BYTES_PER_S):
+            with watchdog.phase("start", more_s=_bytes(opened.manifest) / SLOWEST_HASHING_BYTES_PER_S):
                 check_shards(run, opened.config, opened.manifest, ranks)
                 watchdog.beat()
                 trainer = Trainer(

@@ -68,6 +68,10 @@ class Attempt:
     died_on: str = ""
 
     @property
+    def cause_words(self) -> str:
+        return (self.cause or "ended without a word").replace("_", " ")
+
+    @property
     def progressed(self) -> bool:
         return self.saved_step > self.first_step or self.cause == Cause.FINISHED
 
