@@ -13,6 +13,7 @@ from typing import Literal
 DeviceName = Literal["auto", "cuda", "mps", "cpu"]
 PrecisionName = Literal["auto", "bf16", "fp16", "fp32"]
 PreflightName = Literal["auto", "full", "thin", "off"]
+ScheduleName = Literal["cosine", "wsd"]
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,14 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW and its learning-rate schedule: linear warm-up, then cosine down to a share of the peak.
+    """AdamW and its learning-rate schedule: linear warm-up, then down to a share of the peak.
 
     Args:
         learning_rate: Peak learning rate of the paper.
         lr_multiplier: Multiplies learning_rate.
+        schedule: After the warm-up, cosine declines all along; wsd (warm-up, stable, decay) stays at the peak until decay_share of the
+            run is left, and declines linearly then. A run with wsd can be lengthened before its decay begins.
+        decay_share: Share of the run's steps in which wsd declines.
         min_lr_ratio: Share of the peak at the end of the run.
         warmup_tokens: Length of the linear warm-up, in tokens.
         beta1: AdamW's beta 1.
@@ -82,6 +86,8 @@ class OptimizerConfig:
 
     learning_rate: float = 6e-4
     lr_multiplier: float = 1.0
+    schedule: ScheduleName = "cosine"
+    decay_share: float = 0.2
     min_lr_ratio: float = 0.1
     warmup_tokens: int = 375_000_000
     beta1: float = 0.9
@@ -244,3 +250,15 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     requeue: RequeueConfig = field(default_factory=RequeueConfig)
+
+    @property
+    def warmup_steps(self) -> int:
+        """Of the linear warm-up."""
+        return self.optimizer.warmup_tokens // self.train.tokens_per_step
+
+    @property
+    def decay_begins(self) -> int | None:
+        """The finished steps at which the learning rate begins to decline, where the schedule is wsd."""
+        if self.optimizer.schedule != "wsd":
+            return None
+        return self.train.steps - max(1, round(self.optimizer.decay_share * self.train.steps))

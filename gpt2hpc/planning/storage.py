@@ -66,6 +66,6 @@ def storage(config: Config, *, data_tokens: int, ranks: int) -> Storage:
         data=TOKEN_BYTES * tokens + HEADER_BYTES * shards,
         shards=shards,
         checkpoint=checkpoint_bytes(config.model, ranks=ranks) + lines * METRICS_LINE_BYTES,
-        checkpoints=kept(config.checkpoint, steps=train.steps),
+        checkpoints=kept(config.checkpoint, steps=train.steps) + (config.decay_begins is not None),
         logs=logs,
     )

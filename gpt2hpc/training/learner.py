@@ -16,8 +16,9 @@ from gpt2hpc.config_rules import grad_accum_steps
 from gpt2hpc.model.gpt import GPT
 from gpt2hpc.training import precision, state
 from gpt2hpc.training.checkpoint import Checkpoint
-from gpt2hpc.training.optimizer import learning_rate, new_optimizer
+from gpt2hpc.training.optimizer import new_optimizer
 from gpt2hpc.training.process_group import Ranks
+from gpt2hpc.training.schedule import learning_rate
 
 
 class Learner:
