@@ -93,7 +93,12 @@ def _check_ranges(config: Config) -> None:
     for key, value in not_negative.items():
         if not 0 <= value < math.inf:
             raise ConfigError(f"{key}={value} must be 0 or above")
-    shares = {"model.dropout": model.dropout, "optimizer.beta1": optimizer.beta1, "optimizer.beta2": optimizer.beta2}
+    shares = {
+        "model.dropout": model.dropout,
+        "optimizer.beta1": optimizer.beta1,
+        "optimizer.beta2": optimizer.beta2,
+        "optimizer.momentum": optimizer.momentum,
+    }
     for key, value in shares.items():
         if not 0 <= value < 1:
             raise ConfigError(f"{key}={value} must be 0 or above and below 1")

@@ -14,7 +14,7 @@ from gpt2hpc.planning.assumptions import DEFAULT, FLAG, MEASURED
 from gpt2hpc.planning.inputs import Inputs, share_of
 from gpt2hpc.planning.intervals import Losses
 from gpt2hpc.planning.scaling import Step
-from gpt2hpc.planning.storage import Storage, storage, stored_parameters
+from gpt2hpc.planning.storage import Storage, second_moment_bytes, storage, stored_parameters
 
 HELD_AGAINST_GPUS = 128
 """The largest count of GPUs among the published figures that the model was held against."""
@@ -144,7 +144,7 @@ def reckon(inputs: Inputs) -> Plan:
         computing_s=computing_s,
         wall_s=computing_s + jobs * (inputs.start_s + inputs.save_s),
         storage=storage(config, data_tokens=inputs.data_tokens, ranks=step.gpus),
-        state_gb=STATE_BYTES_ON_GPU * stored_parameters(config.model) / 1e9,
+        state_gb=(STATE_BYTES_ON_GPU * stored_parameters(config.model) - second_moment_bytes(config)) / 1e9,
     )
 
 

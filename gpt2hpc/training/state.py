@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt2hpc.errors import ConfigError
+from gpt2hpc.training.optimizer import state_kinds
 
 RankState = tuple[dict[str, Tensor], dict[str, str]]
 
@@ -53,14 +54,15 @@ def load_model(model: nn.Module, tensors: Iterable[tuple[str, Tensor]]) -> None:
 def load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Iterable[tuple[str, Tensor]]) -> None:
     """Set the optimizer's state from `optimizer/KIND/NAME`; settings such as the learning rate are not touched.
 
-    Raises ConfigError for state of another shape, which a fused step would follow past the end of its memory, and where some
-    parameters have state and others none.
+    Raises ConfigError for state of another optimizer or shape, which a fused step would follow past the end of its memory, and where
+    some parameters have state and others none.
     """
     names = {parameter: name for name, parameter in model.named_parameters()}
     by_name: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors:
         _, kind, name = key.split("/", 2)
         by_name.setdefault(name, {})[kind] = tensor
+    _check_kinds(optimizer, names, by_name)
     for parameter, name in names.items():
         for kind, tensor in by_name.get(name, {}).items() if by_name else ():
             if tensor.shape != (torch.Size() if kind == "step" else parameter.shape):
@@ -76,6 +78,19 @@ def load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: 
     order = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
     current["state"] = {index: by_name[name] for index, name in enumerate(order) if name in by_name}
     optimizer.load_state_dict(current)
+
+
+def _check_kinds(
+    optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str], by_name: Mapping[str, Mapping[str, Tensor]]
+) -> None:
+    for group in optimizer.param_groups:
+        due = state_kinds(group)
+        for name in (names[parameter] for parameter in group["params"]):
+            if name in by_name and (kinds := by_name[name].keys()) != due:
+                raise ConfigError(
+                    f"the checkpoint is of another optimizer: of {name} it holds {', '.join(sorted(kinds))}, this run's keeps "
+                    f"{', '.join(sorted(due))}; use its --optimizer.name, or --init for the weights alone"
+                )
 
 
 def rank_state(device: torch.device) -> RankState:

@@ -103,7 +103,7 @@ class Trainer:
             part=part,
         )
         self.manifest_sha256 = manifest.sha256
-        self.clock = Clock(config.checkpoint, self.ranks.env.job_end, state_bytes=config.model.state_bytes)
+        self.clock = Clock(config.checkpoint, self.ranks.env.job_end, state_bytes=config.state_bytes)
         self.stop_file, self.consensus = StopFile(self.run_dir.stop), Consensus()
 
     # Start ------------------------------------------------------------------------------------------------------
