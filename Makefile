@@ -19,7 +19,7 @@ STRIKES ?= 20
 ROUNDS ?= 1
 
 .PHONY: help install install-dev quickstart test test-core test-slurm test-container lint format lock clean
-.PHONY: slurm-install slurm-up slurm-down chaos bench-data bench-checkpoint bench-evaluate bench-generate bench-memory bench-train bench-gpu browser-install
+.PHONY: slurm-install slurm-up slurm-down chaos bench-data bench-checkpoint bench-evaluate bench-generate bench-memory bench-optimizers bench-train bench-gpu browser-install
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -85,6 +85,9 @@ bench-evaluate: install-dev ## HellaSwag's examples a second beside a plain loop
 
 bench-generate: install-dev ## tokens/s of generating beside transformers and without a cache, into bench/results; two minutes
 	$(BIN)/python -m bench.generate
+
+bench-optimizers: install-dev ## loss after the same tokens, and tokens to the same loss, of optimizers, schedules and bf16 reduction, into bench/results; half an hour
+	$(BIN)/python -m bench.optimizers
 
 bench-memory: install-dev ## the memory of a rank by size and micro batch, beside the formula, into bench/results; ten minutes
 	$(BIN)/python -m bench.memory

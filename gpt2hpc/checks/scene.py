@@ -76,9 +76,9 @@ class Scene:
 
     @property
     def checkpoint_bytes(self) -> int:
-        """Weights and two moments of AdamW's, in fp32; of a run that has some, the largest."""
+        """Weights and the optimizer's state, in fp32; of a run that has some, the largest."""
         sizes = [int(row["save_bytes"]) for row in self._saves]
-        return max(sizes, default=self.config.model.state_bytes)
+        return max(sizes, default=self.config.state_bytes)
 
     @property
     def save_s(self) -> float:

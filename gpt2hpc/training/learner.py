@@ -16,8 +16,10 @@ from gpt2hpc.config_rules import grad_accum_steps
 from gpt2hpc.model.gpt import GPT
 from gpt2hpc.training import precision, state
 from gpt2hpc.training.checkpoint import Checkpoint
-from gpt2hpc.training.optimizer import learning_rate, new_optimizer
+from gpt2hpc.training.optimizer import new_optimizer, state_kinds
 from gpt2hpc.training.process_group import Ranks
+from gpt2hpc.training.reduction import mean_in_bf16
+from gpt2hpc.training.schedule import learning_rate
 from gpt2hpc.training.sharding import Share
 
 
@@ -44,8 +46,10 @@ class Learner:
 
     @property
     def state_bytes(self) -> int:
-        """Of a checkpoint: weights and AdamW's two moments."""
-        return 3 * sum(parameter.nbytes for parameter in self.model.parameters())
+        """Of a checkpoint: weights and the optimizer's state."""
+        groups = self._optimizer.param_groups
+        kept = [(p, len(state_kinds(group) - {"step"})) for group in groups for p in group["params"]]
+        return sum(parameter.nbytes * (1 + tensors) for parameter, tensors in kept)
 
     @property
     def _own(self) -> frozenset[str] | None:
@@ -84,11 +88,13 @@ class Learner:
             self.model.compile()  # in place, so no prefix ever enters a name
         if self._ranks.world_size > 1:
             index = self._ranks.device.index
-            self._wrapped = DistributedDataParallel(
+            self._wrapped = parallel = DistributedDataParallel(
                 self.model,
                 device_ids=None if index is None else [index],
                 gradient_as_bucket_view=True,
             )
+            if self._config.train.reduce_dtype == "bf16":
+                parallel.register_comm_hook(None, mean_in_bf16)
 
     def warm_up(self) -> None:
         """One discarded forward and backward, before every first step, resumed or not.

@@ -33,6 +33,7 @@ from gpt2hpc.training.micro_batch import MicroBatch
 from gpt2hpc.training.process_group import Ranks
 from gpt2hpc.training.progress import Progress
 from gpt2hpc.training.saves import Saves
+from gpt2hpc.training.schedule import relengthened
 from gpt2hpc.training.screen import Screen
 from gpt2hpc.training.stop import Agreement, Clock, Consensus, StopFile
 from gpt2hpc.training.watchdog import STEP, Watchdog
@@ -103,7 +104,7 @@ class Trainer:
             part=part,
         )
         self.manifest_sha256 = manifest.sha256
-        self.clock = Clock(config.checkpoint, self.ranks.env.job_end, state_bytes=config.model.state_bytes)
+        self.clock = Clock(config.checkpoint, self.ranks.env.job_end, state_bytes=config.state_bytes)
         self.stop_file, self.consensus = StopFile(self.run_dir.stop), Consensus()
 
     # Start ------------------------------------------------------------------------------------------------------
@@ -206,6 +207,12 @@ class Trainer:
             f"resuming at step {self.step} from {found.path.name}"
             + ("" if same else f", {facts['world_size'] or 'not our'} ranks before")
         )
+        train = self.config.train
+        length = {
+            key: facts["config"]["train"].get(key, getattr(train, key)) for key in ("total_tokens", "total_steps")
+        }
+        if warning := relengthened(self.step, self.config, dataclasses.replace(train, **length)):
+            self.say(warning)
         if same and facts["threads"] != torch.get_num_threads():
             self.say(
                 f"warning: {torch.get_num_threads()} threads a rank instead of {facts['threads']}: not bit-identical on a CPU"
@@ -273,7 +280,7 @@ class Trainer:
         if agreed.stop is Stop.NO and self.step < train.steps:
             self.evaluations.run_due(self.step)  # a stop leaves it to the next attempt, and the end saves first
         every = self.config.checkpoint.every_steps
-        due = agreed.save or (every is not None and self.step % every == 0)
+        due = agreed.save or (every is not None and self.step % every == 0) or self.step == self.config.decay_begins
         if due and agreed.stop is Stop.NO and self.step < train.steps and not self.save():
             return Agreement(Stop.DIVERGED)
         return agreed
