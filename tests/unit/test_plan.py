@@ -410,3 +410,10 @@ def test_json_has_all_of_it(capsys: pytest.CaptureFixture[str]) -> None:
     found = facts(capsys, "--gpu", "a100")
     assert {"gpu_hours", "wall_s", "jobs", "rows", "storage", "best", "losses", "intervals", "inputs"} <= found.keys()
     assert found["inputs"]["config"] == json.loads(json.dumps(dataclasses.asdict(Config())))
+
+
+def test_a_start_that_was_noted_counts_from_its_process(tmp_path: Path) -> None:
+    noted = written_runs.attempt(1, start_up={"imports": 20.0, "warm-up": 60.0, "first step": 3.0})
+    seen = measured.observe(written_runs.write(tmp_path / "noted", [noted]).path)
+    assert seen.start_s is not None
+    assert seen.start_s.value == pytest.approx(80.0)

@@ -1,0 +1,45 @@
+"""How long a start takes is told from the process's own begin, by phase."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from gpt2hpc.training import startup
+from gpt2hpc.training.startup import CompileCache, StartUp
+
+BEGUN_LATE = """
+import time
+time.sleep(1.5)
+from gpt2hpc.training.startup import StartUp
+start_up = StartUp()
+start_up.done("imports")
+print(start_up.seconds)
+"""
+
+
+def test_what_comes_before_any_import_of_ours_counts() -> None:
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", BEGUN_LATE], capture_output=True, text=True, check=True)
+    assert 1.5 <= float(done.stdout) <= time.monotonic() - began + 0.02  # a tick of /proc's clock, and of ours
+
+
+def test_phases_add_up_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([100.0, 102.0, 102.01, 105.0, 105.5])
+    monkeypatch.setattr(startup, "_now_s", lambda: next(clock))
+    monkeypatch.setattr(startup, "process_began_s", startup._now_s)
+    start_up = StartUp()
+    for phase in ("imports", "settings", "imports", startup.FIRST_STEP):
+        start_up.done(phase)
+    assert start_up.phases == pytest.approx({"imports": 2.0 + 2.99, "settings": 0.01, "first step": 0.5})
+    told = "start-up: 5.5 s until the first step was done: imports 5.0, first step 0.5"
+    assert start_up.line(None) == told
+    assert start_up.line(CompileCache(3, 1)) == f"{told}; compile cache partly warm (3 of 4 graphs were there)"
+
+
+@pytest.mark.parametrize(("hits", "misses", "state"), [(0, 2, "cold"), (2, 0, "warm"), (1, 1, "partly warm")])
+def test_a_cache_is_warm_where_graphs_were_there(hits: int, misses: int, state: str) -> None:
+    assert CompileCache(hits, misses).state == state
