@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpt2hpc import cli, durable, opening, starting
+from gpt2hpc.cluster import compile_cache
 from gpt2hpc.cluster.dist_env import LOCAL, DistEnv
 from gpt2hpc.cluster.ledger import Attempt, Cause, Ledger, Outcome
 from gpt2hpc.cluster.signals import SignalFlag, Stop
@@ -57,6 +58,7 @@ class Train:
         env, run = DistEnv.from_env(os.environ), RunDir(Path(self.run_dir))
         with refusal_noted(run, env):
             require_torch()
+            compile_cache.settle(os.environ, env)
             from gpt2hpc.training.process_group import joined, make_deterministic, select_device
 
             start_up.done("imports")
