@@ -19,7 +19,7 @@ STRIKES ?= 20
 ROUNDS ?= 1
 
 .PHONY: help install install-dev quickstart test test-core test-slurm test-container lint format lock clean
-.PHONY: slurm-install slurm-up slurm-down chaos bench-data bench-checkpoint bench-evaluate bench-generate browser-install
+.PHONY: slurm-install slurm-up slurm-down chaos bench-data bench-checkpoint bench-evaluate bench-generate bench-startup bench-scaling browser-install
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -85,6 +85,12 @@ bench-evaluate: install-dev ## HellaSwag's examples a second beside a plain loop
 
 bench-generate: install-dev ## tokens/s of generating beside transformers and without a cache, into bench/results; two minutes
 	$(BIN)/python -m bench.generate
+
+bench-startup: install-dev ## seconds from process to first step by phase, with a cold and a warm compile cache, into bench/results; ten minutes
+	$(BIN)/python -m bench.startup
+
+bench-scaling: install-dev slurm-install ## steps of 1, 2 and 4 processes over slowed links, beside the plan's, into bench/results; as root; ten minutes
+	$(BIN)/python -m bench.scaling
 
 lint: install-dev ## ruff and mypy strict
 	$(BIN)/ruff check .

@@ -90,8 +90,9 @@ class Learner:
         ranks on. It also pays for compilation before the clock runs.
         """
         shape = self._config.train.micro_batch_size, self._config.model.block_size
-        tokens = torch.zeros(shape, dtype=torch.int64, device=self._ranks.device)
-        self._backward(tokens, tokens)
+        # Two tensors: of one for both the compiler would make a special case, and compile all of it again in the first step.
+        tokens, targets = (torch.zeros(shape, dtype=torch.int64, device=self._ranks.device) for _ in range(2))
+        self._backward(tokens, targets)
         self._optimizer.zero_grad(set_to_none=True)
 
     def learn(self, batches: Iterable[tuple[Tensor, Tensor]], step: int) -> tuple[Tensor, Tensor]:

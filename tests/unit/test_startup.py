@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 import time
 
 import pytest
+import torch
+from torch._dynamo.utils import counters
 
+from gpt2hpc.cluster.dist_env import DistEnv
+from gpt2hpc.model.gpt import GPT
 from gpt2hpc.training import startup
+from gpt2hpc.training.learner import Learner
+from gpt2hpc.training.process_group import Ranks
 from gpt2hpc.training.startup import CompileCache, StartUp
+from tests import tiny
 
 BEGUN_LATE = """
 import time
@@ -43,3 +51,21 @@ def test_phases_add_up_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("hits", "misses", "state"), [(0, 2, "cold"), (2, 0, "warm"), (1, 1, "partly warm")])
 def test_a_cache_is_warm_where_graphs_were_there(hits: int, misses: int, state: str) -> None:
     assert CompileCache(hits, misses).state == state
+
+
+def test_the_warm_up_compiles_all_that_the_first_step_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it leaves, the first step compiles: minutes in which every rank waits, and the watchdog watches."""
+    traced = functools.partialmethod(
+        torch.nn.Module.compile, backend="eager"
+    )  # as torch.compile does it, but for the code
+    monkeypatch.setattr(GPT, "compile", traced)
+    settings = tiny.config("none", compile=True, tokens_per_step=64)
+    learner = Learner(settings, Ranks(DistEnv.from_env({}), torch.device("cpu")), lambda: None)
+    torch.compiler.reset()
+    counters.clear()
+    learner.wrap()
+    learner.warm_up()
+    assert counters["stats"]["unique_graphs"] == 1
+    tokens = torch.zeros((2, 17), dtype=torch.int64)
+    learner.learn([(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())] * 2, 0)
+    assert counters["stats"]["unique_graphs"] == 1
