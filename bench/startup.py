@@ -67,7 +67,7 @@ def start(
         "train.total_steps": steps,
         "train.eval_tokens": 4 * BLOCK_SIZE,
         "train.preflight": "full",
-        "checkpoint.keep_last": 1,
+        "checkpoint.keep_last": 2,
     }
     flags = [f"--{key}={value}" for key, value in settings.items()]
     words = ["-m", "gpt2hpc.train", "--preset", preset, "--run-dir", str(run.path), "--nproc", "1", *flags]
