@@ -17,10 +17,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import datetime
 import json
 import os
-import platform
 import signal
 import socket
 import statistics
@@ -29,17 +27,14 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from bench import network
-from bench.machine import machine, versions
+from bench import network, report
 from bench.network import Link, Node
 from gpt2hpc.config import Config, DataConfig, ModelConfig, TrainConfig
 from gpt2hpc.planning import inputs, scaling
 from gpt2hpc.planning.hardware import BUS_EFFICIENCY
 
-RESULTS = Path(__file__).parent / "results"
 PROCESSES = (1, 2, 4)
 RATES_MBIT = (2000.0, 500.0, 125.0)
 BUCKETS_MIB = (5.0, 25.0, 100.0)
@@ -245,10 +240,8 @@ def table(facts: dict[str, Any]) -> str:
         "# Scaling",
         "",
         f"{model['parameters'] / 1e6:.1f}M parameters, {model['gradient_bytes'] / 1e6:.0f} MB of fp32 gradients a step; micro batches "
-        f"of {MICRO_BATCH} × {MODEL.block_size}, one a step and process, one thread each; {facts['machine']['cores']} cores of "
-        f"{facts['machine']['cpu']}. Medians of {facts['steps']} steps.",
-        f"Made on {facts['made']} by `{facts['command']}`, with {', '.join(f'{k} {v}' for k, v in facts['versions'].items())}.",
-        "",
+        f"of {MICRO_BATCH} × {MODEL.block_size}, one a step and process, one thread each. Medians of {facts['steps']} steps.",
+        *report.made(facts),
         f"| {' | '.join(columns)} |",
         "| --- |" + " ---: |" * (len(columns) - 1),
         *(_line(each) for each in facts["rows"]),
@@ -327,21 +320,14 @@ def main() -> None:
             print(f"{case.name}, buckets of {cap:g} MiB: {buckets[-1]['step_s'] * 1e3:,.0f} ms", flush=True)
     parameters = inputs.traffic_of(config_of(Case(1))).parameters
     facts = {
+        **report.facts("cpu", ["torch"]),
         "model": {"parameters": parameters, "gradient_bytes": 4 * parameters, **dataclasses.asdict(MODEL)},
         "steps": arguments.steps,
-        "made": datetime.date.today().isoformat(),
-        "command": f"python -m bench.scaling --steps {arguments.steps}"
-        + (f" --delay-ms {arguments.delay_ms:g}" if arguments.delay_ms else ""),
-        "machine": machine(),
-        "versions": {"python": platform.python_version(), **versions(["torch"])},
         "left_out": left_out,
         "rows": rows,
         "buckets": buckets,
     }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "scaling.json").write_text(json.dumps(facts, indent=1) + "\n")
-    (RESULTS / "scaling.md").write_text(table(facts))
-    print(table(facts))
+    report.write("scaling", facts, table(facts))
 
 
 if __name__ == "__main__":

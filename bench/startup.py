@@ -15,10 +15,7 @@ are read (Python's, torch's, the checkpoint) are in the memory of the machine: a
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -28,13 +25,12 @@ from typing import Any
 
 import numpy as np
 
-from bench.machine import machine, versions
+from bench import report
 from gpt2hpc.cluster import compile_cache
 from gpt2hpc.cluster.ledger import Ledger
 from gpt2hpc.data import manifest, shards
 from gpt2hpc.run_dir import RunDir
 
-RESULTS = Path(__file__).parent / "results"
 VOCABULARY = 50257
 BLOCK_SIZE = 64
 DEVICES = {"cpu": "CPU", "cuda": "GPU"}
@@ -118,9 +114,8 @@ def table(facts: dict[str, Any]) -> str:
         "# Starting",
         "",
         f"Seconds from the start of a rank's process to the end of its first step: {facts['preset']} with a context of {BLOCK_SIZE}, "
-        f"one rank, {facts['machine']['cores']} cores of {facts['machine']['cpu']}, local disk; medians of {facts['rounds']} rounds, "
-        "so that the phases of a column need not add up to its sum.",
-        f"Made on {facts['made']} by `{facts['command']}`, with {', '.join(f'{k} {v}' for k, v in facts['versions'].items())}.",
+        f"one rank, local disk; medians of {facts['rounds']} rounds, so that the phases of a column need not add up to its sum.",
+        *report.made(facts)[:1],
     ]
     for device, middle in facts["devices"].items():
         phases = dict.fromkeys(phase for each in middle.values() for phase in each["phases"])
@@ -147,19 +142,13 @@ def main() -> None:
             with tempfile.TemporaryDirectory(prefix="bench-startup-") as folder:
                 rounds.append(a_round(arguments.preset, device, Path(folder)))
     facts = {
+        **report.facts("cuda" if "cuda" in found else "cpu", ["torch"]),
         "preset": arguments.preset,
         "rounds": arguments.rounds,
-        "made": datetime.date.today().isoformat(),
-        "command": f"python -m bench.startup --rounds {arguments.rounds}",
-        "machine": machine(),
-        "versions": {"python": platform.python_version(), **versions(["torch"])},
         "devices": {device: medians(rounds) for device, rounds in found.items()},
         "all": found,
     }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "startup.json").write_text(json.dumps(facts, indent=1) + "\n")
-    (RESULTS / "startup.md").write_text(table(facts))
-    print(table(facts))
+    report.write("startup", facts, table(facts))
 
 
 if __name__ == "__main__":

@@ -13,14 +13,15 @@ from torch.nn import functional as F
 
 from gpt2hpc.config import ModelConfig
 from gpt2hpc.model.cache import Cache, Past
+from gpt2hpc.model.products import Linear, linear
 
 
 class CausalSelfAttention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.n_head, self.dropout = config.n_head, config.dropout
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+        self.c_attn = Linear(config.n_embd, 3 * config.n_embd)
+        self.c_proj = Linear(config.n_embd, config.n_embd)
         self.resid_dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, past: Past | None = None) -> Tensor:
@@ -40,8 +41,8 @@ class CausalSelfAttention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
-        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
+        self.c_fc = Linear(config.n_embd, 4 * config.n_embd)
+        self.c_proj = Linear(4 * config.n_embd, config.n_embd)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -107,7 +108,7 @@ class GPT(nn.Module):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits, shaped (…, padded_vocab_size), of what `hidden` returned, shaped (…, n_embd)."""
-        return F.linear(hidden, self.wte.weight, self._padding(hidden.device))
+        return linear(hidden, self.wte.weight, self._padding(hidden.device))
 
     def _padding(self, device: torch.device) -> Tensor:
         """The head's bias; made anew each time, since as a buffer DDP would broadcast it."""
