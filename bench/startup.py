@@ -63,6 +63,7 @@ def start(
         "train.total_steps": steps,
         "train.eval_tokens": 4 * BLOCK_SIZE,
         "train.preflight": "full",
+        "optimizer.warmup_tokens": 0,
         "checkpoint.keep_last": 2,
     }
     flags = [f"--{key}={value}" for key, value in settings.items()]
