@@ -19,7 +19,8 @@ STRIKES ?= 20
 ROUNDS ?= 1
 
 .PHONY: help install install-dev quickstart test test-core test-slurm test-container lint format lock clean
-.PHONY: slurm-install slurm-up slurm-down chaos bench-data bench-checkpoint bench-evaluate bench-generate bench-train bench-gpu bench-startup bench-scaling browser-install
+.PHONY: slurm-install slurm-up slurm-down chaos bench-data bench-checkpoint bench-evaluate bench-generate bench-memory bench-train bench-gpu
+.PHONY: bench-startup bench-scaling browser-install
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -85,6 +86,9 @@ bench-evaluate: install-dev ## HellaSwag's examples a second beside a plain loop
 
 bench-generate: install-dev ## tokens/s of generating beside transformers and without a cache, into bench/results; two minutes
 	$(BIN)/python -m bench.generate
+
+bench-memory: install-dev ## the memory of a rank by size and micro batch, beside the formula, into bench/results; ten minutes
+	$(BIN)/python -m bench.memory
 
 bench-train: install-dev ## training steps beside nanoGPT's way and transformers, and what is spent beside the steps, into bench/results; half an hour
 	$(BIN)/python -m bench.train

@@ -37,6 +37,7 @@ def parts(device: str) -> list[Part]:
         return [
             Part("train", ("train", "--shapes", "tiny", "--ways", "eager", "--steps", "6"), 300),
             Part("overhead", ("overhead", "--shape", "tiny", "--steps", "12"), 300),
+            Part("memory", ("memory", "--sizes", "smoke", "--micro-batches", "1", "4"), 300),
         ]
     large = (
         "train",
@@ -54,6 +55,7 @@ def parts(device: str) -> list[Part]:
         Part("train", ("train", "--shapes", "gpt2-124m", "--precisions", "bf16", "--steps", "40"), 200),
         Part("sizes", (*large, "gpt2-350m", "gpt2-774m", "gpt2-1558m"), 200),
         Part("overhead", ("overhead", "--shape", "gpt2-124m", "--steps", "100"), 90),
+        Part("memory", ("memory", "--sizes", "gpt2-1558m", "--micro-batches", "2"), 60),
     ]
 
 

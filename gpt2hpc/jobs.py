@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from gpt2hpc.training.process_group import Ranks
 
 
-SLOW_DISK_BYTES_PER_S = 10e6
+SLOWEST_HASHING_BYTES_PER_S = 10e6
 """At which shards may be hashed, before that is taken for hung."""
 UNSEEN_SETTINGS_S = 10.0
 """For which a rank waits for settings that it does not see; longer would delay the verdict on a node that never does."""
@@ -59,6 +59,7 @@ class Train:
         with refusal_noted(run, env):
             require_torch()
             compile_cache.settle(os.environ, env)
+            from gpt2hpc.training import heap
             from gpt2hpc.training.process_group import joined, make_deterministic, select_device
 
             start_up.done("imports")
@@ -66,6 +67,8 @@ class Train:
             if config.train.deterministic:
                 make_deterministic()  # before NCCL reads its settings
             device = select_device(config.train.device, env)
+            if device.type == "cpu":
+                heap.keep_freed()
             start_up.done("device")
             with joined(env, device, collective_timeout(config)) as ranks:
                 start_up.done("process group")
@@ -195,7 +198,7 @@ def _train(
                 )
                 refuse_other_settings(ranks, nodes, ledger, attempt)
             start_up.done("preflight")
-            with watchdog.phase("start", more_s=_bytes(opened.manifest) / SLOW_DISK_BYTES_PER_S):
+            with watchdog.phase("start", more_s=_bytes(opened.manifest) / SLOWEST_HASHING_BYTES_PER_S):
                 check_shards(run, opened.config, opened.manifest, ranks)
                 start_up.done("data check")
                 watchdog.beat()

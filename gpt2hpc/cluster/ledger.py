@@ -76,6 +76,10 @@ class Attempt:
         return sum(self.start_up.values()) if self.start_up else None
 
     @property
+    def cause_words(self) -> str:
+        return (self.cause or "ended without a word").replace("_", " ")
+
+    @property
     def progressed(self) -> bool:
         return self.saved_step > self.first_step or self.cause == Cause.FINISHED
 

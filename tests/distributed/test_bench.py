@@ -28,5 +28,7 @@ def test_all_that_a_gpu_would_measure(tmp_path: Path) -> None:
         assert run["contenders"][other]["losses"] == pytest.approx(ours, abs=1e-4)
     assert set(facts["parts"]["overhead"]["shares"]) == set(BOUNDS)
     assert all(share >= 0 for share in facts["parts"]["overhead"]["shares"].values())
-    for table in ("## Training steps", "## Beside the steps"):
+    for row in facts["parts"]["memory"]["rows"]:
+        assert row["bytes"] == pytest.approx(row["foretold"], rel=0.06)
+    for table in ("## Memory", "## Training steps", "## Beside the steps"):
         assert table in (tmp_path / "gpu.md").read_text()

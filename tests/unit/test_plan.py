@@ -366,7 +366,7 @@ def test_every_number_has_an_origin(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(listed) >= 20
     for line in listed:
         assert re.search(r" (flag|site|settings|measured|default)( |$)", line), line
-    assert re.findall(r"^  \((\d+)\)", text, re.MULTILINE) == [str(number) for number in range(1, 14)]
+    assert re.findall(r"^  \((\d+)\)", text, re.MULTILINE) == [str(number) for number in range(1, 15)]
     for default in (line for line in listed if " default " in line):
         assert len(default.split(" default ")[1].split()) > 2, f"no source: {default}"
 
@@ -374,6 +374,49 @@ def test_every_number_has_an_origin(capsys: pytest.CaptureFixture[str]) -> None:
 def test_gpus_that_are_too_small_are_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert "DOES NOT FIT" in told(capsys, "--preset", "gpt2-1558m", "--gpu", "rtx4090")
     assert "DOES NOT FIT" not in told(capsys, "--preset", "gpt2-1558m", "--gpu", "a100")
+
+
+def test_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    """The largest model on eight cards of 24 GB: what helps is named, and with it the plan says that it fits."""
+    base = ("--preset", "gpt2-1558m", "--gpu", "rtx4090")
+    text = told(capsys, *base)
+    assert "35.0 GB  of 24 at a micro batch of 2: DOES NOT FIT: try " in text
+    remedy = text.partition("DOES NOT FIT: try ")[2].partition(" (14)")[0]
+    assert remedy == "--train.shard_optimizer true --train.micro_batch_size 1"
+    helped = facts(capsys, *base, *remedy.split())
+    assert helped["fits"]
+    assert helped["memory"]["optimizer"] < 0.2 * facts(capsys, *base)["memory"]["optimizer"]
+    assert ": fits (14)" in told(capsys, *base, *remedy.split())
+    hopeless = told(capsys, *base, "--gpus-per-node", "1", "--train.tokens_per_step", "2048")
+    assert "DOES NOT FIT: choose a GPU with more memory" in hopeless
+
+
+def test_auto_is_the_most_that_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    base = ("--preset", "gpt2-1558m", "--gpu", "a100-40", "--train.micro_batch_size", "auto")
+    assert facts(capsys, *base)["step"]["share"]["micro_batch"] == 2
+    recomputed = facts(capsys, *base, "--train.activation_checkpointing", "true")
+    assert (recomputed["step"]["share"]["micro_batch"], recomputed["fits"]) == (8, True)
+    assert "auto: the most of which a step fits (14)" in told(capsys, *base)
+
+
+def test_what_memory_costs(capsys: pytest.CaptureFixture[str]) -> None:
+    """Blocks computed twice slow the default rate by their FLOPs; a sharded optimizer sends the weights after the step."""
+    base = ("--preset", "gpt2-1558m", "--gpu", "a100", "--nodes", "2")
+    plain = facts(capsys, *base)
+    twice = facts(capsys, *base, "--train.activation_checkpointing", "true")
+    model = config_io.load(config_io.presets()["gpt2-1558m"]).model
+    more = (24 * 48 * 1600**2 + 4 * 48 * 1600 * 1024) / model.flops_per_token
+    ratio = plain["compute_tokens_per_s_per_gpu"] / twice["compute_tokens_per_s_per_gpu"]
+    assert ratio == pytest.approx(1 + more, rel=1e-3)
+    assert 1.25 < ratio < 1.34
+    given = facts(capsys, *base, "--train.activation_checkpointing", "true", "--tokens-per-s-per-gpu", "9000")
+    assert given["inputs"]["base"]["tokens_per_s_per_gpu"] == 9000
+    sharded = facts(capsys, *base, "--tokens-per-s-per-gpu", "9000", "--train.shard_optimizer", "true")
+    whole = facts(capsys, *base, "--tokens-per-s-per-gpu", "9000")
+    sent_s = 15 / 16 * 4 * PRESETS["gpt2-1558m"] / (0.8 * 200e9)  # the slower of NVLink and 1600 Gbit/s / 8
+    calls = 12 * 48 + 4  # one for each parameter, some 10 to 100 µs each
+    more_s = sharded["step"]["exposed_s"] - whole["step"]["exposed_s"]
+    assert sent_s + calls * 10e-6 < more_s < sent_s + calls * 100e-6
 
 
 def test_the_worked_example_of_the_page(capsys: pytest.CaptureFixture[str]) -> None:
