@@ -18,7 +18,7 @@ from submitit import SlurmExecutor
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from gpt2hpc import durable
-from gpt2hpc.cluster import job_environment, mounts, queries, run_jobs, script, submitter
+from gpt2hpc.cluster import compile_cache, job_environment, mounts, queries, run_jobs, script, submitter
 from gpt2hpc.cluster.site_profile import OF_SIF, Site
 from gpt2hpc.errors import MissingError, UsageError
 from gpt2hpc.run_dir import RunDir
@@ -133,7 +133,8 @@ def set_up_lines(block: str, variables: Mapping[str, str], site: Site, image: st
     if image:
         container = {"IMAGE": image, "RUNTIME": site.runtime, "BINDS": ",".join(site.binds)}
         if site.runtime == "pyxis":
-            container["CONTAINER_ENV"] = ",".join([*(each.name for each in ours), *job_environment.COMPUTED])
+            computed = [*job_environment.COMPUTED, *job_environment.BY_THE_RANKS, compile_cache.PLACE]
+            container["CONTAINER_ENV"] = ",".join(dict.fromkeys([*(each.name for each in ours), *computed]))
     exports = [f"export {prefix}{each.name}={shlex.quote(each.value)}" for each in ours for prefix in prefixes]
     every = {**variables, **container, "PYTHON": site.python or sys.executable}
     given = [f"{name}={shlex.quote(value)}" for name, value in every.items()]
