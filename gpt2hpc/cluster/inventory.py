@@ -20,7 +20,7 @@ MAX_ARRAY_SIZE = 1001
 class Partition:
     """Nodes of one kind in a partition, as sinfo tells: `gpus` of a node, times as sbatch reads them.
 
-    `default_time` is for a job that asks for none; None where that gets the limit.
+    `default_time` is for a job that names none; None where that gets the limit.
     """
 
     name: str

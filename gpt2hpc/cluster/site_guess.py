@@ -138,7 +138,7 @@ def _time(partition: str, kinds: list[Partition]) -> Guess:
     limit, default = kinds[0].time_limit, kinds[0].default_time
     why = "A run goes on by itself after its limit, and jobs with a shorter one often begin sooner."
     if default is not None:
-        why = f"A job that asks for none gets {default}. {why}"
+        why = f"A job that names no time gets {default}. {why}"
     try:
         longest = minutes(limit)
     except UsageError:  # infinite
