@@ -128,10 +128,12 @@ def _started(argv: Sequence[str], nproc: int) -> int:
 
 
 def _rank(arguments: argparse.Namespace, env: DistEnv) -> None:
-    from gpt2hpc.training import precision
+    from gpt2hpc.training import heap, precision
     from gpt2hpc.training.process_group import joined, select_device
 
     device = select_device(arguments.device, env)
+    if device.type == "cpu":
+        heap.keep_freed()
     with joined(env, device) as ranks:
         models = ranks.first_works(lambda: list(_models(arguments)))
         questions = ranks.first_works(lambda: _questions(arguments))

@@ -16,8 +16,6 @@ COMPUTED = {
     "MASTER_ADDR": "127.0.0.1 on one node, else the address of the first: where the ranks meet",
     "MASTER_PORT": "from the job's number and restart, and free on that node",
     "OMP_NUM_THREADS": "cpus-per-task, or 1: another number changes the last bits of a CPU run",
-    "MALLOC_MMAP_THRESHOLD_": "1073741824, so that memory of the logits is kept between steps",
-    "MALLOC_TRIM_THRESHOLD_": "2147483648, for the same",
     "GPT2HPC_JOB_END": "when Slurm will end the job: the ranks save before",
     "GPT2HPC_SRUN": "1: each task of srun is a rank",
     "SLURM_RESTART_COUNT": "as the controller counts",

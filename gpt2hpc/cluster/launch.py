@@ -51,9 +51,6 @@ class LocalJob:
             "LOCAL_WORLD_SIZE": str(self.nproc),
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, allowed_cores() // self.nproc)),
             "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME") or loopback(),
-            # glibc gives the logits of every step back to the kernel and faults them in again: a fifth of a step on a CPU
-            "MALLOC_MMAP_THRESHOLD_": os.environ.get("MALLOC_MMAP_THRESHOLD_", str(1 << 30)),
-            "MALLOC_TRIM_THRESHOLD_": os.environ.get("MALLOC_TRIM_THRESHOLD_", str(2 << 30)),
             dist_env.JOB: self.job,
             dist_env.RESTART: str(restart),
             dist_env.RENDEZVOUS: rendezvous,

@@ -1,4 +1,4 @@
-"""Memory that a training on a CPU frees is its own to use again.
+"""Memory that a training or an evaluation on a CPU frees is its own to use again.
 
 Each step makes and frees the same tensors. glibc gives large ones back to the system each time, which hands out the same
 pages again one by one, zeroed, as they are touched: a fifth of a step's time, and more (bench/NOTES.md). Kept, they cost

@@ -25,4 +25,3 @@ export MASTER_ADDR MASTER_PORT
 
 export GPT2HPC_SRUN=1 # a task of srun is a rank
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}} # another number would change the last bits
-export MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=2147483648 # keep the memory of the logits between steps
