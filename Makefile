@@ -19,7 +19,7 @@ STRIKES ?= 20
 ROUNDS ?= 1
 
 .PHONY: help install install-dev quickstart test test-core test-slurm test-container lint format lock clean
-.PHONY: slurm-install slurm-up slurm-down chaos bench-data bench-checkpoint bench-evaluate bench-generate bench-optimizers browser-install
+.PHONY: slurm-install slurm-up slurm-down chaos bench-data bench-checkpoint bench-evaluate bench-generate bench-memory bench-optimizers bench-train bench-gpu browser-install
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -88,6 +88,16 @@ bench-generate: install-dev ## tokens/s of generating beside transformers and wi
 
 bench-optimizers: install-dev ## loss after the same tokens, and tokens to the same loss, of optimizers, schedules and bf16 reduction, into bench/results; half an hour
 	$(BIN)/python -m bench.optimizers
+
+bench-memory: install-dev ## the memory of a rank by size and micro batch, beside the formula, into bench/results; ten minutes
+	$(BIN)/python -m bench.memory
+
+bench-train: install-dev ## training steps beside nanoGPT's way and transformers, and what is spent beside the steps, into bench/results; half an hour
+	$(BIN)/python -m bench.train
+	$(BIN)/python -m bench.overhead
+
+bench-gpu: ## all that needs a GPU, into one file of bench/results; nine minutes, with the gpt2hpc that PYTHON has, or .venv
+	@if [ -x $(BIN)/python ]; then $(BIN)/python -m bench.gpu; else $(PYTHON) -m bench.gpu; fi
 
 lint: install-dev ## ruff and mypy strict
 	$(BIN)/ruff check .

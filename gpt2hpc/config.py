@@ -12,6 +12,7 @@ from typing import Literal
 
 DeviceName = Literal["auto", "cuda", "mps", "cpu"]
 PrecisionName = Literal["auto", "bf16", "fp16", "fp32"]
+MicroBatch = int | Literal["auto"]
 PreflightName = Literal["auto", "full", "thin", "off"]
 ReduceName = Literal["fp32", "bf16"]
 ScheduleName = Literal["cosine", "wsd"]
@@ -54,6 +55,11 @@ class ModelConfig:
     def inner_parameters(self) -> int:
         """Those of the matrices inside the blocks."""
         return self.n_layer * 12 * self.n_embd**2
+
+    @property
+    def recomputed_flops_per_token(self) -> int:
+        """What train.activation_checkpointing adds: the forward pass of the blocks once more, a third of their FLOPs."""
+        return 2 * 12 * self.n_layer * self.n_embd**2 + 4 * self.n_layer * self.n_embd * self.block_size
 
     @property
     def tag(self) -> str:
@@ -111,7 +117,10 @@ class TrainConfig:
         total_tokens: Token budget of the run.
         total_steps: Length in steps; overrides total_tokens.
         tokens_per_step: Tokens of one optimizer step, over all ranks.
-        micro_batch_size: Sequences that one rank computes at once.
+        micro_batch_size: Sequences that one rank computes at once; auto finds, before the first step, the most that fit into memory.
+        activation_checkpointing: Compute each block again in the backward pass instead of keeping what it has computed: the same
+            numbers, for much less memory and about a third more computing.
+        shard_optimizer: Each rank keeps the optimizer's state of its share of the parameters only (ZeRO, stage 1): the same numbers.
         seed: Of the initial weights, the data order and dropout.
         init: Weights to begin with instead of random ones: gpt2, gpt2-medium, gpt2-large, gpt2-xl, or the path of a transformers
             directory, of a run, of a checkpoint or of a .pt file.
@@ -139,7 +148,9 @@ class TrainConfig:
     total_tokens: int = 10_000_000_000
     total_steps: int | None = None
     tokens_per_step: int = 524_288
-    micro_batch_size: int = 16
+    micro_batch_size: MicroBatch = 16
+    activation_checkpointing: bool = False
+    shard_optimizer: bool = False
     seed: int = 1337
     init: str | None = None
     device: DeviceName = "auto"
@@ -159,6 +170,11 @@ class TrainConfig:
     trace_data: bool = False
     preflight: PreflightName = "auto"
     min_allreduce_gb_s: float | None = None
+
+    @property
+    def rows(self) -> int:
+        """micro_batch_size as a number: 1 for auto, which is what any size is a multiple of, until it is found."""
+        return 1 if self.micro_batch_size == "auto" else self.micro_batch_size
 
     @property
     def steps(self) -> int:

@@ -46,7 +46,13 @@ def kind(key: str) -> str:
     options = typing.get_args(hint)
     if typing.get_origin(hint) is typing.Literal:
         return "one of " + ", ".join(options)
-    return " or ".join(_WORDS.get(option, str(option)) for option in options or (hint,))
+    return " or ".join(map(_word, options or (hint,)))
+
+
+def _word(hint: Any) -> str:
+    if typing.get_origin(hint) is typing.Literal:
+        return " or ".join(typing.get_args(hint))
+    return _WORDS.get(hint, str(hint))
 
 
 def _option_kind(action: Any) -> str:

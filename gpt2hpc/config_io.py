@@ -43,6 +43,8 @@ MAY_CHANGE = (
     "train.total_tokens",
     "train.total_steps",
     "train.micro_batch_size",
+    "train.activation_checkpointing",
+    "train.shard_optimizer",
     "train.device",
     "train.precision",
     "train.compile",

@@ -59,7 +59,7 @@ def _check_ranges(config: Config) -> None:
         "train.total_tokens": train.total_tokens,
         "train.total_steps": train.total_steps,
         "train.tokens_per_step": train.tokens_per_step,
-        "train.micro_batch_size": train.micro_batch_size,
+        "train.micro_batch_size": train.rows,
         "train.log_every": train.log_every,
         "train.eval_every": train.eval_every,
         "train.eval_tokens": train.eval_tokens,
@@ -113,15 +113,15 @@ def _check_ranges(config: Config) -> None:
 
 
 def grad_accum_steps(config: Config, *, world_size: int) -> int:
-    """Micro batches that a rank computes in a step; ConfigError where they do not fill the step exactly."""
+    """Micro batches that a rank computes in a step, of one sequence for auto; ConfigError where they do not fill it exactly."""
     train, block_size = config.train, config.model.block_size
-    unit = train.micro_batch_size * block_size * world_size
+    unit = train.rows * block_size * world_size
     if train.tokens_per_step % unit:
         below, above = train.tokens_per_step // unit * unit, _round_up(train.tokens_per_step, unit)
         near = above if not below or above - train.tokens_per_step < train.tokens_per_step - below else below
         raise ConfigError(
             f"train.tokens_per_step={train.tokens_per_step} is not a multiple of train.micro_batch_size × model.block_size × "
-            f"world size = {train.micro_batch_size} × {block_size} × {world_size} = {unit}; "
+            f"world size = {train.rows} × {block_size} × {world_size} = {unit}; "
             f"{_batch_mend(config, world_size)}try train.tokens_per_step={near}"
         )
     return train.tokens_per_step // unit
@@ -132,7 +132,7 @@ def _batch_mend(config: Config, world_size: int) -> str:
     samples, rest = divmod(config.train.tokens_per_step, config.model.block_size * world_size)
     if rest:
         return ""
-    fitting = max(size for size in range(1, config.train.micro_batch_size + 1) if samples % size == 0)
+    fitting = max(size for size in range(1, config.train.rows + 1) if samples % size == 0)
     return f"try train.micro_batch_size={fitting}, or "
 
 

@@ -55,12 +55,15 @@ class Train:
         env, run = DistEnv.from_env(os.environ), RunDir(Path(self.run_dir))
         with refusal_noted(run, env):
             require_torch()
+            from gpt2hpc.training import heap
             from gpt2hpc.training.process_group import joined, make_deterministic, select_device
 
             config = self.config or _settings_here(run, env)
             if config.train.deterministic:
                 make_deterministic()  # before NCCL reads its settings
             device = select_device(config.train.device, env)
+            if device.type == "cpu":
+                heap.keep_freed()
             with joined(env, device, collective_timeout(config)) as ranks:
                 opened = None
                 with ranks.first_decides():

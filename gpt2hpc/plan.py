@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> int:
 
 def as_json(plan: Plan) -> dict[str, Any]:
     """Everything that the text tells, and the rest."""
-    own = ("gpu_hours", "tokens", "mfu")
+    own = ("gpu_hours", "tokens", "mfu", "fits")
     losses = {name: getattr(plan.losses, name)() for name in ("young_s", "daly_s", "best_s")}
     return {**dataclasses.asdict(plan), **{name: getattr(plan, name) for name in own}, "intervals": losses}
 

@@ -104,6 +104,11 @@ class RunDir:
         return self.path / "fetched"
 
     @property
+    def micro_batch(self) -> Path:
+        """What `--train.micro_batch_size auto` has found: a restart takes the same."""
+        return self.path / "micro-batch.json"
+
+    @property
     def uploads(self) -> Path:
         """What of the checkpoints is on the Hub, and what waits to go there."""
         return self.path / "uploads"

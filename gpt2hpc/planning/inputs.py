@@ -11,12 +11,12 @@ from gpt2hpc.cluster import slurm
 from gpt2hpc.cluster.choices import Choices
 from gpt2hpc.config import Config
 from gpt2hpc.errors import UsageError
-from gpt2hpc.planning import hardware
+from gpt2hpc.planning import hardware, memory
 from gpt2hpc.planning.assumptions import DEFAULT, FLAG, MEASURED, SETTINGS, SITE, Assumption, Assumptions
 from gpt2hpc.planning.hardware import Gpu
 from gpt2hpc.planning.measured import Observed
 from gpt2hpc.planning.scaling import Fabric, Share, Traffic
-from gpt2hpc.planning.storage import checkpoint_bytes, stored_parameters
+from gpt2hpc.planning.storage import OTHER_TENSORS, TENSORS_A_BLOCK, checkpoint_bytes, stored_parameters
 
 COPY_BYTES_PER_S = 11e9
 """At which a rank copies its share of a checkpoint while the steps wait: 1.49 GB in 136 ms, bench/results/checkpoint.md."""
@@ -75,7 +75,8 @@ def gather(options: Mapping[str, Any], config: Config, env: Mapping[str, str], s
     chosen.note("--gpu", gpu.name, "", FLAG if options["gpu"] else DEFAULT, gpu.node)
     nodes = _nodes(options["nodes"], chosen)
     per_node, time_limit_s = _of_the_site(options, env, gpu, chosen, seen)
-    _note_settings(config, chosen)
+    found, config = config.train.micro_batch_size == "auto", memory.settled(config, gpu, nodes[-1] * per_node)
+    _note_settings(config, chosen, found=found)
     fabric = _fabric(gpu, per_node, chosen)
     peak = chosen.pick("peak_tflops", "TFLOP/s", default=gpu.peak_tflops, source="data sheet, dense bf16 (V100: fp16)")
     base = _base(config, gpu, peak, fabric, chosen, seen)
@@ -101,9 +102,22 @@ def gather(options: Mapping[str, Any], config: Config, env: Mapping[str, str], s
 
 
 def traffic_of(config: Config) -> Traffic:
-    """What this trainer sends: DistributedDataParallel, the embedding's gradient last, since it is the head too."""
-    model, sent_bytes = config.model, 2 if config.train.reduce_dtype == "bf16" else 4
-    return Traffic("ddp", stored_parameters(model), model.padded_vocab_size * model.n_embd, gradient_bytes=sent_bytes)
+    """What this trainer sends: DistributedDataParallel, the embedding's gradient last, since it is the head too; with a sharded
+    optimizer each parameter from its owner after the step."""
+    model, train = config.model, config.train
+    return Traffic(
+        "ddp",
+        stored_parameters(model),
+        model.padded_vocab_size * model.n_embd,
+        gradient_bytes=2 if train.reduce_dtype == "bf16" else 4,
+        weights_sent_after=TENSORS_A_BLOCK * model.n_layer + OTHER_TENSORS if train.shard_optimizer else 0,
+    )
+
+
+def computed_flops_per_token(config: Config) -> int:
+    """With what is computed twice."""
+    again = config.model.recomputed_flops_per_token if config.train.activation_checkpointing else 0
+    return config.model.flops_per_token + again
 
 
 def share_of(config: Config, gpus: int) -> Share | None:
@@ -112,7 +126,7 @@ def share_of(config: Config, gpus: int) -> Share | None:
     samples, rest = divmod(train.tokens_per_step, block_size * gpus)
     if rest or not samples:
         return None
-    micro = max(size for size in range(1, train.micro_batch_size + 1) if samples % size == 0)
+    micro = max(size for size in range(1, train.rows + 1) if samples % size == 0)
     return Share(micro, samples // micro, block_size)
 
 
@@ -160,16 +174,16 @@ def _base(config: Config, gpu: Gpu, peak: float, fabric: Fabric, chosen: Assumpt
         mfu = chosen.pick("mfu", f"of {peak:g} TFLOP/s, on one node", default=gpu.mfu, source=gpu.mfu_source)
         if mfu > 1:
             raise UsageError(f"--mfu={mfu:g} must be 1 or below: it is a share, 0.4 for 40 %")
-        rate = mfu * peak * 1e12 / config.model.flops_per_token
+        counted = config.model.flops_per_token if chosen.has("mfu") else computed_flops_per_token(config)
+        rate = mfu * peak * 1e12 / counted
     gpus = fabric.gpus_per_node
     return Base(rate, gpus, fabric, _share(config, gpus), traffic_of(config), origin)
 
 
 def _base_as_seen(config: Config, gpu: Gpu, fabric: Fabric, chosen: Assumptions, seen: Observed) -> Base:
-    """The run's rate, by FLOPs where it was of another size."""
-    ratio, scaled = 1.0, ""
-    if seen.config.model != config.model:
-        ratio = seen.config.model.flops_per_token / config.model.flops_per_token
+    """The run's rate, by FLOPs where it was of another size, or computed its blocks once instead of twice."""
+    ratio, scaled = computed_flops_per_token(seen.config) / computed_flops_per_token(config), ""
+    if ratio != 1:
         scaled = f", scaled by FLOPs from {seen.config.model.tag}"
     rate = seen.tokens_per_s_per_gpu.value * ratio
     mfu = f", MFU {seen.mfu.value:.1%}" if seen.mfu else ""
@@ -177,7 +191,8 @@ def _base_as_seen(config: Config, gpu: Gpu, fabric: Fabric, chosen: Assumptions,
     chosen.note("--tokens-per-s-per-gpu", rate, "tokens/s", MEASURED, how)
     network = fabric.network_gbit_s if chosen.has("network_gbit_s") else gpu.network_of(seen.gpus_per_node)
     own = dataclasses.replace(fabric, gpus_per_node=seen.gpus_per_node, network_gbit_s=network)
-    return Base(rate, seen.gpus, own, _share(seen.config, seen.gpus), traffic_of(config), MEASURED)
+    theirs = memory.settled(seen.config, gpu, seen.gpus)
+    return Base(rate, seen.gpus, own, _share(theirs, seen.gpus), traffic_of(config), MEASURED)
 
 
 def _saves(config: Config, ranks: int, chosen: Assumptions, seen: Observed | None) -> tuple[float, float]:
@@ -217,8 +232,8 @@ def _restarts(chosen: Assumptions, seen: Observed | None) -> tuple[float, float]
 def _share(config: Config, gpus: int) -> Share:
     """Like `share_of`, and for a step that does not divide as near as may be: the base's rate is known anyhow."""
     train, block_size = config.train, config.model.block_size
-    fallback = max(1.0, train.tokens_per_step / (train.micro_batch_size * block_size * gpus))
-    return share_of(config, gpus) or Share(train.micro_batch_size, fallback, block_size)
+    fallback = max(1.0, train.tokens_per_step / (train.rows * block_size * gpus))
+    return share_of(config, gpus) or Share(train.rows, fallback, block_size)
 
 
 def _nodes(text: str | None, chosen: Assumptions) -> tuple[int, ...]:
@@ -230,7 +245,7 @@ def _nodes(text: str | None, chosen: Assumptions) -> tuple[int, ...]:
     return tuple(int(part) for part in parts)
 
 
-def _note_settings(config: Config, chosen: Assumptions) -> None:
+def _note_settings(config: Config, chosen: Assumptions, *, found: bool) -> None:
     model, train, save = config.model, config.train, config.checkpoint
     shape = f"{model.n_layer} × {model.n_embd}, block {model.block_size}, vocabulary {model.padded_vocab_size}"
     chosen.note("model.*", shape, "", SETTINGS)
@@ -238,7 +253,11 @@ def _note_settings(config: Config, chosen: Assumptions) -> None:
         "train.total_tokens", train.steps * train.tokens_per_step, "tokens", SETTINGS, f"{train.steps:,} whole steps"
     )
     chosen.note("train.tokens_per_step", train.tokens_per_step, "tokens", SETTINGS)
-    chosen.note("train.micro_batch_size", train.micro_batch_size, "sequences", SETTINGS)
+    auto = "auto: the most of which a step fits (14)" if found else ""
+    chosen.note("train.micro_batch_size", train.micro_batch_size, "sequences", SETTINGS, auto)
+    for name in ("activation_checkpointing", "shard_optimizer"):
+        if getattr(train, name):
+            chosen.note(f"train.{name}", "true", "", SETTINGS)
     chosen.note("train.eval_every, eval_tokens", f"{train.eval_every}, {train.eval_tokens}", "steps, tokens", SETTINGS)
     chosen.note("checkpoint.every_minutes", save.every_minutes, "min", SETTINGS)
     chosen.note("checkpoint.keep_last", save.keep_last, "", SETTINGS)

@@ -5,6 +5,7 @@ Read from its own files: config.yaml, metrics.jsonl and attempts/. Values are me
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import statistics
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from gpt2hpc import config_io
+from gpt2hpc import config_io, durable
 from gpt2hpc.cluster.ledger import Attempt, Cause, Ledger
 from gpt2hpc.cluster.slurm import expand_nodes
 from gpt2hpc.config import Config
@@ -74,7 +75,7 @@ def observe(path: Path, *, now: datetime | None = None) -> Observed:
     failures = sum(start.attempt.cause == Cause.CRASHED for start in starts)
     return Observed(
         name=run.name,
-        config=config_io.load(run.config),
+        config=_settings(run),
         gpus=last.world_size,
         nodes=_nodes(last),
         tokens_per_s_per_gpu=Measured(per_gpu, f"median {count}, {last.world_size} ranks"),
@@ -85,6 +86,16 @@ def observe(path: Path, *, now: datetime | None = None) -> Observed:
         mtbf_hours=_between_failures(node_hours, failures, run.name),
         failures=failures,
         node_hours=node_hours,
+    )
+
+
+def _settings(run: RunDir) -> Config:
+    """With the micro batch that was found where it is `auto`."""
+    config, found = config_io.load(run.config), durable.read_json(run.micro_batch)
+    if config.train.micro_batch_size != "auto" or not isinstance(found, dict):
+        return config
+    return dataclasses.replace(
+        config, train=dataclasses.replace(config.train, micro_batch_size=found["micro_batch_size"])
     )
 
 

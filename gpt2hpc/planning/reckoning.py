@@ -9,17 +9,16 @@ import math
 from dataclasses import dataclass
 
 from gpt2hpc.errors import UsageError
-from gpt2hpc.planning import scaling
+from gpt2hpc.planning import memory, scaling
 from gpt2hpc.planning.assumptions import DEFAULT, FLAG, MEASURED
 from gpt2hpc.planning.inputs import Inputs, share_of
 from gpt2hpc.planning.intervals import Losses
 from gpt2hpc.planning.scaling import Step
-from gpt2hpc.planning.storage import Storage, second_moment_bytes, storage, stored_parameters
+from gpt2hpc.planning.storage import Storage, storage
+from gpt2hpc.training.footprint import Footprint
 
 HELD_AGAINST_GPUS = 128
 """The largest count of GPUs among the published figures that the model was held against."""
-STATE_BYTES_ON_GPU = 16
-"""Of a parameter: weight, gradient and AdamW's two moments in fp32."""
 MOST_OVERHEAD = 10.0
 """Lost to saves and failures, as a share of the work. Above, an error of the inputs is multiplied, and nobody begins such a run."""
 AS = {FLAG: "as given", MEASURED: "as measured", DEFAULT: "as assumed"}
@@ -72,7 +71,12 @@ class Plan:
     computing_s: float
     wall_s: float
     storage: Storage
-    state_gb: float
+    memory: Footprint
+
+    @property
+    def fits(self) -> bool:
+        """Whether a step fits into the memory of a GPU."""
+        return self.memory.total <= memory.usable_bytes(self.inputs.gpu)
 
     @property
     def gpu_hours(self) -> float:
@@ -144,7 +148,7 @@ def reckon(inputs: Inputs) -> Plan:
         computing_s=computing_s,
         wall_s=computing_s + jobs * (inputs.start_s + inputs.save_s),
         storage=storage(config, data_tokens=inputs.data_tokens, ranks=step.gpus),
-        state_gb=(STATE_BYTES_ON_GPU * stored_parameters(config.model) - second_moment_bytes(config)) / 1e9,
+        memory=memory.needed(config, gpus=step.gpus, micro_batch=step.share.micro_batch),
     )
 
 

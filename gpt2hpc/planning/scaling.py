@@ -73,6 +73,7 @@ class Traffic:
         layers: Units that FSDP gathers one by one, beside the root.
         gradient_bytes: Of one gradient as it is sent.
         weight_bytes: Of one weight as FSDP gathers it.
+        weights_sent_after: Tensors that hold the weights and are sent, once each, after a step: a sharded optimizer's, with ddp.
     """
 
     kind: Literal["ddp", "fsdp"]
@@ -81,6 +82,7 @@ class Traffic:
     layers: int = 0
     gradient_bytes: int = 4
     weight_bytes: int = 4
+    weights_sent_after: int = 0
 
     def total_s(self, fabric: Fabric, gpus: int) -> float:
         """All of it: of a step (ddp), or of a micro batch (fsdp)."""
@@ -89,6 +91,12 @@ class Traffic:
     def tail_s(self, fabric: Fabric, gpus: int) -> float:
         """What cannot begin before the computing has ended."""
         return self._seconds(fabric, gpus, self.last, 1)
+
+    def after_s(self, fabric: Fabric, gpus: int) -> float:
+        """What is sent when all else is done."""
+        if not self.weights_sent_after:
+            return 0.0
+        return fabric.collective_s(4 * self.parameters, gpus, rounds=1, calls=self.weights_sent_after)
 
     def _seconds(self, fabric: Fabric, gpus: int, parameters: int, units: int) -> float:
         gradients = parameters * self.gradient_bytes
@@ -142,7 +150,8 @@ def step(fabric: Fabric, traffic: Traffic, share: Share, *, gpus: int, compute_t
     micro_s = share.micro_batch * share.block_size / compute_tokens_per_s
     total, tail = traffic.total_s(fabric, gpus), traffic.tail_s(fabric, gpus)
     if traffic.kind == "ddp":
-        communication, exposed = total, max(total - BACKWARD_SHARE * micro_s, tail)
+        after = traffic.after_s(fabric, gpus)
+        communication, exposed = total + after, max(total - BACKWARD_SHARE * micro_s, tail) + after
     else:
         communication, exposed = share.accumulation * total, share.accumulation * max(total - micro_s, tail)
     return Step(gpus, share, share.accumulation * micro_s, communication, exposed)

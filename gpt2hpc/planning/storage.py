@@ -44,7 +44,7 @@ class Storage:
 
 
 def second_moment_bytes(config: Config) -> int:
-    """What Muon saves, on disk and on the GPU."""
+    """What Muon has not to save."""
     return 4 * config.model.inner_parameters if config.optimizer.name == "muon" else 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gpt2hpc import cli
+from gpt2hpc.planning import memory
 from gpt2hpc.planning.assumptions import Assumption
 from gpt2hpc.planning.reckoning import Plan, Row
 from gpt2hpc.planning.workings import workings
@@ -42,14 +43,15 @@ def _result(plan: Plan) -> str:
         ("disk", f"{plan.storage.peak / 1e9:,.1f} GB", f"at most: {_disk(plan)} (13)"),
         ("lost", f"{configured.overhead:.2%}", f"to saves and failures, with a save every {interval} (9)"),
         ("save every", _minutes(best.interval_s), f"loses least, {best.overhead:.2%}: {advice} (8)"),
-        ("GPU memory", f"{plan.state_gb:,.1f} GB", _memory(plan)),
+        ("GPU memory", f"{plan.memory.total / 1e9:,.1f} GB", _memory(plan)),
     ]
     return "\n".join(["Result", *(f"  {name:11} {value:>12}  {words}" for name, value, words in lines)])
 
 
 def _memory(plan: Plan) -> str:
-    verdict = "" if plan.state_gb < plan.inputs.gpu.memory_gb else ": DOES NOT FIT"
-    return f"of {plan.inputs.gpu.memory_gb:g} for weights, gradients and moments, and activations beside them{verdict}"
+    inputs, micro = plan.inputs, plan.step.share.micro_batch
+    verdict = "fits" if plan.fits else f"DOES NOT FIT: {memory.remedy(inputs.config, inputs.gpu, plan.step.gpus)}"
+    return f"of {inputs.gpu.memory_gb:g} at a micro batch of {micro}: {verdict} (14)"
 
 
 def _disk(plan: Plan) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from gpt2hpc.planning.memory import USABLE
 from gpt2hpc.planning.reckoning import Plan
 from gpt2hpc.planning.scaling import BACKWARD_SHARE
 
 
 def workings(plan: Plan) -> list[str]:
-    """Lines (1) to (13)."""
-    return [*_length(plan), *_step(plan), *_intervals(plan), *_time(plan), _disk(plan)]
+    """Lines (1) to (14)."""
+    return [*_length(plan), *_step(plan), *_intervals(plan), *_time(plan), _disk(plan), _memory(plan)]
 
 
 def _length(plan: Plan) -> list[str]:
@@ -30,13 +31,15 @@ def _step(plan: Plan) -> list[str]:
     micro_ms = share.micro_batch * share.block_size / plan.compute_tokens_per_s_per_gpu * 1e3
     total_ms, tail_ms = (each(fabric, step.gpus) * 1e3 for each in (traffic.total_s, traffic.tail_s))
     exposed_ms, step_ms = step.exposed_s * 1e3, step.seconds * 1e3
+    after = f" + weights {traffic.after_s(fabric, step.gpus) * 1e3:,.2f}" if traffic.weights_sent_after else ""
     network = "" if plan.row.nodes == 1 else f" and {fabric.network_gbit_s:g} Gbit/s / 8"
     return [
         f"{share.accumulation:g} micro batches of {share.micro_batch} × {share.block_size} tokens a GPU, {micro_ms:,.2f} ms each",
         f"all-reduce {total_ms:,.2f} ms = 2·(n−1)/n × {traffic.parameters:,} gradients × {traffic.gradient_bytes} bytes "
         f"/ {fabric.bandwidth(step.gpus) / 1e9:,.1f} GB/s + latency, n = {step.gpus}; that is {fabric.efficiency:g} × the slower of "
         f"{fabric.link_gbyte_s:g} GB/s{network}",
-        f"not hidden {exposed_ms:,.2f} ms = max({total_ms:,.2f} − {BACKWARD_SHARE:.3f} × {micro_ms:,.2f}, last bucket {tail_ms:,.2f})",
+        f"not hidden {exposed_ms:,.2f} ms = max({total_ms:,.2f} − {BACKWARD_SHARE:.3f} × {micro_ms:,.2f}, last bucket "
+        f"{tail_ms:,.2f}){after}",
         f"step {step_ms:,.2f} ms = {share.accumulation:g} × {micro_ms:,.2f} + {exposed_ms:,.2f}",
     ]
 
@@ -76,3 +79,18 @@ def _disk(plan: Plan) -> str:
         f"disk {stored.peak / 1e9:,.1f} GB = 2 bytes × ({inputs.data_tokens:,} + {inputs.config.train.eval_tokens:,} tokens) + "
         f"{stored.checkpoints + 1} × (12 bytes × {inputs.traffic.parameters:,} parameters + small) + logs"
     )
+
+
+def _memory(plan: Plan) -> str:
+    """(14)."""
+    need, usable = plan.memory, USABLE * plan.inputs.gpu.memory_gb
+    named = {
+        "weights": need.weights,
+        "gradients": need.gradients,
+        "moments": need.optimizer,
+        "weights in 16 bits": need.casts,
+        "activations": need.activations,
+        "logits and loss": need.head,
+    }
+    parts = " + ".join(f"{name} {size / 1e9:,.2f}" for name, size in named.items() if size)
+    return f"memory {need.total / 1e9:,.2f} GB = {parts}; usable {usable:,.1f} = {USABLE:g} × {plan.inputs.gpu.memory_gb:g}"

@@ -20,6 +20,7 @@ from gpt2hpc.training.optimizer import new_optimizer, state_kinds
 from gpt2hpc.training.process_group import Ranks
 from gpt2hpc.training.reduction import mean_in_bf16
 from gpt2hpc.training.schedule import learning_rate
+from gpt2hpc.training.sharding import Share
 
 
 class Learner:
@@ -36,8 +37,9 @@ class Learner:
         self.precision = precision.choose(config.train.precision, ranks.device)
         self._scaler = self.precision.new_scaler()
         torch.manual_seed(config.train.seed)
-        self.model = GPT(config.model).to(ranks.device)
+        self.model = GPT(config.model, recomputes=config.train.activation_checkpointing).to(ranks.device)
         self._optimizer = new_optimizer(self.model, config.optimizer)
+        self._share = Share(self.model, ranks) if config.train.shard_optimizer else None
         self._wrapped: nn.Module = self.model
         self.grad_accum_steps = grad_accum_steps(config, world_size=ranks.world_size)
         self._broken = torch.zeros((), dtype=torch.bool, device=ranks.device)
@@ -49,6 +51,11 @@ class Learner:
         kept = [(p, len(state_kinds(group) - {"step"})) for group in groups for p in group["params"]]
         return sum(parameter.nbytes * (1 + tensors) for parameter, tensors in kept)
 
+    @property
+    def _own(self) -> frozenset[str] | None:
+        """The parameters whose state is here; None for all of them."""
+        return None if self._share is None else self._share.names
+
     def begin_with(self, weights: Mapping[str, Tensor]) -> None:
         """Take these instead of random ones; ConfigError where they do not fit."""
         state.load_model(self.model, weights.items())
@@ -56,7 +63,8 @@ class Learner:
     def load(self, found: Checkpoint, scaler: Mapping[str, Any]) -> None:
         """Go on with the weights and the optimizer of a checkpoint, and with the scaler that its manifest tells of."""
         state.load_model(self.model, self._beating(found.tensors("model/")))
-        state.load_optimizer(self._optimizer, self.model, self._beating(found.tensors("optimizer/")))
+        tensors = self._beating(found.tensors("optimizer/"))
+        state.load_optimizer(self._optimizer, self.model, tensors, only=self._own)
         state.load_scaler(self._scaler, scaler)
 
     def _beating(self, tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
@@ -66,8 +74,8 @@ class Learner:
             yield each
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint holds; views, not copies."""
-        return state.state_tensors(self.model, self._optimizer)
+        """What a checkpoint holds, or this rank's share of it where the optimizer is sharded; views, not copies."""
+        return state.state_tensors(self.model, self._optimizer, only=self._own)
 
     def scaler_facts(self) -> dict[str, Any]:
         """What its manifest tells of the scaler."""
@@ -95,10 +103,27 @@ class Learner:
         this a resumed process would take its first step with the first buckets, and differ in the last bits from 3
         ranks on. It also pays for compilation before the clock runs.
         """
-        shape = self._config.train.micro_batch_size, self._config.model.block_size
-        tokens = torch.zeros(shape, dtype=torch.int64, device=self._ranks.device)
+        tokens = self._zeros(self._config.train.rows)
         self._backward(tokens, tokens)
         self._optimizer.zero_grad(set_to_none=True)
+
+    def rehearse(self, rows: int) -> None:
+        """Take all the memory of a step of two micro batches of `rows` sequences, without a word to the peers; the weights are no
+        longer of use after it."""
+        self._optimizer.zero_grad(set_to_none=True)  # of one that failed
+        tokens = self._zeros(rows)
+        for _ in range(2):
+            self._backward(tokens, tokens)
+        self._clip()
+        if self._share is not None:
+            self._share.drop_others()
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def _zeros(self, rows: int) -> Tensor:
+        shape = rows, self._config.model.block_size
+        return torch.zeros(shape, dtype=torch.int64, device=self._ranks.device)
 
     def learn(self, batches: Iterable[tuple[Tensor, Tensor]], step: int) -> tuple[Tensor, Tensor]:
         """The step after `step` steps: accumulate gradients over `grad_accum_steps` batches of inputs and targets, reduce them once,
@@ -110,15 +135,27 @@ class Learner:
             with self._no_sync_before(micro_step):
                 total += self._backward(tokens, targets, share=self.grad_accum_steps)
             self._beat()
-        self._scaler.unscale_(self._optimizer)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self._config.optimizer.grad_clip)
-        self._scaler.step(self._optimizer)
-        self._scaler.update()
-        self._optimizer.zero_grad(set_to_none=True)
+        norm = self._clip()
+        self._update()
         self._broken |= ~torch.isfinite(total)
         if not self._scaler.is_enabled():  # the scaler skips a step whose gradients overflow; that is no divergence
             self._broken |= ~torch.isfinite(norm)
         return total, norm
+
+    def _clip(self) -> Tensor:
+        """Bring the gradients down to the norm that they may have; returns the one that they had."""
+        self._scaler.unscale_(self._optimizer)
+        return nn.utils.clip_grad_norm_(self.model.parameters(), self._config.optimizer.grad_clip)
+
+    def _update(self) -> None:
+        """Step with the gradients, or with this rank's share of them, and drop them."""
+        if self._share is not None:
+            self._share.drop_others()
+        self._scaler.step(self._optimizer)
+        if self._share is not None:
+            self._share.exchange()
+        self._scaler.update()
+        self._optimizer.zero_grad(set_to_none=True)
 
     def _backward(self, tokens: Tensor, targets: Tensor, *, share: int = 1) -> Tensor:
         """Add the gradients of a micro batch, one of `share`, to those that are there; its share of the loss."""

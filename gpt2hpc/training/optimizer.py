@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from gpt2hpc.config import OptimizerConfig
+from gpt2hpc.model.parts import QKV, is_inner_matrix
 
 Groups = list[dict[str, Any]]
 
@@ -37,15 +38,6 @@ def new_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
         adjust_lr_fn="match_rms_adamw",
     )
     return Together([muon, adamw])
-
-
-QKV = "attn.c_attn.weight"
-"""Queries, keys and values: three matrices, one below the other."""
-
-
-def is_inner_matrix(name: str) -> bool:
-    """Whether it is a matrix inside a block."""
-    return name.startswith("h.") and name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight"))
 
 
 def state_kinds(group: dict[str, Any]) -> frozenset[str]:

@@ -91,7 +91,7 @@ class Progress:
             tokens_per_s=rate,
             mfu=flops / self._peak_flops if self._peak_flops else None,
             data_wait_ms=pending.waited_s / pending.steps * 1e3,
-            memory_gib=_memory_gib(self._ranks.device),
+            memory_gib=memory_gib(self._ranks.device),
         )
         self._log.step(record, self._config.train.steps)
         self.diverged |= not math.isfinite(loss)
@@ -104,7 +104,7 @@ class Progress:
         return event
 
 
-def _memory_gib(device: torch.device) -> float:
+def memory_gib(device: torch.device) -> float:
     """The most that this process has held so far: of the GPU by its tensors, elsewhere of the machine's memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30

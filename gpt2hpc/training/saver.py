@@ -27,6 +27,7 @@ from gpt2hpc import durable
 from gpt2hpc.errors import RunDirError, as_users
 from gpt2hpc.training.checkpoint import FORMAT, MANIFEST, Checkpoint, facts_sha256, file_sha256
 from gpt2hpc.training.process_group import Ranks
+from gpt2hpc.training.shares import spread
 
 Tensors = Mapping[str, Tensor]
 RankState = tuple[Tensors, Mapping[str, str]]
@@ -88,10 +89,12 @@ class Saver:
         ranks: This process among its peers.
         attempt: Number of the attempt; keeps a zombie's files apart.
         fence: Raises, on rank 0, if this attempt may not publish.
+        all_have_all: Whether each rank is given the whole state, of which it writes a share, or just what it alone writes.
     """
 
-    def __init__(self, ranks: Ranks, *, attempt: int, fence: Callable[[], None]) -> None:
+    def __init__(self, ranks: Ranks, *, attempt: int, fence: Callable[[], None], all_have_all: bool = True) -> None:
         self._ranks, self._attempt, self._fence = ranks.apart(), attempt, fence
+        self._all_have_all = all_have_all
         self._image: FileImage | None = None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -104,7 +107,7 @@ class Saver:
             self._run(lambda: self._make_room(share))
 
     def begin(self, state: Tensors, order: Order, *, waited_s: float = 0.0) -> None:
-        """Copy `state`, of which each rank writes a share, and return; waits for the save before it, if that is under way.
+        """Copy this rank's share of `state` and return; waits for the save before it, if that is under way.
 
         `waited_s` is how long the steps have waited for this save already.
         """
@@ -163,7 +166,9 @@ class Saver:
         self._thread.start()
 
     def _share(self, state: Tensors) -> Tensors:
-        owners = _owners(state, self._ranks.world_size)
+        if not self._all_have_all:
+            return {name: tensor.detach() for name, tensor in state.items()}
+        owners = spread({name: tensor.nbytes for name, tensor in state.items()}, self._ranks.world_size)
         return {name: tensor.detach() for name, tensor in state.items() if owners[name] == self._ranks.rank}
 
     def _make_room(self, share: Tensors) -> None:
@@ -283,16 +288,6 @@ def _written(path: Path, contents: bytes | memoryview) -> dict[str, Any]:
     if file_sha256(path) != digest:
         raise OSError(f"{path.name} reads back differently than it was written")
     return {"bytes": len(contents), "sha256": digest}
-
-
-def _owners(state: Tensors, world_size: int) -> dict[str, int]:
-    """Which rank writes a tensor: the largest first, each to the rank with the least so far."""
-    load = [0] * world_size
-    owners = {}
-    for key in sorted(state, key=lambda key: (-state[key].nbytes, key)):
-        owners[key] = load.index(min(load))
-        load[owners[key]] += state[key].nbytes
-    return owners
 
 
 @contextlib.contextmanager

@@ -48,7 +48,12 @@ class Saves:
     ) -> None:
         self._run, self._config, self._ranks, self._clock, self._say = run, config, ranks, clock, say
         self._ledger, self._attempt = ledger, attempt
-        self._saver = Saver(ranks, attempt=attempt.number, fence=lambda: ledger.fence(attempt))
+        self._saver = Saver(
+            ranks,
+            attempt=attempt.number,
+            fence=lambda: ledger.fence(attempt),
+            all_have_all=not config.train.shard_optimizer,
+        )
         repo = config.checkpoint.repo
         self._uploader = Uploader(run, repo, say) if repo is not None and ranks.is_first else None
         self.resumed_from: Checkpoint | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,10 +22,13 @@ from gpt2hpc.training.optimizer import state_kinds
 RankState = tuple[dict[str, Tensor], dict[str, str]]
 
 
-def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Parameters and optimizer state by name; views, not copies."""
-    tensors = {f"model/{name}": parameter.detach() for name, parameter in model.named_parameters()}
-    for name, parameter in model.named_parameters():
+def state_tensors(
+    model: nn.Module, optimizer: torch.optim.Optimizer, *, only: Collection[str] | None = None
+) -> dict[str, Tensor]:
+    """Parameters and optimizer state by name, of all parameters or of `only` some; views, not copies."""
+    parameters = {name: each for name, each in model.named_parameters() if only is None or name in only}
+    tensors = {f"model/{name}": parameter.detach() for name, parameter in parameters.items()}
+    for name, parameter in parameters.items():
         for kind, value in optimizer.state[parameter].items():
             tensors[f"optimizer/{kind}/{name}"] = value
     return tensors
@@ -51,44 +54,55 @@ def load_model(model: nn.Module, tensors: Iterable[tuple[str, Tensor]]) -> None:
         )
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Set the optimizer's state from `optimizer/KIND/NAME`; settings such as the learning rate are not touched.
+def load_optimizer(
+    optimizer: torch.optim.Optimizer,
+    model: nn.Module,
+    tensors: Iterable[tuple[str, Tensor]],
+    *,
+    only: Collection[str] | None = None,
+) -> None:
+    """Set the optimizer's state from `optimizer/KIND/NAME`, all of it or that of `only` some parameters; settings such as the
+    learning rate are not touched.
 
     Raises ConfigError for state of another optimizer or shape, which a fused step would follow past the end of its memory, and where
     some parameters have state and others none.
     """
     names = {parameter: name for name, parameter in model.named_parameters()}
+    parameters = {name: parameter for parameter, name in names.items()}
     by_name: dict[str, dict[str, Tensor]] = {}
+    kinds: dict[str, set[str]] = {}
     for key, tensor in tensors:
         _, kind, name = key.split("/", 2)
-        by_name.setdefault(name, {})[kind] = tensor
-    _check_kinds(optimizer, names, by_name)
-    for parameter, name in names.items():
-        for kind, tensor in by_name.get(name, {}).items() if by_name else ():
-            if tensor.shape != (torch.Size() if kind == "step" else parameter.shape):
-                raise ConfigError(
-                    f"the checkpoint holds optimizer/{kind}/{name} of shape {tuple(tensor.shape)}, which does not fit {name} of shape "
-                    f"{tuple(parameter.shape)}; use another checkpoint"
-                )
+        kinds.setdefault(name, set()).add(kind)
+        parameter = parameters.get(name)
+        if parameter is not None and tensor.shape != (torch.Size() if kind == "step" else parameter.shape):
+            raise ConfigError(
+                f"the checkpoint holds optimizer/{kind}/{name} of shape {tuple(tensor.shape)}, which does not fit {name} of shape "
+                f"{tuple(parameter.shape)}; use another checkpoint"
+            )
+        own = by_name.setdefault(name, {})
+        if only is None or name in only:
+            own[kind] = tensor
+    _check_kinds(optimizer, names, kinds)
     if by_name and (odd := sorted(by_name.keys() ^ set(names.values()))):
         raise ConfigError(
             f"the checkpoint's optimizer and this model differ in {', '.join(odd[:3])}; use the settings it was trained with"
         )
     current = optimizer.state_dict()
     order = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
-    current["state"] = {index: by_name[name] for index, name in enumerate(order) if name in by_name}
+    current["state"] = {index: by_name[name] for index, name in enumerate(order) if by_name.get(name)}
     optimizer.load_state_dict(current)
 
 
 def _check_kinds(
-    optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str], by_name: Mapping[str, Mapping[str, Tensor]]
+    optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str], kinds: Mapping[str, set[str]]
 ) -> None:
     for group in optimizer.param_groups:
         due = state_kinds(group)
         for name in (names[parameter] for parameter in group["params"]):
-            if name in by_name and (kinds := by_name[name].keys()) != due:
+            if name in kinds and kinds[name] != due:
                 raise ConfigError(
-                    f"the checkpoint is of another optimizer: of {name} it holds {', '.join(sorted(kinds))}, this run's keeps "
+                    f"the checkpoint is of another optimizer: of {name} it holds {', '.join(sorted(kinds[name]))}, this run's keeps "
                     f"{', '.join(sorted(due))}; use its --optimizer.name, or --init for the weights alone"
                 )
 

@@ -23,12 +23,13 @@ from gpt2hpc.data.shards import Tokens
 from gpt2hpc.data.store import open_store
 from gpt2hpc.evaluation import examples
 from gpt2hpc.run_dir import RunDir
-from gpt2hpc.training import checkpoint, initial, metrics, resume, state, writers
+from gpt2hpc.training import checkpoint, heap, initial, metrics, resume, state, writers
 from gpt2hpc.training.batches import to_device, trace
 from gpt2hpc.training.checkpoint import Checkpoint
 from gpt2hpc.training.evaluations import Evaluations
 from gpt2hpc.training.learner import Learner
 from gpt2hpc.training.metrics import MetricsLog
+from gpt2hpc.training.micro_batch import MicroBatch
 from gpt2hpc.training.process_group import Ranks
 from gpt2hpc.training.progress import Progress
 from gpt2hpc.training.saves import Saves
@@ -68,8 +69,10 @@ class Trainer:
         screen: Screen,
         watchdog: Watchdog,
     ) -> None:
-        self.config, self.run_dir, self.ranks = config, run, ranks
+        self.run_dir, self.ranks = run, ranks
         self.say, self.show, self.watchdog = screen.say, screen.show, watchdog
+        self.micro_batch = MicroBatch(config, run, ranks, say=screen.say, beat=watchdog.beat)
+        self.config = config = self.micro_batch.config
         self.ledger, self.attempt, self.run_started, self.signals = ledger, attempt, run_started, signals
         self.step = self.consumed = 0
         self._build(manifest)
@@ -79,9 +82,7 @@ class Trainer:
     def _build(self, manifest: Manifest) -> None:
         config = self.config
         self.learner = Learner(config, self.ranks, self.watchdog.beat)
-        part = Slice(
-            self.ranks.rank, self.ranks.world_size, config.train.micro_batch_size, self.learner.grad_accum_steps
-        )
+        part = Slice(self.ranks.rank, self.ranks.world_size, config.train.rows, self.learner.grad_accum_steps)
         block_size, data = config.model.block_size, config.data
         self.store = open_store(
             manifest,
@@ -120,8 +121,10 @@ class Trainer:
                     config=self.config.checkpoint,
                     resumed=self.saves.resumed_from,
                 )
-        self.learner.wrap()
-        self.learner.warm_up()
+        with self.micro_batch.watched():
+            self.micro_batch.is_tried()
+            self.learner.wrap()
+            self.learner.warm_up()
         self.watchdog.beat()
         self._open_logs(rank_state)
 
@@ -237,6 +240,10 @@ class Trainer:
 
     def train(self) -> Stop:
         """Train to the end (Stop.NO) or to an agreed stop, with everything saved that should be."""
+        with self.micro_batch.watched():
+            return self._train()
+
+    def _train(self) -> Stop:
         self.learner.model.train()
         self.evaluations.run_due(self.step)
         agreed, steps = Agreement(), self.config.train.steps
@@ -260,6 +267,7 @@ class Trainer:
         with self.watchdog.phase("first step", more_s=0.0, teaches=STEP) if is_first else contextlib.nullcontext():
             loss, norm = self.optimizer_step(stream)
         if is_first:
+            self.micro_batch.is_proven()
             self.saves.prepare(self.learner.tensors())
         self.step += 1
         self.consumed += self.loader.part.samples_per_step
@@ -320,6 +328,8 @@ class Trainer:
             return False
         if self.saves.step == self.step:
             return True
+        if self.ranks.device.type == "cpu":
+            heap.give_back()
         rank_state = state.rank_state(self.ranks.device)
         self.saves.begin(self.step, self.learner.tensors(), rank_state, self._facts(), self.log)
         self.progress.restart_clock(self.step)

@@ -4,6 +4,7 @@ rank.py RUN_DIR [--signal STEP RANK] [--kill STEP RANK] [--pause STEP RANK] [--h
         [--without warm-up|rng|scaler] [--loss-scale S] [--pause-start] [--full RANK] [--slow-validation SECONDS]
         [--slow-batches SECONDS] [--slow-tensors SECONDS] [--nodes N] [--other-disk NODE] [--version RANK VERSION]
         [--slow-link NODE] [--own-disks] [--late-dir SECONDS] [--blind RANK] [--job RANK NAME]
+        [--state-bytes] [--starve STEP RANK]
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from gpt2hpc.training.trainer import Trainer
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("run_dir")
-    for fault in ("--signal", "--kill", "--pause", "--hang"):
+    for fault in ("--signal", "--kill", "--pause", "--hang", "--starve"):
         parser.add_argument(fault, nargs=2, type=int, default=(-1, -1), metavar=("STEP", "RANK"))
     parser.add_argument("--once", action="store_true", help="only in the first start of a job")
     for slow in ("--slow-validation", "--slow-batches", "--slow-tensors"):
@@ -59,6 +60,7 @@ def main() -> int:
         "--job", nargs=2, default=("", ""), metavar=("RANK", "NAME"), help="what that rank takes it for"
     )
     parser.add_argument("--pause-start", action="store_true")
+    parser.add_argument("--state-bytes", action="store_true", help="tell RUN/state-bytes-RANK what the optimizer holds")
     parser.add_argument("--full", type=int, default=-1, metavar="RANK")
     parser.add_argument("--nan", type=int, default=-1, metavar="STEP")
     parser.add_argument("--without", choices=("warm-up", "rng", "scaler"))
@@ -68,10 +70,24 @@ def main() -> int:
     if not arguments.once or os.environ.get(dist_env.RESTART) == "0":
         _add_faults(arguments)
     _take_out(arguments.without)
+    if arguments.state_bytes:
+        _tell_state_bytes()
     if arguments.loss_scale:
         new_scaler = lambda self: torch.amp.GradScaler("cpu", init_scale=arguments.loss_scale, growth_interval=3)  # noqa: E731
         Precision.new_scaler = new_scaler  # type: ignore[method-assign]
     return cli.run(lambda argv: jobs.Train(argv[0])(), [arguments.run_dir])
+
+
+def _tell_state_bytes() -> None:
+    genuine = Trainer.train
+
+    def train(self: Trainer) -> Any:
+        ended = genuine(self)
+        held = [value.nbytes for kinds in self.learner._optimizer.state.values() for value in kinds.values()]
+        (self.run_dir.path / f"state-bytes-{self.ranks.rank}").write_text(str(sum(held)))
+        return ended
+
+    Trainer.train = train  # type: ignore[method-assign]
 
 
 def _add_faults(arguments: argparse.Namespace) -> None:
@@ -89,6 +105,9 @@ def _add_faults(arguments: argparse.Namespace) -> None:
                 os.kill(os.getpid(), number)
         if here == tuple(arguments.hang):
             hang_here()
+        if here == tuple(arguments.starve):
+            self.saves.settle(self.log)
+            torch.empty(2**50)  # more than a machine has
         if here[0] == arguments.nan:
             with torch.no_grad():
                 self.learner.model.ln_f.weight.fill_(torch.nan)

@@ -17,6 +17,7 @@ PAGES = (
         "doctor",
         "image",
         "plan",
+        "memory",
         "slurm",
         "containers",
         "sites",

@@ -18,7 +18,7 @@ from gpt2hpc.cluster.ledger import Cause
 from gpt2hpc.config import Config, OptimizerConfig, TrainConfig
 from gpt2hpc.data.manifest import Manifest
 from gpt2hpc.errors import ConfigError, DataError, Gpt2hpcError, RunDirError, UsageError
-from gpt2hpc.planning import measured, storage
+from gpt2hpc.planning import measured, memory, storage
 from gpt2hpc.planning.inputs import traffic_of
 from gpt2hpc.planning.scaling import Fabric
 from gpt2hpc.run_dir import RunDir
@@ -368,7 +368,7 @@ def test_every_number_has_an_origin(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(listed) >= 20
     for line in listed:
         assert re.search(r" (flag|site|settings|measured|default)( |$)", line), line
-    assert re.findall(r"^  \((\d+)\)", text, re.MULTILINE) == [str(number) for number in range(1, 14)]
+    assert re.findall(r"^  \((\d+)\)", text, re.MULTILINE) == [str(number) for number in range(1, 15)]
     for default in (line for line in listed if " default " in line):
         assert len(default.split(" default ")[1].split()) > 2, f"no source: {default}"
 
@@ -376,6 +376,49 @@ def test_every_number_has_an_origin(capsys: pytest.CaptureFixture[str]) -> None:
 def test_gpus_that_are_too_small_are_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert "DOES NOT FIT" in told(capsys, "--preset", "gpt2-1558m", "--gpu", "rtx4090")
     assert "DOES NOT FIT" not in told(capsys, "--preset", "gpt2-1558m", "--gpu", "a100")
+
+
+def test_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    """The largest model on eight cards of 24 GB: what helps is named, and with it the plan says that it fits."""
+    base = ("--preset", "gpt2-1558m", "--gpu", "rtx4090")
+    text = told(capsys, *base)
+    assert "35.0 GB  of 24 at a micro batch of 2: DOES NOT FIT: try " in text
+    remedy = text.partition("DOES NOT FIT: try ")[2].partition(" (14)")[0]
+    assert remedy == "--train.shard_optimizer true --train.micro_batch_size 1"
+    helped = facts(capsys, *base, *remedy.split())
+    assert helped["fits"]
+    assert helped["memory"]["optimizer"] < 0.2 * facts(capsys, *base)["memory"]["optimizer"]
+    assert ": fits (14)" in told(capsys, *base, *remedy.split())
+    hopeless = told(capsys, *base, "--gpus-per-node", "1", "--train.tokens_per_step", "2048")
+    assert "DOES NOT FIT: choose a GPU with more memory" in hopeless
+
+
+def test_auto_is_the_most_that_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    base = ("--preset", "gpt2-1558m", "--gpu", "a100-40", "--train.micro_batch_size", "auto")
+    assert facts(capsys, *base)["step"]["share"]["micro_batch"] == 2
+    recomputed = facts(capsys, *base, "--train.activation_checkpointing", "true")
+    assert (recomputed["step"]["share"]["micro_batch"], recomputed["fits"]) == (8, True)
+    assert "auto: the most of which a step fits (14)" in told(capsys, *base)
+
+
+def test_what_memory_costs(capsys: pytest.CaptureFixture[str]) -> None:
+    """Blocks computed twice slow the default rate by their FLOPs; a sharded optimizer sends the weights after the step."""
+    base = ("--preset", "gpt2-1558m", "--gpu", "a100", "--nodes", "2")
+    plain = facts(capsys, *base)
+    twice = facts(capsys, *base, "--train.activation_checkpointing", "true")
+    model = config_io.load(config_io.presets()["gpt2-1558m"]).model
+    more = (24 * 48 * 1600**2 + 4 * 48 * 1600 * 1024) / model.flops_per_token
+    ratio = plain["compute_tokens_per_s_per_gpu"] / twice["compute_tokens_per_s_per_gpu"]
+    assert ratio == pytest.approx(1 + more, rel=1e-3)
+    assert 1.25 < ratio < 1.34
+    given = facts(capsys, *base, "--train.activation_checkpointing", "true", "--tokens-per-s-per-gpu", "9000")
+    assert given["inputs"]["base"]["tokens_per_s_per_gpu"] == 9000
+    sharded = facts(capsys, *base, "--tokens-per-s-per-gpu", "9000", "--train.shard_optimizer", "true")
+    whole = facts(capsys, *base, "--tokens-per-s-per-gpu", "9000")
+    sent_s = 15 / 16 * 4 * PRESETS["gpt2-1558m"] / (0.8 * 200e9)  # the slower of NVLink and 1600 Gbit/s / 8
+    calls = 12 * 48 + 4  # one for each parameter, some 10 to 100 µs each
+    more_s = sharded["step"]["exposed_s"] - whole["step"]["exposed_s"]
+    assert sent_s + calls * 10e-6 < more_s < sent_s + calls * 100e-6
 
 
 def test_the_worked_example_of_the_page(capsys: pytest.CaptureFixture[str]) -> None:
@@ -420,6 +463,8 @@ def test_what_muon_and_bf16_reduction_save() -> None:
     inner = 12 * 12 * 768**2
     saved = storage.checkpoint_bytes(plain, ranks=8) - storage.checkpoint_bytes(muon, ranks=8)
     assert saved == plain.state_bytes - muon.state_bytes == 4 * inner
+    held = [memory.needed(each, gpus=8, micro_batch=1).optimizer for each in (plain, muon)]
+    assert held[0] - held[1] == 4 * inner
     full, half = (traffic_of(Config(train=TrainConfig(reduce_dtype=dtype))) for dtype in ("fp32", "bf16"))
     fabric = Fabric(gpus_per_node=8, link_gbyte_s=300, network_gbit_s=10)
     assert half.total_s(fabric, 64) == pytest.approx(full.total_s(fabric, 64) / 2, rel=0.05)

@@ -1,0 +1,247 @@
+"""Training steps beside others': `python -m bench.train [--shape gpt2-124m] [--ways eager compiled] [--threads 2] [--steps 20]`.
+
+Everyone begins with the same weights and takes the same steps over the same tokens (dropout 0): forward, backward, clipping, AdamW.
+Each is a process of its own, all of one way at once; they take turns of a few steps while the others sleep, and the first turn,
+which warms up and compiles, is not counted. The losses of all steps are compared. What is compared:
+
+    gpt2hpc         what the trainer does with each step
+    nanoGPT-style   the textbook: full logits returned, torch's default AdamW
+    transformers    GPT2LMHeadModel in the same loop
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import IO, Any, Literal, cast
+
+from bench import report
+from gpt2hpc import cli, config_io
+from gpt2hpc.config import Config, ModelConfig, PrecisionName
+
+Way = Literal["eager", "compiled"]
+OURS = "gpt2hpc"
+OTHERS = ("nanoGPT-style", "transformers")
+TURN = 2
+"""Steps; of the first turn nothing is counted."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """What is trained: a model, and sequences a micro batch, micro batches a step on a CPU and on a GPU."""
+
+    model: ModelConfig
+    cpu: tuple[int, int]
+    cuda: tuple[int, int]
+
+
+def shapes() -> dict[str, Shape]:
+    presets = {name: config_io.load(path).model for name, path in config_io.presets().items()}
+    small = ModelConfig(n_layer=6, n_head=6, n_embd=384, block_size=256)
+    tiny = ModelConfig(n_layer=2, n_head=2, n_embd=64, block_size=32)
+    return {
+        "tiny": Shape(tiny, (4, 2), (4, 2)),
+        "6x384": Shape(small, (4, 1), (64, 1)),
+        "gpt2-124m": Shape(presets["gpt2-124m"], (1, 1), (32, 1)),
+        "gpt2-350m": Shape(presets["gpt2-350m"], (1, 1), (16, 1)),
+        "gpt2-774m": Shape(presets["gpt2-774m"], (1, 1), (8, 1)),
+        "gpt2-1558m": Shape(presets["gpt2-1558m"], (1, 1), (4, 1)),
+    }
+
+
+def settings(shape: Shape, device: str, *, way: Way, precision: PrecisionName, steps: int) -> Config:
+    plain = Config()
+    rows, micro_batches = shape.cuda if device == "cuda" else shape.cpu
+    tokens = rows * micro_batches * shape.model.block_size
+    train = dataclasses.replace(
+        plain.train,
+        device="cuda" if device == "cuda" else "cpu",
+        precision=precision,
+        compile=way == "compiled",
+        micro_batch_size=rows,
+        tokens_per_step=tokens,
+        total_steps=steps,
+    )
+    optimizer = dataclasses.replace(plain.optimizer, warmup_tokens=tokens * (steps // 4))
+    model = dataclasses.replace(shape.model, dropout=0.0)
+    return dataclasses.replace(plain, model=model, train=train, optimizer=optimizer)
+
+
+# A contender's process -------------------------------------------------------------------------------------------
+
+
+def serve(name: str, config: Config, threads: int) -> None:
+    """Answer each line with a number on stdin by taking so many steps: a line of JSON with what they took."""
+    from bench.trainers import CONTENDERS, quiet_stdout
+
+    with quiet_stdout():
+        import torch
+
+        torch.set_num_threads(threads)
+        device = torch.device(config.train.device)
+        began = time.perf_counter()
+        contender = CONTENDERS[name](config, device)
+    number = 0
+    for line in sys.stdin:
+        with quiet_stdout():
+            losses = []
+            for _ in range(int(line)):
+                losses.append(contender.step(number))
+                number += 1
+            values = [float(loss) for loss in losses]  # waits for the device
+            seconds = time.perf_counter() - began
+        print(json.dumps({"losses": values, "seconds": seconds, "peak_gib": report.peak_gib(device.type)}), flush=True)
+        began = time.perf_counter()
+
+
+@dataclasses.dataclass
+class Process:
+    """A contender that waits for its turn."""
+
+    popen: subprocess.Popen[str]
+    turns: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+    @classmethod
+    def started(cls, name: str, words: Sequence[str]) -> Process:
+        command = [sys.executable, "-m", "bench.train", *words, "--serve", name]
+        return cls(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+
+    def turn(self, steps: int) -> None:
+        """Raises RuntimeError where the process has ended."""
+        requests, answers = cast("IO[str]", self.popen.stdin), cast("IO[str]", self.popen.stdout)
+        print(steps, file=requests, flush=True)
+        began = time.perf_counter()
+        answer = answers.readline()
+        if not answer:
+            raise RuntimeError(f"{' '.join(map(str, self.popen.args))} ended with exit code {self.popen.wait()}")
+        told = json.loads(answer)
+        if self.turns:
+            told["seconds"] = time.perf_counter() - began
+        self.turns.append(told)
+
+    def end(self) -> None:
+        cast("IO[str]", self.popen.stdin).close()
+        self.popen.wait()
+        cast("IO[str]", self.popen.stdout).close()
+
+    @property
+    def step_s(self) -> list[float]:
+        """Of each turn but the first."""
+        return [turn["seconds"] / len(turn["losses"]) for turn in self.turns[1:]]
+
+    @property
+    def losses(self) -> list[float]:
+        return list(itertools.chain.from_iterable(turn["losses"] for turn in self.turns))
+
+
+# All by turns ---------------------------------------------------------------------------------------------------
+
+
+def measure(words: Sequence[str], steps: int, names: Sequence[str]) -> dict[str, Any]:
+    """Each contender's seconds a step by turns, and its losses."""
+    processes = {name: Process.started(name, words) for name in names}
+    try:
+        for _ in range(steps // TURN):
+            for process in processes.values():
+                process.turn(TURN)
+    finally:
+        for process in processes.values():
+            process.end()
+    return {
+        name: {"step_s": each.step_s, "losses": each.losses, "peak_gib": each.turns[-1]["peak_gib"]}
+        for name, each in processes.items()
+    }
+
+
+def table(facts: dict[str, Any]) -> str:
+    threads = "" if "gpu" in facts["machine"] else f"; {cli.plural(facts['threads'], 'thread')} each"
+    head = "| trained | tokens a step | trainer | tokens/s | FLOP/s | our speed-up | losses differ by | peak GiB |"
+    return "\n".join(
+        [
+            "# Training steps",
+            "",
+            *report.made(facts),
+            f"{facts['steps']} steps each, by turns of {TURN} of which the first is not counted; dropout 0{threads}.",
+            "FLOP: 6N + 12·L·d·T a token. The speed-up is the other's time by ours in the same turn, as the median and the spread over",
+            "turns. Losses: the largest difference from ours in any step.",
+            "",
+            head,
+            "| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: |",
+            *(
+                row(run, name, facts["machine"].get("peak_flops"))
+                for run in facts["runs"]
+                for name in run["contenders"]
+            ),
+            "",
+        ]
+    )
+
+
+def row(run: dict[str, Any], name: str, peak_flops: float | None) -> str:
+    found, ours = run["contenders"][name], run["contenders"][OURS]
+    ratios = [other / own for other, own in zip(found["step_s"], ours["step_s"], strict=True)]
+    off = max(abs(a - b) for a, b in zip(found["losses"], ours["losses"], strict=True))
+    rate = statistics.median(run["tokens_per_step"] / each for each in found["step_s"])
+    flops = rate * run["flops_per_token"]
+    cells = (
+        f"{run['shape']}, {run['way']}, {run['precision']}",
+        f"{run['rows']} × {run['block_size']}",
+        name,
+        f"{rate:,.0f}",
+        f"{flops / peak_flops:.1%} MFU" if peak_flops else f"{flops / 1e9:,.0f} G",
+        "" if name == OURS else f"**{statistics.median(ratios):.2f}** ({min(ratios):.2f}–{max(ratios):.2f})",
+        "" if name == OURS else f"{off:.1e}",
+        f"{found['peak_gib']:.2f}",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.train", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--shapes", nargs="+", choices=list(shapes()), default=["6x384", "gpt2-124m"])
+    parser.add_argument("--ways", nargs="+", choices=("eager", "compiled"), default=["eager", "compiled"])
+    parser.add_argument("--precisions", nargs="+", choices=("fp32", "bf16", "fp16"), default=["fp32"])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--name", default="train", help="of the files in bench/results")
+    parser.add_argument("--contenders", nargs="+", choices=(OURS, *OTHERS), default=[OURS, *OTHERS], help="ours always")
+    parser.add_argument("--serve", choices=(OURS, *OTHERS), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        [shape], [way], [precision] = options.shapes, options.ways, options.precisions
+        config = settings(shapes()[shape], options.device, way=way, precision=precision, steps=options.steps)
+        serve(options.serve, config, options.threads)
+        return
+    runs = []
+    for shape, way, precision in itertools.product(options.shapes, options.ways, options.precisions):
+        words = ["--shapes", shape, "--ways", way, "--precisions", precision, "--device", options.device]
+        words += ["--threads", str(options.threads), "--steps", str(options.steps)]
+        config = settings(shapes()[shape], options.device, way=way, precision=precision, steps=options.steps)
+        names = dict.fromkeys([OURS, *options.contenders])
+        run = {
+            "shape": shape,
+            "way": way,
+            "precision": precision,
+            "rows": config.train.micro_batch_size,
+            "block_size": config.model.block_size,
+            "tokens_per_step": config.train.tokens_per_step,
+            "flops_per_token": config.model.flops_per_token,
+            "contenders": measure(words, options.steps, list(names)),
+        }
+        runs.append(run)
+        print("\n".join(row(run, name, None) for name in names), flush=True)
+    facts = {**report.facts(options.device), "threads": options.threads, "steps": options.steps, "runs": runs}
+    report.write(options.name, facts, table(facts))
+
+
+if __name__ == "__main__":
+    main()

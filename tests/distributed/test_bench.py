@@ -1,0 +1,34 @@
+"""The benchmarks that need a GPU, rehearsed on the CPU: each goes its way, and all trainers compute the same losses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.overhead import BOUNDS
+from bench.train import OTHERS, OURS
+
+
+@pytest.mark.timeout(1200)
+def test_all_that_a_gpu_would_measure(tmp_path: Path) -> None:
+    words = ["-m", "bench.gpu", "--device", "cpu", "--name", str(tmp_path / "gpu")]
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    facts = json.loads((tmp_path / "gpu.json").read_text())
+    assert facts["missing"] == []
+    [run] = facts["parts"]["train"]["runs"]
+    ours = run["contenders"][OURS]["losses"]
+    assert len(ours) == facts["parts"]["train"]["steps"]
+    assert ours[-1] < ours[0]
+    for other in OTHERS:
+        assert run["contenders"][other]["losses"] == pytest.approx(ours, abs=1e-4)
+    assert set(facts["parts"]["overhead"]["shares"]) == set(BOUNDS)
+    assert all(share >= 0 for share in facts["parts"]["overhead"]["shares"].values())
+    for row in facts["parts"]["memory"]["rows"]:
+        assert row["bytes"] == pytest.approx(row["foretold"], rel=0.06)
+    for table in ("## Memory", "## Training steps", "## Beside the steps"):
+        assert table in (tmp_path / "gpu.md").read_text()
