@@ -106,7 +106,8 @@ def table(facts: dict[str, Any]) -> str:
             "# Memory",
             "",
             f"The most that one rank holds in a step, in GB, in {facts['precision']}, without torch.compile; a sharded optimizer is "
-            f"that of rank 0 of {facts['ranks']}. Cases that are foretold to take over {facts['limit_bytes'] / 1e9:.0f} GB are left out.",
+            f"that of rank 0 of {facts['ranks']}. Cases that are foretold to take over {facts['limit_bytes'] / 1e9:.0f} GB are "
+            "left out.",
             "",
             *report.made(facts),
             "| | micro batch | | foretold | measured | foretold is off by |",

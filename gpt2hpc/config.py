@@ -52,14 +52,14 @@ class ModelConfig:
         return 6 * self.parameters + 12 * self.n_layer * self.n_embd * self.block_size
 
     @property
-    def inner_parameters(self) -> int:
-        """Those of the matrices inside the blocks."""
-        return self.n_layer * 12 * self.n_embd**2
-
-    @property
     def recomputed_flops_per_token(self) -> int:
         """What train.activation_checkpointing adds: the forward pass of the blocks once more, a third of their FLOPs."""
         return 2 * 12 * self.n_layer * self.n_embd**2 + 4 * self.n_layer * self.n_embd * self.block_size
+
+    @property
+    def inner_parameters(self) -> int:
+        """Those of the matrices inside the blocks."""
+        return self.n_layer * 12 * self.n_embd**2
 
     @property
     def tag(self) -> str:

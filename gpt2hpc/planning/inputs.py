@@ -104,13 +104,14 @@ def gather(options: Mapping[str, Any], config: Config, env: Mapping[str, str], s
 def traffic_of(config: Config) -> Traffic:
     """What this trainer sends: DistributedDataParallel, the embedding's gradient last, since it is the head too; with a sharded
     optimizer each parameter from its owner after the step."""
-    model, train = config.model, config.train
+    model, sent_bytes = config.model, 2 if config.train.reduce_dtype == "bf16" else 4
+    sent_after = TENSORS_A_BLOCK * model.n_layer + OTHER_TENSORS if config.train.shard_optimizer else 0
     return Traffic(
         "ddp",
         stored_parameters(model),
         model.padded_vocab_size * model.n_embd,
-        gradient_bytes=2 if train.reduce_dtype == "bf16" else 4,
-        weights_sent_after=TENSORS_A_BLOCK * model.n_layer + OTHER_TENSORS if train.shard_optimizer else 0,
+        gradient_bytes=sent_bytes,
+        weights_sent_after=sent_after,
     )
 
 

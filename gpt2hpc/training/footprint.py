@@ -14,8 +14,8 @@ from gpt2hpc.config import ModelConfig
 from gpt2hpc.model.parts import is_inner_matrix
 from gpt2hpc.training.shares import spread
 
-MOMENTS_BYTES = 8
-"""Of a parameter: AdamW's two, in fp32; Muon has one for the matrices inside the blocks."""
+MOMENTS_BYTES, MUON_BYTES = 8, 4
+"""Of a parameter: AdamW's two moments, in fp32; Muon's one."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,14 @@ class Way:
         sixteen_bits: Whether matrix products are bf16 or fp16 instead of fp32.
         recomputes: train.activation_checkpointing.
         shards: train.shard_optimizer.
-        is_muon: Whether optimizer.name is muon.
+        muon: Whether optimizer.name is muon.
     """
 
     ranks: int = 1
     sixteen_bits: bool = True
     recomputes: bool = False
     shards: bool = False
-    is_muon: bool = False
+    muon: bool = False
 
 
 def parameter_sizes(model: ModelConfig) -> dict[str, int]:
@@ -65,11 +65,16 @@ def parameter_sizes(model: ModelConfig) -> dict[str, int]:
     return sizes
 
 
+def is_inner_matrix(name: str) -> bool:
+    """Whether a parameter is a matrix inside a block, which Muon steps with where it is chosen."""
+    return name.startswith("h.") and name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight"))
+
+
 def footprint(model: ModelConfig, way: Way, *, micro_batch: int) -> Footprint:
     """Of a rank that computes `micro_batch` sequences at once, at the moment when it needs most."""
     sizes = parameter_sizes(model)
     stored = sum(sizes.values())
-    moments = max(_moments(sizes, way))
+    moments = max(_moments_of_shares(sizes, way))
     tokens = micro_batch * model.block_size
     moments_most = [_forward_ends(model, way, tokens), _backward_begins(model, way, tokens)]
     if way.recomputes:
@@ -151,11 +156,11 @@ def _all_casts(model: ModelConfig, way: Way) -> int:
     return 2 * (blocks + model.padded_vocab_size * (model.n_embd + 1)) if way.sixteen_bits else 0
 
 
-def _moments(sizes: dict[str, int], way: Way) -> list[int]:
-    """Bytes of each rank's share, as ZeRO's first stage divides them here, or of all of them."""
-    owners = spread(sizes, way.ranks) if way.shards else dict.fromkeys(sizes, 0)
+def _moments_of_shares(sizes: dict[str, int], way: Way) -> list[int]:
+    """Bytes of each rank's share, as ZeRO's first stage divides them here; of all in one where it does not."""
+    owners = spread(sizes, way.ranks if way.shards else 1)
     shares = [0] * way.ranks
     for name, owner in owners.items():
-        lacking = MOMENTS_BYTES // 2 if way.is_muon and is_inner_matrix(name) else 0
-        shares[owner] += (MOMENTS_BYTES - lacking) * sizes[name]
+        each = MUON_BYTES if way.muon and is_inner_matrix(name) else MOMENTS_BYTES
+        shares[owner] += each * sizes[name]
     return shares

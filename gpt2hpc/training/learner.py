@@ -103,17 +103,16 @@ class Learner:
         this a resumed process would take its first step with the first buckets, and differ in the last bits from 3
         ranks on. It also pays for compilation before the clock runs.
         """
-        tokens = self._zeros(self._config.train.rows)
-        self._backward(tokens, tokens)
+        self._backward(*self._blank(self._config.train.rows))
         self._optimizer.zero_grad(set_to_none=True)
 
     def rehearse(self, rows: int) -> None:
         """Take all the memory of a step of two micro batches of `rows` sequences, without a word to the peers; the weights are no
         longer of use after it."""
         self._optimizer.zero_grad(set_to_none=True)  # of one that failed
-        tokens = self._zeros(rows)
+        tokens, targets = self._blank(rows)
         for _ in range(2):
-            self._backward(tokens, tokens)
+            self._backward(tokens, targets)
         self._clip()
         if self._share is not None:
             self._share.drop_others()
@@ -121,9 +120,11 @@ class Learner:
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
 
-    def _zeros(self, rows: int) -> Tensor:
+    def _blank(self, rows: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets: two tensors, since of one for both the compiler would make a case of its own, and compile again later."""
         shape = rows, self._config.model.block_size
-        return torch.zeros(shape, dtype=torch.int64, device=self._ranks.device)
+        tokens, targets = (torch.zeros(shape, dtype=torch.int64, device=self._ranks.device) for _ in range(2))
+        return tokens, targets
 
     def learn(self, batches: Iterable[tuple[Tensor, Tensor]], step: int) -> tuple[Tensor, Tensor]:
         """The step after `step` steps: accumulate gradients over `grad_accum_steps` batches of inputs and targets, reduce them once,

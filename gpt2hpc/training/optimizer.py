@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from gpt2hpc.config import OptimizerConfig
-from gpt2hpc.model.parts import QKV, is_inner_matrix
+from gpt2hpc.training.footprint import is_inner_matrix
 
 Groups = list[dict[str, Any]]
 
@@ -38,6 +38,10 @@ def new_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
         adjust_lr_fn="match_rms_adamw",
     )
     return Together([muon, adamw])
+
+
+QKV = "attn.c_attn.weight"
+"""Queries, keys and values: three matrices, one below the other."""
 
 
 def state_kinds(group: dict[str, Any]) -> frozenset[str]:

@@ -73,13 +73,13 @@ def load_optimizer(
     kinds: dict[str, set[str]] = {}
     for key, tensor in tensors:
         _, kind, name = key.split("/", 2)
-        kinds.setdefault(name, set()).add(kind)
         parameter = parameters.get(name)
         if parameter is not None and tensor.shape != (torch.Size() if kind == "step" else parameter.shape):
             raise ConfigError(
                 f"the checkpoint holds optimizer/{kind}/{name} of shape {tuple(tensor.shape)}, which does not fit {name} of shape "
                 f"{tuple(parameter.shape)}; use another checkpoint"
             )
+        kinds.setdefault(name, set()).add(kind)
         own = by_name.setdefault(name, {})
         if only is None or name in only:
             own[kind] = tensor
@@ -95,7 +95,7 @@ def load_optimizer(
 
 
 def _check_kinds(
-    optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str], kinds: Mapping[str, set[str]]
+    optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str], kinds: Mapping[str, Collection[str]]
 ) -> None:
     for group in optimizer.param_groups:
         due = state_kinds(group)

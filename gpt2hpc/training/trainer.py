@@ -23,7 +23,7 @@ from gpt2hpc.data.shards import Tokens
 from gpt2hpc.data.store import open_store
 from gpt2hpc.evaluation import examples
 from gpt2hpc.run_dir import RunDir
-from gpt2hpc.training import checkpoint, heap, initial, metrics, resume, state, writers
+from gpt2hpc.training import checkpoint, heap, initial, metrics, resume, startup, state, writers
 from gpt2hpc.training.batches import to_device, trace
 from gpt2hpc.training.checkpoint import Checkpoint
 from gpt2hpc.training.evaluations import Evaluations
@@ -35,6 +35,7 @@ from gpt2hpc.training.progress import Progress
 from gpt2hpc.training.saves import Saves
 from gpt2hpc.training.schedule import relengthened
 from gpt2hpc.training.screen import Screen
+from gpt2hpc.training.startup import StartUp
 from gpt2hpc.training.stop import Agreement, Clock, Consensus, StopFile
 from gpt2hpc.training.watchdog import STEP, Watchdog
 
@@ -53,6 +54,7 @@ class Trainer:
         signals: What was signalled so far.
         screen: Shows steps and prints lines; nothing on ranks other than 0.
         watchdog: Is told of all progress.
+        start_up: Is told of each phase until the first step is done.
     """
 
     def __init__(
@@ -68,9 +70,10 @@ class Trainer:
         signals: SignalFlag,
         screen: Screen,
         watchdog: Watchdog,
+        start_up: StartUp,
     ) -> None:
         self.run_dir, self.ranks = run, ranks
-        self.say, self.show, self.watchdog = screen.say, screen.show, watchdog
+        self.say, self.show, self.watchdog, self.start_up = screen.say, screen.show, watchdog, start_up
         self.micro_batch = MicroBatch(config, run, ranks, say=screen.say, beat=watchdog.beat)
         self.config = config = self.micro_batch.config
         self.ledger, self.attempt, self.run_started, self.signals = ledger, attempt, run_started, signals
@@ -78,6 +81,7 @@ class Trainer:
         self._build(manifest)
         self.saves = Saves(run, config, ranks=ranks, ledger=ledger, attempt=attempt, clock=self.clock, say=screen.say)
         watchdog.spares(lambda: self.saves.is_under_way)
+        start_up.done("model")
 
     def _build(self, manifest: Manifest) -> None:
         config = self.config
@@ -121,12 +125,16 @@ class Trainer:
                     config=self.config.checkpoint,
                     resumed=self.saves.resumed_from,
                 )
+        self.start_up.done("checkpoint")
         with self.micro_batch.watched():
             self.micro_batch.is_tried()
             self.learner.wrap()
             self.learner.warm_up()
+            self._wait_for_device()
+        self.start_up.done("warm-up")
         self.watchdog.beat()
         self._open_logs(rank_state)
+        self.start_up.done("logs")
 
     def _open_logs(self, rank_state: state.RankState) -> None:
         """Cut the logs back to where the attempt goes on; from here on random numbers and steps are the run's."""
@@ -246,6 +254,7 @@ class Trainer:
     def _train(self) -> Stop:
         self.learner.model.train()
         self.evaluations.run_due(self.step)
+        self.start_up.done("validation")
         agreed, steps = Agreement(), self.config.train.steps
         with contextlib.closing(cast("Any", self.loader.stream(self.consumed))) as stream:
             while self.step < steps and agreed.stop is Stop.NO:
@@ -268,6 +277,7 @@ class Trainer:
             loss, norm = self.optimizer_step(stream)
         if is_first:
             self.micro_batch.is_proven()
+            self._started_up()
             self.saves.prepare(self.learner.tensors())
         self.step += 1
         self.consumed += self.loader.part.samples_per_step
@@ -284,6 +294,22 @@ class Trainer:
         if due and agreed.stop is Stop.NO and self.step < train.steps and not self.save():
             return Agreement(Stop.DIVERGED)
         return agreed
+
+    def _started_up(self) -> None:
+        """The first step is done: say, and keep, how long that took."""
+        self._wait_for_device()
+        self.start_up.done(startup.FIRST_STEP)
+        if self.ranks.is_first:
+            cache = startup.compile_cache()
+            self.say(self.start_up.line(cache))
+            with contextlib.suppress(OSError):  # a full disk; no reason to end here
+                phases = {phase: round(seconds, 3) for phase, seconds in self.start_up.phases.items()}
+                self.ledger.note(self.attempt, start_up=phases, compile_cache=cache and cache.state)
+
+    def _wait_for_device(self) -> None:
+        """So that what was queued counts for its own phase."""
+        if self.ranks.device.type == "cuda":
+            torch.cuda.synchronize(self.ranks.device)
 
     def optimizer_step(self, stream: Iterator[Tokens]) -> tuple[Tensor, Tensor]:
         """Take one; returns the mean loss and the gradient's norm, on the device."""

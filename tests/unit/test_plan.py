@@ -468,3 +468,10 @@ def test_what_muon_and_bf16_reduction_save() -> None:
     full, half = (traffic_of(Config(train=TrainConfig(reduce_dtype=dtype))) for dtype in ("fp32", "bf16"))
     fabric = Fabric(gpus_per_node=8, link_gbyte_s=300, network_gbit_s=10)
     assert half.total_s(fabric, 64) == pytest.approx(full.total_s(fabric, 64) / 2, rel=0.05)
+
+
+def test_a_start_that_was_noted_counts_from_its_process(tmp_path: Path) -> None:
+    noted = written_runs.attempt(1, start_up={"imports": 20.0, "warm-up": 60.0, "first step": 3.0})
+    seen = measured.observe(written_runs.write(tmp_path / "noted", [noted]).path)
+    assert seen.start_s is not None
+    assert seen.start_s.value == pytest.approx(80.0)
