@@ -134,7 +134,9 @@ def curve(contender: Contender, *, rate: float, seed: int, steps: int, work: Pat
         with SignalRelay().installed() as relay, quiet(work / "log"):
             code = run_attempt(job, restart=restart, relay=relay)
         if code or not run.finished.exists():  # a signal lets it save and end, too
-            sys.exit(f"{run.path} is not finished ({code}); {work / 'log'} says why, and the same command goes on with it")
+            sys.exit(
+                f"{run.path} is not finished ({code}); {work / 'log'} says why, and the same command goes on with it"
+            )
     rows = [line.split() for line in run.log.read_text().splitlines()]
     return [(int(step) * TOKENS_PER_STEP, float(value)) for step, kind, value in rows if kind == "val"]
 

@@ -44,7 +44,7 @@ class Storage:
 
 
 def second_moment_bytes(config: Config) -> int:
-    """What Muon has not to save."""
+    """What Muon saves, on disk and on the GPU."""
     return 4 * config.model.inner_parameters if config.optimizer.name == "muon" else 0
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gpt2hpc.config import ModelConfig
-from gpt2hpc.model.parts import is_inner_matrix
 from gpt2hpc.training.shares import spread
 
 MOMENTS_BYTES, MUON_BYTES = 8, 4

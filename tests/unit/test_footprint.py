@@ -42,7 +42,7 @@ def test_state(optimizer_name: OptimizerName) -> None:
     optimizer = new_optimizer(model, OptimizerConfig(name=optimizer_name))
     model(torch.zeros(1, 8, dtype=torch.int64), torch.zeros(1, 8, dtype=torch.int64)).backward()
     optimizer.step()
-    told = footprint(SHAPE, Way(is_muon=optimizer_name == "muon"), micro_batch=1)
+    told = footprint(SHAPE, Way(muon=optimizer_name == "muon"), micro_batch=1)
     parameters = dict(model.named_parameters())
     assert parameter_sizes(SHAPE) == {name: parameter.numel() for name, parameter in parameters.items()}
     assert told.weights == sum(each.nbytes for each in parameters.values())

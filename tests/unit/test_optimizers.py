@@ -11,9 +11,8 @@ from torch import Tensor
 from gpt2hpc.config import Config, ModelConfig, OptimizerConfig
 from gpt2hpc.errors import ConfigError
 from gpt2hpc.model.gpt import GPT
-from gpt2hpc.model.parts import QKV
 from gpt2hpc.training import state
-from gpt2hpc.training.optimizer import new_optimizer
+from gpt2hpc.training.optimizer import QKV, new_optimizer
 
 SMALL = ModelConfig(n_layer=2, n_head=2, n_embd=16, block_size=8, vocab_size=50, padded_vocab_size=50)
 MUON, ADAMW = (OptimizerConfig(name=name, learning_rate=1e-2) for name in ("muon", "adamw"))
