@@ -30,7 +30,7 @@ from typing import Any
 from bench.machine import machine, versions
 
 RESULTS = Path(__file__).parent / "results"
-RATES = (3e-3, 6e-3, 1.2e-2)
+RATES = (1.5e-3, 3e-3, 6e-3)
 TOKENS_PER_STEP, EVALUATIONS, EVAL_TOKENS = 1024, 12, 16_384
 MEGABYTES, VALIDATION_SHARE = 4.0, 0.05
 BASE, MUON = "AdamW, cosine", "Muon, cosine"
@@ -133,8 +133,10 @@ def curve(contender: Contender, *, rate: float, seed: int, steps: int, work: Pat
         restart = len(list(run.attempts.glob("*.json"))) if run.attempts.is_dir() else 0
         with SignalRelay().installed() as relay, quiet(work / "log"):
             code = run_attempt(job, restart=restart, relay=relay)
-        if code:
-            sys.exit(f"{run.path} ended with {code}; {work / 'log'} says why")
+        if code or not run.finished.exists():  # a signal lets it save and end, too
+            sys.exit(
+                f"{run.path} is not finished ({code}); {work / 'log'} says why, and the same command goes on with it"
+            )
     rows = [line.split() for line in run.log.read_text().splitlines()]
     return [(int(step) * TOKENS_PER_STEP, float(value)) for step, kind, value in rows if kind == "val"]
 

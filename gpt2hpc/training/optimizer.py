@@ -53,8 +53,8 @@ class Muon(torch.optim.Muon):
     """torch's Muon (Jordan et al. 2024; arXiv:2502.16982), but a matrix may be several: `pieces` of a group says of how many, one
     below the other, each of its matrices is made. Each is made orthogonal by itself, and its state is still one tensor.
 
-    Queries, keys and values learn better so than in one piece: the three would share one spectrum. The first Muons for GPT-2 did
-    that too (KellerJordan/modded-nanogpt); bench/results/optimizers.md has it both ways.
+    Queries, keys and values are three maps: in one piece, what is large in one of them would leave little to the others. The first
+    Muons for GPT-2 split them too (KellerJordan/modded-nanogpt). bench/optimizers.py has it both ways.
     """
 
     def _init_group(

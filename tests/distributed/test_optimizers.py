@@ -55,6 +55,7 @@ def test_a_run_with_wsd_is_lengthened_as_if_it_had_been_meant_so(
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]] = {
     "muon": ({"name": "muon"}, {}, ()),
     "muon, wsd, fp16": ({"name": "muon", "schedule": "wsd"}, {"precision": "fp16"}, ("--loss-scale", str(2.0**26))),
+    "muon, sharded": ({"name": "muon"}, {"shard_optimizer": True}, ()),
     "bf16 reduction": ({}, {"reduce_dtype": "bf16"}, ()),
 }
 

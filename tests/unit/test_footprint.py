@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gpt2hpc import config_io
-from gpt2hpc.config import ModelConfig, OptimizerConfig
+from gpt2hpc.config import ModelConfig, OptimizerConfig, OptimizerName
 from gpt2hpc.model.gpt import GPT
 from gpt2hpc.training import shares
 from gpt2hpc.training.footprint import Way, bytes_of_a_sequence, footprint, most_fitting, parameter_sizes
@@ -36,17 +36,20 @@ def test_recomputing_keeps_little() -> None:
     assert kept - recomputed == pytest.approx(gone, rel=0.02)
 
 
-def test_state() -> None:
+@pytest.mark.parametrize("optimizer_name", ["adamw", "muon"])
+def test_state(optimizer_name: OptimizerName) -> None:
     model = GPT(SHAPE)
-    optimizer = new_optimizer(model, OptimizerConfig())
+    optimizer = new_optimizer(model, OptimizerConfig(name=optimizer_name))
     model(torch.zeros(1, 8, dtype=torch.int64), torch.zeros(1, 8, dtype=torch.int64)).backward()
     optimizer.step()
-    told, parameters = footprint(SHAPE, Way(), micro_batch=1), dict(model.named_parameters())
+    told = footprint(SHAPE, Way(muon=optimizer_name == "muon"), micro_batch=1)
+    parameters = dict(model.named_parameters())
     assert parameter_sizes(SHAPE) == {name: parameter.numel() for name, parameter in parameters.items()}
     assert told.weights == sum(each.nbytes for each in parameters.values())
     assert told.gradients == sum(each.grad.nbytes for each in parameters.values() if each.grad is not None)
     held = sum(value.nbytes for kinds in optimizer.state.values() for value in kinds.values())
-    assert held - told.optimizer == 4 * len(parameters), "a step counter each"
+    steps = sum("step" in kinds for kinds in optimizer.state.values())
+    assert held - told.optimizer == 4 * steps, "a counter each, of AdamW's"
 
 
 def test_share_of_the_optimizer() -> None:

@@ -18,7 +18,7 @@ from gpt2hpc.cluster.ledger import Cause
 from gpt2hpc.config import Config, OptimizerConfig, TrainConfig
 from gpt2hpc.data.manifest import Manifest
 from gpt2hpc.errors import ConfigError, DataError, Gpt2hpcError, RunDirError, UsageError
-from gpt2hpc.planning import measured, storage
+from gpt2hpc.planning import measured, memory, storage
 from gpt2hpc.planning.inputs import traffic_of
 from gpt2hpc.planning.scaling import Fabric
 from gpt2hpc.run_dir import RunDir
@@ -463,6 +463,8 @@ def test_what_muon_and_bf16_reduction_save() -> None:
     inner = 12 * 12 * 768**2
     saved = storage.checkpoint_bytes(plain, ranks=8) - storage.checkpoint_bytes(muon, ranks=8)
     assert saved == plain.state_bytes - muon.state_bytes == 4 * inner
+    held = [memory.needed(each, gpus=8, micro_batch=1).optimizer for each in (plain, muon)]
+    assert held[0] - held[1] == 4 * inner
     full, half = (traffic_of(Config(train=TrainConfig(reduce_dtype=dtype))) for dtype in ("fp32", "bf16"))
     fabric = Fabric(gpus_per_node=8, link_gbyte_s=300, network_gbit_s=10)
     assert half.total_s(fabric, 64) == pytest.approx(full.total_s(fabric, 64) / 2, rel=0.05)
