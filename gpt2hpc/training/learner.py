@@ -115,7 +115,7 @@ class Learner:
         self._optimizer.zero_grad(set_to_none=True)
 
     def _blank(self, rows: int) -> tuple[Tensor, Tensor]:
-        """Inputs and targets: two tensors, since of one for both the compiler would make a case of its own, and compile all again later."""
+        """Inputs and targets: two tensors, since of one the compiler would make a case of its own, and compile all again later."""
         shape = rows, self._config.model.block_size
         tokens, targets = (torch.zeros(shape, dtype=torch.int64, device=self._ranks.device) for _ in range(2))
         return tokens, targets
