@@ -19,7 +19,8 @@ STRIKES ?= 20
 ROUNDS ?= 1
 
 .PHONY: help install install-dev quickstart test test-core test-slurm test-container lint format lock clean
-.PHONY: slurm-install slurm-up slurm-down chaos bench-data bench-checkpoint bench-evaluate bench-generate bench-memory bench-train bench-gpu browser-install
+.PHONY: slurm-install slurm-up slurm-down chaos bench-data bench-checkpoint bench-evaluate bench-generate bench-memory bench-optimizers bench-train bench-gpu
+.PHONY: bench-startup bench-scaling browser-install
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -86,6 +87,9 @@ bench-evaluate: install-dev ## HellaSwag's examples a second beside a plain loop
 bench-generate: install-dev ## tokens/s of generating beside transformers and without a cache, into bench/results; two minutes
 	$(BIN)/python -m bench.generate
 
+bench-optimizers: install-dev ## loss after the same tokens, and tokens to the same loss, of optimizers, schedules and bf16 reduction, into bench/results; half an hour
+	$(BIN)/python -m bench.optimizers
+
 bench-memory: install-dev ## the memory of a rank by size and micro batch, beside the formula, into bench/results; ten minutes
 	$(BIN)/python -m bench.memory
 
@@ -95,6 +99,12 @@ bench-train: install-dev ## training steps beside nanoGPT's way and transformers
 
 bench-gpu: ## all that needs a GPU, into one file of bench/results; nine minutes, with the gpt2hpc that PYTHON has, or .venv
 	@if [ -x $(BIN)/python ]; then $(BIN)/python -m bench.gpu; else $(PYTHON) -m bench.gpu; fi
+
+bench-startup: install-dev ## seconds from process to first step by phase, with a cold and a warm compile cache, into bench/results; ten minutes
+	$(BIN)/python -m bench.startup
+
+bench-scaling: install-dev slurm-install ## steps of 1, 2 and 4 processes over slowed links, beside the plan's, into bench/results; as root; ten minutes
+	$(BIN)/python -m bench.scaling
 
 lint: install-dev ## ruff and mypy strict
 	$(BIN)/ruff check .

@@ -20,7 +20,7 @@ from gpt2hpc.config import Config
 from gpt2hpc.config_rules import grad_accum_steps
 from gpt2hpc.model import hf_weights
 from gpt2hpc.model.gpt import GPT
-from gpt2hpc.training import precision
+from gpt2hpc.training import heap, precision
 from gpt2hpc.training.learner import Learner
 from gpt2hpc.training.process_group import Ranks
 
@@ -54,6 +54,8 @@ class Ours(Contender):
     """What the trainer does with each step."""
 
     def __init__(self, config: Config, device: torch.device) -> None:
+        if device.type == "cpu":
+            heap.keep_freed()
         super().__init__(config, device)
         self.learner = Learner(config, Ranks(DistEnv.from_env({}), device), beat=lambda: None)
         self.learner.model.train()

@@ -8,11 +8,10 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from gpt2hpc import cli
 from gpt2hpc.cluster import foreground, liveness, orders, queries, run_jobs, unstarted
-from gpt2hpc.cluster.dist_env import LAUNCHER_PID, LOCAL
+from gpt2hpc.cluster.dist_env import LOCAL
 from gpt2hpc.cluster.foreground import Supervisor
 from gpt2hpc.cluster.ledger import Ledger
 from gpt2hpc.cluster.queries import Queued
@@ -57,8 +56,8 @@ def _cancel(run: RunDir) -> None:
         return
     newest = Ledger(run).newest()
     if newest is not None and newest.job.startswith(LOCAL) and Ledger(run).seems_alive(newest):
-        pid = _launcher(newest.pid) if liveness.is_here(newest.process) else newest.pid  # torchrun's, say
-        _tell_to_end(run, Supervisor(newest.job, newest.host, pid, newest.process, newest.world_size))
+        # Torchrun's, say, which nothing of ours starts again: rank 0 is told, and tells the others.
+        _tell_to_end(run, Supervisor(newest.job, newest.host, newest.pid, newest.process, newest.world_size))
         return
     if rest := [row.number for row in run_jobs.live_after(run)]:
         orders.cancel(rest)
@@ -119,16 +118,6 @@ def _tell_to_end(run: RunDir, supervisor: Supervisor) -> None:
         os.kill(supervisor.pid, signal.SIGTERM)
     ranks = cli.plural(supervisor.nproc, "rank")
     cli.say(f"{run.path}: TERM was sent to pid {supervisor.pid}; its {ranks} save and end")
-
-
-def _launcher(pid: int) -> int:
-    """The process that started this rank, and would start it again; itself where nothing of ours did."""
-    try:
-        variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    except OSError:
-        return pid
-    named = [each.partition(b"=")[2] for each in variables if each.startswith(f"{LAUNCHER_PID}=".encode())]
-    return int(named[0]) if named and named[0].isdigit() else pid
 
 
 if __name__ == "__main__":

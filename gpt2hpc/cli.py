@@ -102,7 +102,13 @@ def _print(text: str, stream: TextIO, end: str = "\n") -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """A verb's parser, whose errors are one line like all others'."""
+    """A verb's parser, whose errors are one line like all others', and whose options are written out.
+
+    A shortened one may mean another some day, and a verb that hands its words on, as `evaluate` does to its ranks, would not know it.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **options})
 
     def error(self, message: str) -> NoReturn:
         told = self._in_words(message)

@@ -14,6 +14,9 @@ DeviceName = Literal["auto", "cuda", "mps", "cpu"]
 PrecisionName = Literal["auto", "bf16", "fp16", "fp32"]
 MicroBatch = int | Literal["auto"]
 PreflightName = Literal["auto", "full", "thin", "off"]
+ReduceName = Literal["fp32", "bf16"]
+ScheduleName = Literal["cosine", "wsd"]
+OptimizerName = Literal["adamw", "muon"]
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,7 @@ class ModelConfig:
     @property
     def parameters(self) -> int:
         """Trainable parameters, without the rows of padding."""
-        block = 12 * self.n_embd**2 + 13 * self.n_embd
-        return self.n_layer * block + (self.vocab_size + self.block_size + 2) * self.n_embd
+        return self.inner_parameters + (13 * self.n_layer + self.vocab_size + self.block_size + 2) * self.n_embd
 
     @property
     def flops_per_token(self) -> int:
@@ -55,9 +57,9 @@ class ModelConfig:
         return 2 * 12 * self.n_layer * self.n_embd**2 + 4 * self.n_layer * self.n_embd * self.block_size
 
     @property
-    def state_bytes(self) -> int:
-        """Of a checkpoint, about: weights and AdamW's two moments, in fp32."""
-        return 12 * self.parameters
+    def inner_parameters(self) -> int:
+        """Those of the matrices inside the blocks."""
+        return self.n_layer * 12 * self.n_embd**2
 
     @property
     def tag(self) -> str:
@@ -72,27 +74,37 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW and its learning-rate schedule: linear warm-up, then cosine down to a share of the peak.
+    """The optimizer and its learning-rate schedule: linear warm-up, then down to a share of the peak.
 
     Args:
+        name: adamw; or muon, for the matrices inside the blocks, with adamw for embeddings, biases and layer norms. Its updates are as
+            large as AdamW's, so learning_rate is of the same kind.
         learning_rate: Peak learning rate of the paper.
         lr_multiplier: Multiplies learning_rate.
+        schedule: After the warm-up, cosine declines all along; wsd (warm-up, stable, decay) stays at the peak until decay_share of the
+            run is left, and declines linearly then. A run with wsd can be lengthened before its decay begins.
+        decay_share: Share of the run's steps in which wsd declines.
         min_lr_ratio: Share of the peak at the end of the run.
         warmup_tokens: Length of the linear warm-up, in tokens.
         beta1: AdamW's beta 1.
         beta2: AdamW's beta 2.
         eps: AdamW's epsilon.
+        momentum: Muon's.
         weight_decay: Decay of the weights with two or more dimensions.
         grad_clip: Largest norm of the gradient.
     """
 
+    name: OptimizerName = "adamw"
     learning_rate: float = 6e-4
     lr_multiplier: float = 1.0
+    schedule: ScheduleName = "cosine"
+    decay_share: float = 0.2
     min_lr_ratio: float = 0.1
     warmup_tokens: int = 375_000_000
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-8
+    momentum: float = 0.95
     weight_decay: float = 0.1
     grad_clip: float = 1.0
 
@@ -114,6 +126,7 @@ class TrainConfig:
             directory, of a run, of a checkpoint or of a .pt file.
         device: auto takes CUDA, then MPS, then the CPU.
         precision: auto takes bf16 or fp16 where the device computes it fast, else fp32.
+        reduce_dtype: What the ranks' gradients are sent and summed in; bf16 is half the bytes, and a few bits of them are lost.
         compile: torch.compile; null is on for CUDA and off elsewhere.
         deterministic: Bit-identical results on CUDA too, somewhat slower.
         log_every: Steps between log lines.
@@ -142,6 +155,7 @@ class TrainConfig:
     init: str | None = None
     device: DeviceName = "auto"
     precision: PrecisionName = "auto"
+    reduce_dtype: ReduceName = "fp32"
     compile: bool | None = None
     deterministic: bool = False
     log_every: int = 1
@@ -247,7 +261,7 @@ class Config:
 
     Args:
         model: Shape of the model.
-        optimizer: AdamW and the learning-rate schedule.
+        optimizer: AdamW or Muon, and the learning-rate schedule.
         train: Length, batch, device, reports.
         data: Prepared data.
         checkpoint: When to save, what to keep.
@@ -260,3 +274,21 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     requeue: RequeueConfig = field(default_factory=RequeueConfig)
+
+    @property
+    def state_bytes(self) -> int:
+        """Of a checkpoint, about: weights and AdamW's two moments, or Muon's one, in fp32."""
+        lacking = self.model.inner_parameters if self.optimizer.name == "muon" else 0
+        return 12 * self.model.parameters - 4 * lacking
+
+    @property
+    def warmup_steps(self) -> int:
+        """Of the linear warm-up."""
+        return self.optimizer.warmup_tokens // self.train.tokens_per_step
+
+    @property
+    def decay_begins(self) -> int | None:
+        """The finished steps at which the learning rate begins to decline, where the schedule is wsd."""
+        if self.optimizer.schedule != "wsd":
+            return None
+        return self.train.steps - max(1, round(self.optimizer.decay_share * self.train.steps))

@@ -11,7 +11,7 @@ from gpt2hpc.errors import ConfigError
 def check(config: Config) -> None:
     """Raise ConfigError for the first setting that cannot work, naming key, value and mend."""
     _check_ranges(config)
-    model, train, optimizer = config.model, config.train, config.optimizer
+    model, train = config.model, config.train
     if model.n_embd % model.n_head:
         better = _round_up(model.n_embd, model.n_head)
         raise ConfigError(f"model.n_embd={model.n_embd} is not a multiple of model.n_head={model.n_head}; try {better}")
@@ -25,13 +25,23 @@ def check(config: Config) -> None:
             f"train.total_tokens={train.total_tokens} is less than one step of train.tokens_per_step={train.tokens_per_step}; "
             f"raise it to {train.tokens_per_step} or more"
         )
-    warmup_steps, budget = optimizer.warmup_tokens // train.tokens_per_step, train.steps * train.tokens_per_step
-    if warmup_steps >= train.steps:
+    _check_schedule(config)
+    grad_accum_steps(config, world_size=1)
+
+
+def _check_schedule(config: Config) -> None:
+    optimizer, steps, begins = config.optimizer, config.train.steps, config.decay_begins
+    budget = steps * config.train.tokens_per_step
+    if config.warmup_steps >= steps:
         raise ConfigError(
             f"optimizer.warmup_tokens={optimizer.warmup_tokens} leaves nothing of the run's {budget} tokens; "
             f"try --optimizer.warmup_tokens {budget // 10}"
         )
-    grad_accum_steps(config, world_size=1)
+    if begins is not None and begins < config.warmup_steps:
+        raise ConfigError(
+            f"optimizer.decay_share={optimizer.decay_share} of {steps} steps begins at step {begins}, in the warm-up of "
+            f"{config.warmup_steps} steps; try --optimizer.warmup_tokens {budget // 10} or a smaller share"
+        )
 
 
 def _check_ranges(config: Config) -> None:
@@ -83,10 +93,17 @@ def _check_ranges(config: Config) -> None:
     for key, value in not_negative.items():
         if not 0 <= value < math.inf:
             raise ConfigError(f"{key}={value} must be 0 or above")
-    shares = {"model.dropout": model.dropout, "optimizer.beta1": optimizer.beta1, "optimizer.beta2": optimizer.beta2}
+    shares = {
+        "model.dropout": model.dropout,
+        "optimizer.beta1": optimizer.beta1,
+        "optimizer.beta2": optimizer.beta2,
+        "optimizer.momentum": optimizer.momentum,
+    }
     for key, value in shares.items():
         if not 0 <= value < 1:
             raise ConfigError(f"{key}={value} must be 0 or above and below 1")
+    if not 0 < optimizer.decay_share <= 1:
+        raise ConfigError(f"optimizer.decay_share={optimizer.decay_share} must be above 0, and 1 at most")
     if not 0 <= optimizer.min_lr_ratio <= 1:
         raise ConfigError(f"optimizer.min_lr_ratio={optimizer.min_lr_ratio} must be from 0 to 1")
     if config.checkpoint.keep_last < 2:

@@ -37,7 +37,6 @@ def new_parser() -> argparse.ArgumentParser:
         prog="gpt2hpc doctor",
         description="Look at what a training will need: Slurm, container, GPUs, network, disks, limits, Python. Changes nothing.",
         epilog=EPILOG,
-        allow_abbrev=False,
     )
     parser.add_argument(
         "--run-dir", type=Path, metavar="DIR", help="where the run will be, or is (default: runs/train)"
@@ -85,18 +84,10 @@ def main(argv: Sequence[str]) -> int:
     elif arguments.hub:
         cli.say("\n".join(finding.line for finding in every))
     else:
-        cli.say(_page(scene, found, reports))
+        cli.say(
+            rounds.page([f"gpt2hpc {__version__}, {_place(scene)}", *(each.line for each in found)], reports, every)
+        )
     return MissingError.exit_code if any(finding.state == "MISSING" for finding in every) else 0
-
-
-def _page(scene: Scene, first: Sequence[Finding], reports: Sequence[tuple[Group, Sequence[Finding]]]) -> str:
-    """For a person to read, and for grep."""
-    lines = [f"gpt2hpc {__version__}, {_place(scene)}", *(finding.line for finding in first)]
-    for group, findings in reports:
-        if findings:
-            lines += ["", group.title, *(finding.line for finding in findings)]
-    states = [finding.state for finding in [*first, *(each for _, findings in reports for each in findings)]]
-    return "\n".join([*lines, "", f"{states.count('MISSING')} missing, {cli.plural(states.count('WARN'), 'warning')}"])
 
 
 def _place(scene: Scene) -> str:

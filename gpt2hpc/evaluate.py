@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from gpt2hpc import cli, durable, jobs
+from gpt2hpc.cluster import compile_cache
 from gpt2hpc.cluster.dist_env import DistEnv, new_local_job
 from gpt2hpc.cluster.launch import LocalJob, SignalRelay, count_gpus, run_attempt
 from gpt2hpc.cluster.signals import SIGNALS
@@ -103,6 +104,7 @@ def main(argv: Sequence[str]) -> int:
         return _started(argv, nproc)
     if env.is_launched and arguments.nproc is not None:
         raise UsageError(f"--nproc={nproc}, but this is one of several ranks already; drop --nproc")
+    compile_cache.settle(os.environ, env)
     _rank(arguments, env)
     return 0
 

@@ -20,23 +20,22 @@ from gpt2hpc.checks.rounds import Group
 from gpt2hpc.checks.scene import Scene
 from gpt2hpc.cluster import image_build, image_file, signals, site_profile
 from gpt2hpc.cluster.image_build import Build
+from gpt2hpc.cluster.site_profile import OF_SIF
 from gpt2hpc.errors import MissingError, UsageError
 from gpt2hpc.finding import Finding, missing, to_json
 
-RUNTIMES = ("apptainer", "singularity")
+RUN_ALONE = ("pyxis", "docker")
+"""What a site may run images by, and not build them."""
 
 
 def new_parser() -> argparse.ArgumentParser:
     parser = cli.Parser(
         prog="gpt2hpc image",
         description="Build a container image, or check one against this gpt2hpc and this site. Needs Apptainer, no root, no torch.",
-        allow_abbrev=False,
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="build|check")
-    _add_build(
-        verbs.add_parser("build", help="make a SIF of a definition file or a docker archive", allow_abbrev=False)
-    )
-    _add_check(verbs.add_parser("check", help="what an image is, and whether it runs here", allow_abbrev=False))
+    _add_build(verbs.add_parser("build", help="make a SIF of a definition file or a docker archive"))
+    _add_check(verbs.add_parser("check", help="what an image is, and whether it runs here"))
     cli.add_examples(
         parser,
         "gpt2hpc image build                                    # gpt2hpc.sif, in a checkout",
@@ -106,7 +105,7 @@ def _add_site(parser: argparse.ArgumentParser) -> None:
     names = ", ".join(site_profile.shipped())
     parser.add_argument("--site", metavar="FILE", help=f"site profile, or the name of an example: {names}")
     parser.add_argument(
-        "--runtime", choices=RUNTIMES, help="what builds and runs it (default: the site's, or what is on PATH)"
+        "--runtime", choices=OF_SIF, help="what builds and runs it (default: the site's, or what is on PATH)"
     )
 
 
@@ -165,8 +164,8 @@ def _planned(arguments: argparse.Namespace) -> Build:
 def _runtime(arguments: argparse.Namespace, *, needed: bool) -> str:
     """The one that is named or the site's, else one that is here."""
     site = site_profile.find(arguments.site, os.environ)
-    wished = arguments.runtime or (site.runtime if site.runtime in RUNTIMES and "runtime" in site.given else None)
-    names = (wished,) if wished else RUNTIMES
+    wished = arguments.runtime or (site.runtime if site.runtime in OF_SIF and "runtime" in site.given else None)
+    names = (wished,) if wished else OF_SIF
     here = next((name for name in names if shutil.which(name)), None)
     if here is None and needed:
         raise MissingError(
@@ -208,14 +207,16 @@ def _check(named: str, arguments: argparse.Namespace, *, as_json: bool) -> int:
     if as_json:
         cli.say(to_json(every))
     else:
-        cli.say(_page(path, reports))
+        cli.say(rounds.page([str(path)], reports, every))
     return MissingError.exit_code if any(finding.state == "MISSING" for finding in every) else 0
 
 
 def _asked(path: Path, arguments: argparse.Namespace) -> tuple[list[Group], Scene]:
     """What is looked at, for an image of that kind."""
     site = site_profile.find(arguments.site, os.environ)
-    runtime: Any = arguments.runtime or (_runtime(arguments, needed=False) if site.runtime == "none" else site.runtime)
+    runtime: Any = site.runtime
+    if arguments.runtime or site.runtime not in RUN_ALONE:
+        runtime = _runtime(arguments, needed=False)
     scene = Scene(env=os.environ, site=dataclasses.replace(site, runtime=runtime), image=str(path))
     if not os.access(path, os.R_OK):
         return [Group("The image", _absent)], scene
@@ -238,15 +239,6 @@ def _ranks(scene: Scene) -> list[Finding]:
     """The image's Python and torch, and the driver here against the CUDA of that torch."""
     found = interpreter.probe(scene)
     return [*interpreter.look(scene, found), *gpu.look(scene, found)]
-
-
-def _page(path: Path, reports: Sequence[tuple[Group, Sequence[Finding]]]) -> str:
-    lines = [str(path)]
-    for group, findings in reports:
-        if findings:
-            lines += ["", group.title, *(finding.line for finding in findings)]
-    states = [finding.state for _, findings in reports for finding in findings]
-    return "\n".join([*lines, "", f"{states.count('MISSING')} missing, {cli.plural(states.count('WARN'), 'warning')}"])
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpt2hpc import cli, durable, opening, starting
+from gpt2hpc.cluster import compile_cache
 from gpt2hpc.cluster.dist_env import LOCAL, DistEnv
 from gpt2hpc.cluster.ledger import Attempt, Cause, Ledger, Outcome
 from gpt2hpc.cluster.signals import SignalFlag, Stop
@@ -22,13 +23,14 @@ from gpt2hpc.errors import USER_ERRORS, Gpt2hpcError, MissingError, NodeError, S
 from gpt2hpc.opening import Opened
 from gpt2hpc.run_dir import RunDir
 from gpt2hpc.training.dumps import Dumps
+from gpt2hpc.training.startup import StartUp
 from gpt2hpc.training.watchdog import PREFLIGHT, Watchdog, collective_timeout, limits
 
 if TYPE_CHECKING:
     from gpt2hpc.training.process_group import Ranks
 
 
-SLOW_DISK_BYTES_PER_S = 10e6
+SLOWEST_HASHING_BYTES_PER_S = 10e6
 """At which shards may be hashed, before that is taken for hung."""
 UNSEEN_SETTINGS_S = 10.0
 """For which a rank waits for settings that it does not see; longer would delay the verdict on a node that never does."""
@@ -52,23 +54,32 @@ class Train:
         if signals is None:
             signals = SignalFlag()
             signals.install()  # before the seconds that importing torch takes
+        start_up = StartUp()
         env, run = DistEnv.from_env(os.environ), RunDir(Path(self.run_dir))
         with refusal_noted(run, env):
             require_torch()
+            compile_cache.settle(os.environ, env)
+            from gpt2hpc.training import heap
             from gpt2hpc.training.process_group import joined, make_deterministic, select_device
 
+            start_up.done("imports")
             config = self.config or _settings_here(run, env)
             if config.train.deterministic:
                 make_deterministic()  # before NCCL reads its settings
             device = select_device(config.train.device, env)
+            if device.type == "cpu":
+                heap.keep_freed()
+            start_up.done("device")
             with joined(env, device, collective_timeout(config)) as ranks:
+                start_up.done("process group")
                 opened = None
                 with ranks.first_decides():
                     if ranks.is_first:
                         opened = opening.open_run(run, config, env)
                 opened = ranks.from_first(opened)
+                start_up.done("settings")
                 if opened.attempt is not None:
-                    _run_attempt(opened, run, ranks, signals)
+                    _run_attempt(opened, run, ranks, signals, start_up)
         return 0
 
 
@@ -145,7 +156,7 @@ def check_shards(run: RunDir, config: Config, manifest: Manifest, ranks: Ranks) 
         cli.note(f"hashed {hashed / 1e6:,.1f} MB of shards in {seconds:.1f} s: as the manifest says")
 
 
-def _run_attempt(opened: Opened, run: RunDir, ranks: Ranks, signals: SignalFlag) -> None:
+def _run_attempt(opened: Opened, run: RunDir, ranks: Ranks, signals: SignalFlag, start_up: StartUp) -> None:
     """Train under a watchdog."""
     assert opened.attempt is not None
     nodes = ranks.gather(ranks.env.node)
@@ -153,17 +164,26 @@ def _run_attempt(opened: Opened, run: RunDir, ranks: Ranks, signals: SignalFlag)
     waits_for_shards = opened.config.data.stage or hub.is_remote(opened.manifest.where)
     watchdog = Watchdog(limits(opened.config, waits_for_shards=waits_for_shards), dumps)
     with watchdog.watching():
-        _train(opened, run, ranks, signals, watchdog, nodes)
+        _train(opened, run, ranks, signals, watchdog, nodes, start_up)
 
 
 def _train(
-    opened: Opened, run: RunDir, ranks: Ranks, signals: SignalFlag, watchdog: Watchdog, nodes: Sequence[str]
+    opened: Opened,
+    run: RunDir,
+    ranks: Ranks,
+    signals: SignalFlag,
+    watchdog: Watchdog,
+    nodes: Sequence[str],
+    start_up: StartUp,
 ) -> None:
     """Train, then write how it ended; rank 0 writes."""
+    import torch._dynamo  # noqa: F401 -- AdamW does, and its seconds are not the model's
+
     from gpt2hpc.training import screen
     from gpt2hpc.training.preflight import Preflight
     from gpt2hpc.training.trainer import Trainer
 
+    start_up.done("imports")
     assert opened.attempt is not None
     ledger, attempt = Ledger(run), opened.attempt
     if ranks.is_first:  # how `gpt2hpc logs` finds it in a log of several
@@ -177,8 +197,10 @@ def _train(
                     ledger, attempt
                 )
                 refuse_other_settings(ranks, nodes, ledger, attempt)
-            with watchdog.phase("start", more_s=_bytes(opened.manifest) / SLOW_DISK_BYTES_PER_S):
+            start_up.done("preflight")
+            with watchdog.phase("start", more_s=_bytes(opened.manifest) / SLOWEST_HASHING_BYTES_PER_S):
                 check_shards(run, opened.config, opened.manifest, ranks)
+                start_up.done("data check")
                 watchdog.beat()
                 trainer = Trainer(
                     opened.config,
@@ -191,6 +213,7 @@ def _train(
                     signals=signals,
                     screen=shown,
                     watchdog=watchdog,
+                    start_up=start_up,
                 )
                 trainer.start()
             stop = trainer.train()

@@ -76,6 +76,8 @@ def new_parser() -> jsonargparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     options, config = config_io.parse(new_parser(), argv)
     train_job.check_numbers(options)
+    if options.quiet:
+        cli.be_quiet()
     if options.cluster not in ("auto", "slurm"):
         raise UsageError(
             f"--cluster={options.cluster}: a pipeline is jobs of Slurm; run its commands one after the other instead"

@@ -37,7 +37,6 @@ def new_parser() -> argparse.ArgumentParser:
         description="Try out whether this installation works here: packages, tokenizer, a step of GPT-2, torch.compile, two processes, "
         "and a training that is stopped and resumed. Writes to a temporary directory only, needs no network; under a minute.",
         epilog=EPILOG,
-        allow_abbrev=False,
     )
     device = parser.add_mutually_exclusive_group()
     device.add_argument("--cpu", action="store_true", help="on the CPU, also where there is a GPU")

@@ -17,7 +17,7 @@ from pathlib import Path
 import jsonargparse
 
 from gpt2hpc import cli, config_io, config_origins, dry_run, jobs, starting, train_job
-from gpt2hpc.cluster import batch
+from gpt2hpc.cluster import batch, foreground
 from gpt2hpc.cluster.ledger import Ledger
 from gpt2hpc.cluster.supervisor import supervise
 from gpt2hpc.config import Config
@@ -57,12 +57,9 @@ def main(argv: Sequence[str]) -> int:
         starting.refuse_a_misnamed_run(run, argv)
     if cluster == "slurm":
         return _on_slurm(run, config, options, argv)
-    wanted = [name for name in train_job.FOR_SLURM if options[name] is not None]
-    several = options.nodes not in (None, 1)
-    if several or wanted:
-        what = f"--nodes={options.nodes}" if several else f"--{wanted[0].replace('_', '-')}={options[wanted[0]]}"
+    if wanted := train_job.for_slurm(options):
         raise UsageError(
-            f"{what} needs a Slurm cluster; --cluster {cluster} is one machine, so use --nodes 1 and --nproc"
+            f"{wanted[0]} needs a Slurm cluster; --cluster {cluster} is one machine, so use --nodes 1 and --nproc"
         )
     return _debug(run, config) if cluster == "debug" and not options.dry_run else _here(run, config, options, argv)
 
@@ -81,8 +78,7 @@ def _cluster(options: jsonargparse.Namespace) -> str:
     """`auto` by what is there; what only Slurm can do, and what is only shown, does not need it here."""
     if options.cluster != "auto":
         return str(options.cluster)
-    asks_for_slurm = (options.nodes or 1) > 1 or any(options[name] is not None for name in train_job.FOR_SLURM)
-    return "slurm" if asks_for_slurm or shutil.which("sbatch") else "local"
+    return "slurm" if train_job.for_slurm(options) or shutil.which("sbatch") else "local"
 
 
 # Here ---------------------------------------------------------------------------------------------------------------
@@ -125,6 +121,8 @@ def _foretell(run: RunDir, config: Config, argv: Sequence[str], *, world_size: i
 def _refusal(run: RunDir, config: Config, argv: Sequence[str], *, world_size: int) -> str | None:
     if before := batch.queued(run):
         return f"job {before} of this run is in the queue already"
+    if (other := foreground.find(run)) is not None:
+        return f"job {other.job} works on it, pid {other.pid} on {other.host}"
     newest = Ledger(run).newest()
     try:
         starting.refuse_a_misnamed_run(run, argv)

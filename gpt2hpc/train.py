@@ -104,8 +104,7 @@ def local_job(
         cli.warn(line)
     if opening.is_finished(run, config):
         return None
-    Ledger(run).refuse_if_taken(local.job, 0)
-    foreground.refuse_another(run)
+    foreground.refuse_another(run, local.job)
     run.create()
     run.stop.unlink(missing_ok=True)  # an old wish; one that comes from now on counts
     opening.settle(run, config)

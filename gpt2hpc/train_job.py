@@ -11,7 +11,7 @@ from typing import Literal
 import jsonargparse
 
 from gpt2hpc import cli, config_origins, dry_run, jobs, opening, starting
-from gpt2hpc.cluster import batch, choices, inventory, job_environment, site_warnings, slurm
+from gpt2hpc.cluster import batch, choices, foreground, inventory, job_environment, site_warnings, slurm
 from gpt2hpc.cluster.batch import BatchJob
 from gpt2hpc.cluster.choices import Choices
 from gpt2hpc.cluster.ledger import Ledger
@@ -22,9 +22,8 @@ from gpt2hpc.errors import RunDirError, UsageError
 from gpt2hpc.run_dir import RunDir
 from gpt2hpc.train import RUN_DIR_HELP
 
-FOR_SLURM = ("partition", "account", "qos", "constraint", "exclude", "cpus_per_task", "mem", "container", "runtime")
-"""Options that only Slurm can honour."""
-_OPTIONS = (*FOR_SLURM, "nodes", "gpus_per_node", "nproc", "time", "job_name", "site")
+_FOR_SLURM = ("partition", "account", "qos", "constraint", "exclude", "cpus_per_task", "mem", "container", "runtime")
+_OPTIONS = (*_FOR_SLURM, "nodes", "gpus_per_node", "nproc", "time", "job_name", "site")
 
 
 def add_options(parser: jsonargparse.ArgumentParser) -> None:
@@ -56,6 +55,13 @@ def add_options(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help=cli.QUIET_HELP)
     parser.add_argument("--dry-run", action="store_true", help="Print what would be submitted, and submit nothing.")
     choices.add_options(parser)
+
+
+def for_slurm(options: jsonargparse.Namespace) -> list[str]:
+    """Those that are given and that only Slurm can honour, as they are written."""
+    given = {"nodes": None if options.nodes == 1 else options.nodes, **{name: options[name] for name in _FOR_SLURM}}
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not None]
+    return [*flags, *(["--guard"] if options.guard else [])]
 
 
 def check_numbers(options: jsonargparse.Namespace) -> None:
@@ -104,7 +110,7 @@ def submit(job: BatchJob, config: Config, *, quiet: bool) -> str | None:
     if opening.is_finished(job.run, config):
         return None
     refuse_if_queued(job.run)
-    Ledger(job.run).refuse_if_taken("", 0)
+    foreground.refuse_another(job.run, "")
     newest = Ledger(job.run).newest()
     if newest is not None and newest.world_size != job.world_size:
         cli.warn(

@@ -9,6 +9,7 @@ from gpt2hpc import __version__
 from gpt2hpc.checks.programs import ask
 from gpt2hpc.checks.scene import Scene
 from gpt2hpc.cluster import image_version, queries
+from gpt2hpc.cluster.site_profile import OF_SIF
 from gpt2hpc.finding import Finding, missing, ok, warn
 
 SYS = Path("/proc/sys")
@@ -34,7 +35,7 @@ def look(scene: Scene) -> list[Finding]:
 
 def _runtime(scene: Scene) -> tuple[str | None, list[Finding]]:
     """What runs images; None where it is not here."""
-    names = (scene.site.runtime,) if scene.image else ("apptainer", "singularity")
+    names = (scene.site.runtime,) if scene.image else OF_SIF
     for name in names:
         answer = ask((name, "--version"))
         if answer is not None and answer.code == 0:
@@ -87,10 +88,8 @@ def _unprivileged(runtime: str, image: str) -> list[Finding]:
     if Path(image).is_dir():
         return found
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
-        text = (
-            f"/dev/fuse may not be used, so an image is unpacked at each start; do it once: `{runtime} build --sandbox`"
-        )
-        return [*found, warn("FUSE", text)]
+        text = "/dev/fuse may not be used, so an image is unpacked: by jobs once on each node, otherwise at each start"
+        return [*found, warn("FUSE", f"{text}; do it once: `{runtime} build --sandbox DIR {image}`")]
     return [*found, ok("FUSE", "/dev/fuse may be used, so images are mounted")]
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from gpt2hpc import cli
 from gpt2hpc.checks import asked, container, disk, interpreter, limits, python, ranks, slurm, tokens
 from gpt2hpc.checks.scene import Scene
 from gpt2hpc.finding import Finding, warn
@@ -65,6 +66,16 @@ def made(groups: Sequence[Group], scene: Scene) -> Iterator[tuple[Group, list[Fi
         thread.join(max(0.0, group.patience_s - (time.monotonic() - started)))
         late = [warn(group.title, f"nothing was found out in {group.patience_s:g} s; does a disk or a daemon hang?")]
         yield group, results.get(group.title, late)
+
+
+def page(heading: Sequence[str], reports: Sequence[tuple[Group, Sequence[Finding]]], every: Sequence[Finding]) -> str:
+    """What was found as text, for a person to read and for grep; `every` finding is counted at the end, those of the heading too."""
+    lines = list(heading)
+    for group, findings in reports:
+        if findings:
+            lines += ["", group.title, *(finding.line for finding in findings)]
+    states = [finding.state for finding in every]
+    return "\n".join([*lines, "", f"{states.count('MISSING')} missing, {cli.plural(states.count('WARN'), 'warning')}"])
 
 
 def _run(group: Group, scene: Scene, results: dict[str, list[Finding]]) -> None:

@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from gpt2hpc.checks.programs import in_time
-from gpt2hpc.cluster.dist_env import are_gpus_allotted
+from gpt2hpc.cluster import dist_env
 from gpt2hpc.cluster.site_profile import Site
 from gpt2hpc.config import Config
 from gpt2hpc.run_dir import RunDir
-
-SLOW_DISK_BYTES_PER_S = 300e6
-"""What a trainer assumes too, until it has measured a save."""
+from gpt2hpc.training.checkpoint import ASSUMED_BYTES_PER_S
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ class Scene:
 
     @property
     def is_in_image(self) -> bool:
-        return any(name in self.env for name in ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER"))
+        return dist_env.is_in_image(self.env)
 
     @property
     def uses_pyxis(self) -> bool:
@@ -74,18 +72,18 @@ class Scene:
     @property
     def gpus_allotted(self) -> bool:
         """Whether this job was given GPUs of this node's."""
-        return self.is_in_job and are_gpus_allotted(self.env)
+        return self.is_in_job and dist_env.are_gpus_allotted(self.env)
 
     @property
     def checkpoint_bytes(self) -> int:
-        """Weights and two moments of AdamW's, in fp32; of a run that has some, the largest."""
+        """Weights and the optimizer's state, in fp32; of a run that has some, the largest."""
         sizes = [int(row["save_bytes"]) for row in self._saves]
-        return max(sizes, default=self.config.model.state_bytes)
+        return max(sizes, default=self.config.state_bytes)
 
     @property
     def save_s(self) -> float:
-        """Seconds that a save takes: the longest of this run, else as on a slow disk."""
-        return max((row["save_s"] for row in self._saves), default=self.checkpoint_bytes / SLOW_DISK_BYTES_PER_S)
+        """Seconds that a save takes: the longest of this run, else what a trainer assumes too."""
+        return max((row["save_s"] for row in self._saves), default=self.checkpoint_bytes / ASSUMED_BYTES_PER_S)
 
     @property
     def save_words(self) -> str:

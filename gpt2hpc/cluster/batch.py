@@ -18,8 +18,8 @@ from submitit import SlurmExecutor
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from gpt2hpc import durable
-from gpt2hpc.cluster import job_environment, mounts, queries, run_jobs, script, submitter
-from gpt2hpc.cluster.site_profile import Site
+from gpt2hpc.cluster import compile_cache, job_environment, mounts, queries, run_jobs, script, submitter
+from gpt2hpc.cluster.site_profile import OF_SIF, Site
 from gpt2hpc.errors import MissingError, UsageError
 from gpt2hpc.run_dir import RunDir
 
@@ -129,11 +129,12 @@ def set_up_lines(block: str, variables: Mapping[str, str], site: Site, image: st
     container = {"IMAGE": ""}
     ours = job_environment.of_site(site)
     # An image's own variables beat the host's, but not these.
-    prefixes = ("", f"{site.runtime.upper()}ENV_") if image and site.runtime in ("apptainer", "singularity") else ("",)
+    prefixes = ("", f"{site.runtime.upper()}ENV_") if image and site.runtime in OF_SIF else ("",)
     if image:
         container = {"IMAGE": image, "RUNTIME": site.runtime, "BINDS": ",".join(site.binds)}
         if site.runtime == "pyxis":
-            container["CONTAINER_ENV"] = ",".join([*(each.name for each in ours), *job_environment.COMPUTED])
+            computed = [*job_environment.COMPUTED, *job_environment.BY_THE_RANKS, compile_cache.PLACE]
+            container["CONTAINER_ENV"] = ",".join(dict.fromkeys([*(each.name for each in ours), *computed]))
     exports = [f"export {prefix}{each.name}={shlex.quote(each.value)}" for each in ours for prefix in prefixes]
     every = {**variables, **container, "PYTHON": site.python or sys.executable}
     given = [f"{name}={shlex.quote(value)}" for name, value in every.items()]

@@ -106,6 +106,11 @@ def are_gpus_allotted(env: Mapping[str, str]) -> bool:
     return any(env.get(name) for name in lists) or any(env.get(name, "") not in ("", "0") for name in counts)
 
 
+def is_in_image(env: Mapping[str, str]) -> bool:
+    """Whether this process runs in an image of Apptainer's or Singularity's."""
+    return any(name in env for name in ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER"))
+
+
 def job_name(env: Mapping[str, str]) -> str:
     """Ours, Slurm's (`A_a` for an array task, whose JOB_ID may equal the array's), or this process."""
     if JOB in env:

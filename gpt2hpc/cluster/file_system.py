@@ -12,11 +12,12 @@ LOCAL = ("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "overlay", "tmpfs", "ram
 
 @dataclass(frozen=True)
 class Mount:
-    """Where a file system is mounted, its kind and its options."""
+    """Where a file system is mounted, its kind and its options; `root` is the directory of it that is mounted there."""
 
     where: str
     kind: str
     options: str = ""
+    root: str = "/"
 
     @property
     def is_local(self) -> bool:
@@ -41,8 +42,8 @@ def mount_of(path: Path, mounts: str) -> Mount | None:
         fields = before.split()
         if len(fields) < 6 or not after:
             continue
-        where = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), fields[4])
+        root, where = (re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field) for field in fields[3:5])
         # Of two at one place the later one hides the earlier.
         if path.is_relative_to(where) and (best is None or len(where) >= len(best.where)):
-            best = Mount(where, after.split()[0], fields[5])
+            best = Mount(where, after.split()[0], fields[5], root)
     return best

@@ -17,6 +17,7 @@ from pathlib import Path
 from gpt2hpc import durable
 from gpt2hpc.cluster import liveness
 from gpt2hpc.cluster.launch import LocalJob
+from gpt2hpc.cluster.ledger import Ledger
 from gpt2hpc.errors import RunDirError
 from gpt2hpc.run_dir import RunDir
 
@@ -64,8 +65,12 @@ def find(run: RunDir) -> Supervisor | None:
     return found if found is not None and _seems_alive(run, found) else None
 
 
-def refuse_another(run: RunDir) -> None:
-    """Raise RunDirError where one is at work: on another machine, where its signs of life go on while this watches."""
+def refuse_another(run: RunDir, job: str) -> None:
+    """Raise RunDirError where another job than that is at work on the run: an attempt lives, or, between two of them, who starts them.
+
+    `job` is empty for one that has no number yet. What is on another machine lives where its signs of life go on while this watches.
+    """
+    Ledger(run).refuse_if_taken(job, 0)
     other = _announced(run)
     if other is not None and (
         _lives_here(other) if liveness.is_here(other.process) else liveness.is_beating(_beat(run))

@@ -16,14 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gpt2hpc import cli
+from gpt2hpc.cluster import queries
 from gpt2hpc.cluster.ledger import Decision, Ledger
 from gpt2hpc.cluster.requeue import Action, read_and_decide
 from gpt2hpc.cluster.slurm import Job, expand_nodes, parse_show_job
 from gpt2hpc.errors import RunDirError, StoppedError
 from gpt2hpc.run_dir import RunDir
-
-NOT_ENDED = ("PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "RESIZING")
-
 
 GIVES_BACK = 3
 """How many starts of a guard may end with its nodes given back, where Slurm gives it bad ones again and again."""
@@ -49,7 +47,7 @@ def take_over(
     known = decision if decision is not None and _is_of_its_end(decision, job, by) else None
     restart = max(seen.restart, seen.restarts, known.restart if known else 0)
     stopped = StoppedError.exit_code
-    if seen.state in NOT_ENDED:
+    if seen.state and seen.state not in queries.OVER:
         return Action("exit", f"job {job} is {seen.state} still", stopped)
     if newest is not None and newest.job not in (job, *succeeds):
         return Action("exit", f"job {newest.job} has taken over already", stopped)

@@ -18,7 +18,10 @@ MAX_ARRAY_SIZE = 1001
 
 @dataclass(frozen=True)
 class Partition:
-    """Nodes of one kind in a partition, as sinfo tells: `time_limit` as sbatch reads it, `gpus` of a node."""
+    """Nodes of one kind in a partition, as sinfo tells: `gpus` of a node, times as sbatch reads them.
+
+    `default_time` is for a job that names none; None where that gets the limit.
+    """
 
     name: str
     is_default: bool
@@ -28,6 +31,7 @@ class Partition:
     gpus: int
     gres: str
     features: str
+    default_time: str | None = None
 
 
 @dataclass(frozen=True)
@@ -112,12 +116,12 @@ def first_node() -> str | None:
 
 def partitions() -> list[Partition] | None:
     """What sinfo tells, a row for each partition and kind of node; None without a Slurm."""
-    said = queries.ask("sinfo", "-h", "-e", "-o", "%P\t%l\t%D\t%c\t%G\t%f")
+    said = queries.ask("sinfo", "-h", "-e", "-o", "%P\t%l\t%D\t%c\t%G\t%f\t%L")
     if said is None:
         return None
     found = []
     for line in said.splitlines():
-        name, limit, nodes, cpus, gres, features = line.split("\t")
+        name, limit, nodes, cpus, gres, features, default_time = line.split("\t")
         found.append(
             Partition(
                 name=name.rstrip("*"),
@@ -128,6 +132,7 @@ def partitions() -> list[Partition] | None:
                 gpus=sum(int(count) for count in re.findall(r"\bgpu:(?:[^:,()\s]+:)?(\d+)", gres)),
                 gres="" if gres == "(null)" else gres,
                 features="" if features == "(null)" else features,
+                default_time=None if default_time in ("n/a", limit) else default_time,
             )
         )
     return found

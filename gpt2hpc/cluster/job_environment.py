@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gpt2hpc.cluster import script
+from gpt2hpc.cluster import compile_cache, script
 from gpt2hpc.cluster.dist_env import MIN_ALLREDUCE
 from gpt2hpc.cluster.site_profile import Site
 
@@ -16,9 +16,6 @@ COMPUTED = {
     "MASTER_ADDR": "127.0.0.1 on one node, else the address of the first: where the ranks meet",
     "MASTER_PORT": "from the job's number and restart, and free on that node",
     "OMP_NUM_THREADS": "cpus-per-task, or 1: another number changes the last bits of a CPU run",
-    "TRITON_CACHE_DIR": "on the node's own disk, one a job: a shared one breaks",
-    "TORCHINDUCTOR_CACHE_DIR": "on the node's own disk, one a job: a shared one breaks",
-    "CUDA_CACHE_PATH": "on the node's own disk, one a job: what the driver compiles",
     "MALLOC_MMAP_THRESHOLD_": "1073741824, so that memory of the logits is kept between steps",
     "MALLOC_TRIM_THRESHOLD_": "2147483648, for the same",
     "GPT2HPC_JOB_END": "when Slurm will end the job: the ranks save before",
@@ -28,8 +25,12 @@ COMPUTED = {
 }
 """Why the set-up blocks export what they do."""
 
-KEPT = ("OMP_NUM_THREADS", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "CUDA_CACHE_PATH")
-"""Those of them that keep the value of the environment that a job is submitted from."""
+BY_THE_RANKS = dict.fromkeys(
+    compile_cache.FOLDERS, "on the node's own disk, one a user, which later jobs find: a shared one breaks"
+)
+"""What each rank sets for itself, since it may differ from node to node."""
+KEPT = ("OMP_NUM_THREADS", *BY_THE_RANKS)
+"""Those that keep the value of the environment that a job is submitted from."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,13 @@ def described(block: str, site: Site, env: Mapping[str, str]) -> list[str]:
     """For a dry run: a line for each variable, with its origin; `env` is the environment that the job is submitted from."""
     given = of_site(site)
     lines = [f"{each.name} = {each.value} ({each.origin})" for each in given]
-    for name in exported(block):
+    computed = exported(block)
+    for name in [*computed, *(BY_THE_RANKS if "MASTER_ADDR" in computed else ())]:
         if name in KEPT and name in {each.name for each in given}:
             continue
         if name in KEPT and env.get(name):
             lines.append(f"{name} = {env[name]} (your environment)")
         else:
-            lines.append(f"{name}: {COMPUTED.get(name, 'see below')} (the script)")
+            by = "the ranks" if name in BY_THE_RANKS else "the script"
+            lines.append(f"{name}: {(COMPUTED | BY_THE_RANKS).get(name, 'see below')} ({by})")
     return lines

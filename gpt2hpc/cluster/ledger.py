@@ -13,7 +13,7 @@ import enum
 import os
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -46,6 +46,8 @@ class Attempt:
     `repeats` counts the steps after `first_step` that earlier attempts had logged already, work that was lost; None where unknown.
     `suspects` are nodes that it found wanting, `died_on` is the one whose rank ended first in a crash.
     `process` tells the process from any other: machine, PID namespace and start time.
+    `start_up` has the seconds of each phase from rank 0's process to the end of the first step; empty where that was not reached.
+    `compile_cache` is cold, warm or partly warm; None where nothing was compiled.
     """
 
     number: int
@@ -66,6 +68,16 @@ class Attempt:
     repeats: int | None = None
     suspects: tuple[str, ...] = ()
     died_on: str = ""
+    start_up: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    compile_cache: str | None = None
+
+    @property
+    def start_up_s(self) -> float | None:
+        return sum(self.start_up.values()) if self.start_up else None
+
+    @property
+    def cause_words(self) -> str:
+        return (self.cause or "ended without a word").replace("_", " ")
 
     @property
     def progressed(self) -> bool:

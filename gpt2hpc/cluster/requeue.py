@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Literal
 
 from gpt2hpc import cli, config_io
+from gpt2hpc.cluster import foreground
 from gpt2hpc.cluster.ledger import Attempt, Cause, Decision, Ledger, Outcome, outcome_of
 from gpt2hpc.cluster.slurm import Job, expand_nodes, parse_show_job
 from gpt2hpc.config import Config, RequeueConfig
@@ -85,7 +86,7 @@ def decide(
     An outcome of another attempt is ignored: this attempt then ended without a word, which is a crash.
     """
     mine = outcome_of(job.job, job.restart, outcome, attempts)
-    if finished and _has_ended_well(job, attempts):
+    if (finished and _has_ended_well(job, attempts)) or (mine and mine.cause == Cause.FINISHED):
         return Action("exit", "finished")
     if mine and mine.cause == Cause.DIVERGED:
         return Action(
@@ -263,7 +264,7 @@ def main(argv: Sequence[str]) -> int:
     if not arguments.run_dir.is_dir():
         raise RunDirError(f"{arguments.run_dir} is not a run directory; check the path")
     if arguments.command == "may-start":
-        Ledger(RunDir(arguments.run_dir)).refuse_if_taken(arguments.job, 0)
+        foreground.refuse_another(RunDir(arguments.run_dir), arguments.job)
         return 0
     restart = arguments.restart
     job = parse_show_job(

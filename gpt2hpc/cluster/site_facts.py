@@ -13,8 +13,8 @@ from pathlib import Path
 
 from gpt2hpc.cluster import inventory, queries
 from gpt2hpc.cluster.inventory import Association, Partition
+from gpt2hpc.cluster.site_profile import OF_SIF
 
-RUNTIMES = ("apptainer", "singularity")
 DISKS = ("SCRATCH", "WORK", "PROJECT")
 """Variables in which sites name their large disks."""
 SUFFIXES = ("i", "-ib", "-ib0", "-hsn0")
@@ -65,7 +65,7 @@ def gather(env: Mapping[str, str]) -> Facts | None:
         partitions=found,
         associations=inventory.associations(user),
         default_account=inventory.default_account(user),
-        programs=[program for program in RUNTIMES if shutil.which(program)],
+        programs=[program for program in OF_SIF if shutil.which(program)],
         pyxis=queries.has_option("srun", "--container-image"),
         modules=_modules(),
         interfaces=interfaces,

@@ -135,12 +135,14 @@ def _gpus(facts: Facts, kinds: list[Partition]) -> Iterator[Guess]:
 
 
 def _time(partition: str, kinds: list[Partition]) -> Guess:
-    limit = kinds[0].time_limit
+    limit, default = kinds[0].time_limit, kinds[0].default_time
     why = "A run goes on by itself after its limit, and jobs with a shorter one often begin sooner."
+    if default is not None:
+        why = f"A job that names no time gets {default}. {why}"
     try:
         longest = minutes(limit)
     except UsageError:  # infinite
-        return Guess("time", "24:00:00", f"{partition} has no limit. {why}", False)
+        return Guess("time", "24:00:00", f"{partition} has no limit. {why}", sure=default is not None)
     return Guess("time", "24:00:00" if longest > DAY_MIN else limit, f"{partition} allows {limit}. {why}")
 
 

@@ -30,6 +30,8 @@ from gpt2hpc.cluster import script
 from gpt2hpc.errors import ConfigError
 
 Runtime = Literal["apptainer", "singularity", "pyxis", "docker", "none"]
+OF_SIF: tuple[Runtime, ...] = ("apptainer", "singularity")
+"""Those that build and run a SIF: one program by two names."""
 VARIABLE = "GPT2HPC_SITE"
 OWNED = (
     *("array", "chdir", "error", "job-name", "no-requeue", "nodes", "ntasks", "ntasks-per-node"),

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from gpt2hpc import __version__, cli
+from gpt2hpc.cluster import dist_env
 from gpt2hpc.cluster.dist_env import SUBMITTED_VERSION
 from gpt2hpc.errors import MissingError
 
@@ -27,7 +28,7 @@ def other_version(environ: Mapping[str, str]) -> str | None:
         return None
     mend = (
         f"build the image anew with {submitted}"
-        if any(name in environ for name in ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER"))
+        if dist_env.is_in_image(environ)
         else f"install {submitted} for the job's Python"
     )
     return f"gpt2hpc {submitted} submitted the job, but its ranks run gpt2hpc {__version__}; {mend}, or submit with {__version__}"

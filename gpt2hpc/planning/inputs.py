@@ -102,12 +102,16 @@ def gather(options: Mapping[str, Any], config: Config, env: Mapping[str, str], s
 
 
 def traffic_of(config: Config) -> Traffic:
-    """What this trainer sends: DistributedDataParallel, gradients in fp32, the embedding's last, since it is the head too; with a
-    sharded optimizer each parameter from its owner after the step."""
-    model = config.model
+    """What this trainer sends: DistributedDataParallel, the embedding's gradient last, since it is the head too; with a sharded
+    optimizer each parameter from its owner after the step."""
+    model, sent_bytes = config.model, 2 if config.train.reduce_dtype == "bf16" else 4
     sent_after = TENSORS_A_BLOCK * model.n_layer + OTHER_TENSORS if config.train.shard_optimizer else 0
     return Traffic(
-        "ddp", stored_parameters(model), model.padded_vocab_size * model.n_embd, weights_sent_after=sent_after
+        "ddp",
+        stored_parameters(model),
+        model.padded_vocab_size * model.n_embd,
+        gradient_bytes=sent_bytes,
+        weights_sent_after=sent_after,
     )
 
 
@@ -194,7 +198,7 @@ def _base_as_seen(config: Config, gpu: Gpu, fabric: Fabric, chosen: Assumptions,
 
 def _saves(config: Config, ranks: int, chosen: Assumptions, seen: Observed | None) -> tuple[float, float]:
     """The stall of a save, and the seconds until it is on disk; a run of another size says nothing of either."""
-    size = checkpoint_bytes(config.model, ranks=ranks)
+    size = checkpoint_bytes(config, ranks=ranks)
     alike = seen if seen and seen.config.model == config.model else None
     copied = f"{size / ranks / 1e6:,.1f} MB a rank at {COPY_BYTES_PER_S / 1e9:g} GB/s"
     written = f"{size / 1e9:,.2f} GB at {WRITE_BYTES_PER_S / 1e6:g} MB/s"

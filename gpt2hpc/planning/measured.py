@@ -22,6 +22,7 @@ from gpt2hpc.errors import DataError, RunDirError
 from gpt2hpc.planning.assumptions import Measured
 from gpt2hpc.reporting import facts
 from gpt2hpc.run_dir import RunDir
+from gpt2hpc.training.startup import FIRST_STEP
 
 SETTLING_STEPS = 10
 """After a start, in which kernels are compiled and chosen: their rates do not count, unless there are no others."""
@@ -134,9 +135,12 @@ def _median(lines: Sequence[dict[str, Any]], key: str, how: str, *, scale: float
 
 
 def _start(attempts: Sequence[Attempt], lines: Sequence[dict[str, Any]], name: str) -> Measured | None:
-    """From an attempt's start to the begin of its first step, where the log of that attempt is still there."""
+    """To the begin of its first step: from rank 0's process, where an attempt has noted it, else from its claim by the log."""
     found = []
     for attempt, following in zip(attempts, [*attempts[1:], None], strict=True):
+        if attempt.start_up_s is not None:
+            found.append(attempt.start_up_s - attempt.start_up.get(FIRST_STEP, 0.0))
+            continue
         began, ended = _unix_s(attempt.started), _unix_s(following.started) if following else float("inf")
         logged = [line for line in lines if "ms" in line and began <= line.get("unix_s", 0.0) < ended]
         if logged:

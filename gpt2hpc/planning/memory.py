@@ -29,6 +29,7 @@ def way_of(config: Config, gpus: int) -> Way:
         sixteen_bits=train.precision != "fp32",
         recomputes=train.activation_checkpointing,
         shards=train.shard_optimizer,
+        muon=config.optimizer.name == "muon",
     )
 
 

@@ -11,7 +11,7 @@ from gpt2hpc.data.shards import HEADER_BYTES
 TOKEN_BYTES = 2
 """uint16: `data/shards.py`."""
 STATE_BYTES = 12
-"""Of a parameter in a checkpoint: the weight and AdamW's two moments in fp32."""
+"""Of a parameter in a checkpoint: the weight and AdamW's two moments in fp32; Muon has one for the matrices inside the blocks."""
 TENSORS_A_BLOCK, OTHER_TENSORS = 12, 4
 """Named parameters of a block, and wte, wpe and ln_f's two."""
 TENSOR_BYTES = 4 + 378
@@ -43,10 +43,17 @@ class Storage:
         return self.data + (self.checkpoints + 1) * self.checkpoint + self.logs
 
 
-def checkpoint_bytes(model: ModelConfig, *, ranks: int) -> int:
+def second_moment_bytes(config: Config) -> int:
+    """What Muon saves, on disk and on the GPU."""
+    return 4 * config.model.inner_parameters if config.optimizer.name == "muon" else 0
+
+
+def checkpoint_bytes(config: Config, *, ranks: int) -> int:
     """Of one checkpoint, but for the history of metrics in it."""
+    model = config.model
+    state = STATE_BYTES * stored_parameters(model) - second_moment_bytes(config)
     tensors = TENSORS_A_BLOCK * model.n_layer + OTHER_TENSORS
-    return STATE_BYTES * stored_parameters(model) + TENSOR_BYTES * tensors + RANK_BYTES * ranks + MANIFEST_BYTES
+    return state + TENSOR_BYTES * tensors + RANK_BYTES * ranks + MANIFEST_BYTES
 
 
 def kept(config: CheckpointConfig, *, steps: int) -> int:
@@ -65,7 +72,7 @@ def storage(config: Config, *, data_tokens: int, ranks: int) -> Storage:
     return Storage(
         data=TOKEN_BYTES * tokens + HEADER_BYTES * shards,
         shards=shards,
-        checkpoint=checkpoint_bytes(config.model, ranks=ranks) + lines * METRICS_LINE_BYTES,
-        checkpoints=kept(config.checkpoint, steps=train.steps),
+        checkpoint=checkpoint_bytes(config, ranks=ranks) + lines * METRICS_LINE_BYTES,
+        checkpoints=kept(config.checkpoint, steps=train.steps) + (config.decay_begins is not None),
         logs=logs,
     )

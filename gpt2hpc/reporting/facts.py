@@ -25,7 +25,6 @@ from gpt2hpc.reporting.curves import Curves
 from gpt2hpc.run_dir import RunDir
 from gpt2hpc.training import checkpoint
 
-WITHOUT_A_WORD = "ended without a word"
 SAMPLES_SHOWN = 12
 SAMPLE_CHARACTERS = 4000
 
@@ -47,7 +46,7 @@ class Start:
 
     @property
     def cause(self) -> str:
-        return (self.attempt.cause or WITHOUT_A_WORD).replace("_", " ")
+        return self.attempt.cause_words
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from gpt2hpc import __version__, cli
+from gpt2hpc.cluster.ledger import Attempt
 from gpt2hpc.evaluation.baselines import BASELINES
 from gpt2hpc.reporting import charts
 from gpt2hpc.reporting.facts import RunFacts, Start
@@ -185,6 +186,7 @@ def _attempts(run: RunFacts) -> Html:
         "#ranks",
         "started (UTC)",
         "#lasted",
+        "#start-up",
         "#from step",
         "#to step",
         "ended",
@@ -206,11 +208,20 @@ def _attempt(start: Start) -> list[object]:
         attempt.world_size,
         attempt.started.removesuffix("Z").replace("T", " "),
         lasted + (" *" if start.assumed else ""),
+        _start_up(attempt),
         f"{start.resumed:,}",
         "?" if start.reached is None else f"{start.reached:,}",
         ended,
         "?" if start.repeated is None else f"{start.repeated:,}",
     ]
+
+
+def _start_up(attempt: Attempt) -> str:
+    """Until its first step was done, and how it found the compiler's cache."""
+    if attempt.start_up_s is None:
+        return NONE
+    cache = f", {attempt.compile_cache} cache" if attempt.compile_cache else ""
+    return f"{attempt.start_up_s:,.0f} s{cache}"
 
 
 def _cost(run: RunFacts, *, named: bool) -> Html:

@@ -24,7 +24,6 @@ from gpt2hpc.run_dir import RunDir
 from gpt2hpc.training import checkpoint, uploads
 from gpt2hpc.training.uploads import Lag
 
-WITHOUT_A_WORD = "ended without a word"
 ASK_SLURM_S = 30.0
 """Seconds between two questions to Slurm, whose controller serves a whole cluster."""
 
@@ -148,7 +147,7 @@ def read_status(run: RunDir, answers: Answers | None = None) -> RunStatus:
         limit_s=slurm.seconds(job.limit) if job else None,
         tokens_per_s=logged.tokens_per_s,
         mfu=logged.mfu,
-        restarts=dict(Counter((each.cause or WITHOUT_A_WORD).replace("_", " ") for each in attempts[:-1])),
+        restarts=dict(Counter(each.cause_words for each in attempts[:-1])),
         excluded=slurm.expand_nodes(live.excluded) if live else (),
         suspects=sorted({node for each in attempts for node in each.suspects}),
         checkpoint_step=saved_step,

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 FORMAT = 1
 MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"
+ASSUMED_BYTES_PER_S = 300e6
+"""At which one is written, until that is measured."""
 
 _NAME = re.compile(r"(?P<started>\d{8}-\d{6})_(?P<tag>[\w.-]+)_step(?P<step>\d{7,})$")
 _FILE = re.compile(r"(state-\d{5}-of-\d{5}|rank-\d{5})\.safetensors")

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from gpt2hpc.config import ModelConfig
 from gpt2hpc.training.shares import spread
 
-MOMENTS_BYTES = 8
-"""Of a parameter: AdamW's two, in fp32."""
+MOMENTS_BYTES, MUON_BYTES = 8, 4
+"""Of a parameter: AdamW's two moments, in fp32; Muon's one."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,14 @@ class Way:
         sixteen_bits: Whether matrix products are bf16 or fp16 instead of fp32.
         recomputes: train.activation_checkpointing.
         shards: train.shard_optimizer.
+        muon: Whether optimizer.name is muon.
     """
 
     ranks: int = 1
     sixteen_bits: bool = True
     recomputes: bool = False
     shards: bool = False
+    muon: bool = False
 
 
 def parameter_sizes(model: ModelConfig) -> dict[str, int]:
@@ -62,17 +64,22 @@ def parameter_sizes(model: ModelConfig) -> dict[str, int]:
     return sizes
 
 
+def is_inner_matrix(name: str) -> bool:
+    """Whether a parameter is a matrix inside a block, which Muon steps with where it is chosen."""
+    return name.startswith("h.") and name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight"))
+
+
 def footprint(model: ModelConfig, way: Way, *, micro_batch: int) -> Footprint:
     """Of a rank that computes `micro_batch` sequences at once, at the moment when it needs most."""
     sizes = parameter_sizes(model)
     stored = sum(sizes.values())
-    moments = max(_share_sizes(sizes, way.ranks)) if way.shards else stored
+    moments = max(_moments_of_shares(sizes, way))
     tokens = micro_batch * model.block_size
     moments_most = [_forward_ends(model, way, tokens), _backward_begins(model, way, tokens)]
     if way.recomputes:
         moments_most.append(_block_again(model, way, tokens))
     casts, activations, head = max(moments_most, key=sum)
-    return Footprint(4 * stored, 4 * stored, MOMENTS_BYTES * moments, casts, activations, head)
+    return Footprint(4 * stored, 4 * stored, moments, casts, activations, head)
 
 
 def bytes_of_a_sequence(model: ModelConfig, way: Way) -> int:
@@ -148,9 +155,11 @@ def _all_casts(model: ModelConfig, way: Way) -> int:
     return 2 * (blocks + model.padded_vocab_size * (model.n_embd + 1)) if way.sixteen_bits else 0
 
 
-def _share_sizes(sizes: dict[str, int], ranks: int) -> list[int]:
-    """Elements of each rank's share, as ZeRO's first stage divides them here."""
-    shares = [0] * ranks
-    for name, owner in spread(sizes, ranks).items():
-        shares[owner] += sizes[name]
+def _moments_of_shares(sizes: dict[str, int], way: Way) -> list[int]:
+    """Bytes of each rank's share, as ZeRO's first stage divides them here; of all in one where it does not."""
+    owners = spread(sizes, way.ranks if way.shards else 1)
+    shares = [0] * way.ranks
+    for name, owner in owners.items():
+        each = MUON_BYTES if way.muon and is_inner_matrix(name) else MOMENTS_BYTES
+        shares[owner] += each * sizes[name]
     return shares

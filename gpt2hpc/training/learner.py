@@ -16,8 +16,10 @@ from gpt2hpc.config_rules import grad_accum_steps
 from gpt2hpc.model.gpt import GPT
 from gpt2hpc.training import precision, state
 from gpt2hpc.training.checkpoint import Checkpoint
-from gpt2hpc.training.optimizer import learning_rate, new_optimizer
+from gpt2hpc.training.optimizer import new_optimizer, state_kinds
 from gpt2hpc.training.process_group import Ranks
+from gpt2hpc.training.reduction import mean_in_bf16
+from gpt2hpc.training.schedule import learning_rate
 from gpt2hpc.training.sharding import Share
 
 
@@ -44,8 +46,10 @@ class Learner:
 
     @property
     def state_bytes(self) -> int:
-        """Of a checkpoint: weights and AdamW's two moments."""
-        return 3 * sum(parameter.nbytes for parameter in self.model.parameters())
+        """Of a checkpoint: weights and the optimizer's state."""
+        groups = self._optimizer.param_groups
+        kept = [(p, len(state_kinds(group) - {"step"})) for group in groups for p in group["params"]]
+        return sum(parameter.nbytes * (1 + tensors) for parameter, tensors in kept)
 
     @property
     def _own(self) -> frozenset[str] | None:
@@ -84,11 +88,13 @@ class Learner:
             self.model.compile()  # in place, so no prefix ever enters a name
         if self._ranks.world_size > 1:
             index = self._ranks.device.index
-            self._wrapped = DistributedDataParallel(
+            self._wrapped = parallel = DistributedDataParallel(
                 self.model,
                 device_ids=None if index is None else [index],
                 gradient_as_bucket_view=True,
             )
+            if self._config.train.reduce_dtype == "bf16":
+                parallel.register_comm_hook(None, mean_in_bf16)
 
     def warm_up(self) -> None:
         """One discarded forward and backward, before every first step, resumed or not.
@@ -97,17 +103,16 @@ class Learner:
         this a resumed process would take its first step with the first buckets, and differ in the last bits from 3
         ranks on. It also pays for compilation before the clock runs.
         """
-        tokens = self._zeros(self._config.train.rows)
-        self._backward(tokens, tokens)
+        self._backward(*self._blank(self._config.train.rows))
         self._optimizer.zero_grad(set_to_none=True)
 
     def rehearse(self, rows: int) -> None:
         """Take all the memory of a step of two micro batches of `rows` sequences, without a word to the peers; the weights are no
         longer of use after it."""
         self._optimizer.zero_grad(set_to_none=True)  # of one that failed
-        tokens = self._zeros(rows)
+        tokens, targets = self._blank(rows)
         for _ in range(2):
-            self._backward(tokens, tokens)
+            self._backward(tokens, targets)
         self._clip()
         if self._share is not None:
             self._share.drop_others()
@@ -115,9 +120,11 @@ class Learner:
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
 
-    def _zeros(self, rows: int) -> Tensor:
+    def _blank(self, rows: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets: two tensors, since of one for both the compiler would make a case of its own, and compile again later."""
         shape = rows, self._config.model.block_size
-        return torch.zeros(shape, dtype=torch.int64, device=self._ranks.device)
+        tokens, targets = (torch.zeros(shape, dtype=torch.int64, device=self._ranks.device) for _ in range(2))
+        return tokens, targets
 
     def learn(self, batches: Iterable[tuple[Tensor, Tensor]], step: int) -> tuple[Tensor, Tensor]:
         """The step after `step` steps: accumulate gradients over `grad_accum_steps` batches of inputs and targets, reduce them once,

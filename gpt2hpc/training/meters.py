@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 
 from gpt2hpc.cluster import host_memory
+from gpt2hpc.training import heap
 
 SHARE_OF_GPU = 0.92
 """That a trial may reserve of what is free: DDP, NCCL and torch.compile take some too, and memory comes to lie in pieces."""
@@ -82,3 +83,5 @@ def free(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    elif device.type == "cpu":
+        heap.give_back()

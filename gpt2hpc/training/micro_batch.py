@@ -187,7 +187,7 @@ def _meter(config: Config, ranks: Ranks) -> Meter:
         raise ConfigError(
             f"train.micro_batch_size=auto is for CUDA, and for CPUs under Linux; on {ranks.device.type} here, give a number"
         )
-    copy = config.model.state_bytes // ranks.world_size
+    copy = config.state_bytes // ranks.world_size
     return HostMeter(available, sharers=ranks.env.local_world_size, kept_bytes=copy)
 
 

@@ -1,36 +1,95 @@
-"""AdamW and its learning rate over the steps."""
+"""What updates the parameters: AdamW, or Muon for the matrices inside the blocks and AdamW for the rest."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
 
-from gpt2hpc.config import Config, OptimizerConfig
+from gpt2hpc.config import OptimizerConfig
+from gpt2hpc.training.footprint import is_inner_matrix
+
+Groups = list[dict[str, Any]]
 
 
-def new_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """Fused AdamW; weight decay on the weights with two or more dimensions only, so not on biases and layer norms."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+def new_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
+    """With weight decay on the weights with two or more dimensions only, so not on biases and layer norms."""
+    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    inner = {name: named.pop(name) for name in list(named) if config.name == "muon" and is_inner_matrix(name)}
+    peak, rest = config.learning_rate * config.lr_multiplier, list(named.values())
     groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+        {"params": [p for p in rest if p.dim() >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
     ]
-    peak = config.learning_rate * config.lr_multiplier
-    return torch.optim.AdamW(groups, lr=peak, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
+    adamw = AdamW(groups, lr=peak, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
+    if not inner:
+        return adamw
+    muon = Muon(
+        [
+            {"params": [p for name, p in inner.items() if (name.endswith(QKV)) == fused], "pieces": 3 if fused else 1}
+            for fused in (True, False)
+        ],
+        lr=peak,
+        weight_decay=config.weight_decay,
+        momentum=config.momentum,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    return Together([muon, adamw])
 
 
-def learning_rate(step: int, config: Config) -> float:
-    """Of the step after `step` finished ones: linear warm-up, then cosine down to `min_lr_ratio` of the peak.
+QKV = "attn.c_attn.weight"
+"""Queries, keys and values: three matrices, one below the other."""
 
-    A pure function of the step, so there is no schedule state to save.
+
+def state_kinds(group: dict[str, Any]) -> frozenset[str]:
+    """What the optimizer of this group keeps of each parameter, once it has taken a step."""
+    return frozenset({"momentum_buffer"} if "momentum" in group else {"step", "exp_avg", "exp_avg_sq"})
+
+
+class Muon(torch.optim.Muon):
+    """torch's Muon (Jordan et al. 2024; arXiv:2502.16982), but a matrix may be several: `pieces` of a group says of how many, one
+    below the other, each of its matrices is made. Each is made orthogonal by itself, and its state is still one tensor.
+
+    Queries, keys and values learn better so than in one piece: the three would share one spectrum. The first Muons for GPT-2 did
+    that too (KellerJordan/modded-nanogpt); bench/results/optimizers.md has it both ways.
     """
-    optimizer, steps = config.optimizer, config.train.steps
-    peak = optimizer.learning_rate * optimizer.lr_multiplier
-    warmup = optimizer.warmup_tokens // config.train.tokens_per_step
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    progress = min(1.0, (step - warmup) / max(1, steps - warmup))
-    cosine = 0.5 * (1 + math.cos(math.pi * progress))
-    return peak * (optimizer.min_lr_ratio + (1 - optimizer.min_lr_ratio) * cosine)
+
+    def _init_group(
+        self, group: Any, params_with_grad: list[Tensor], grads: list[Tensor], muon_momentum_bufs: list[Tensor]
+    ) -> bool:
+        whole: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
+        is_complex: bool = super()._init_group(group, *whole)
+        for pieces, tensors in zip((params_with_grad, grads, muon_momentum_bufs), whole, strict=True):
+            pieces += [
+                piece for tensor in tensors for piece in tensor.chunk(group["pieces"])
+            ]  # views: updated in place
+        return is_complex
+
+
+class Together(Optimizer):
+    """Several optimizers as one: their groups, one after the other, and one state."""
+
+    def __init__(self, parts: Sequence[Optimizer]) -> None:
+        super().__init__([group for part in parts for group in part.param_groups], {})
+        self._parts = [(part, len(part.param_groups)) for part in parts]
+        self._share()
+
+    def _share(self) -> None:
+        """Let the parts work on this one's groups and state."""
+        begin = 0
+        for part, count in self._parts:
+            part.state, part.param_groups = self.state, self.param_groups[begin : begin + count]
+            begin += count
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._share()
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        assert closure is None
+        for part, _ in self._parts:
+            part.step()

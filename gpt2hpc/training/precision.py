@@ -7,31 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
+from gpt2hpc import gpu_peaks
 from gpt2hpc.config import PrecisionName
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-
-PEAK_TFLOPS = {
-    "H200": 989,
-    "H100 PCIe": 756,
-    "H100": 989,
-    "GH200": 989,
-    "B200": 2250,
-    "A100": 312,
-    "A800": 312,
-    "A40": 150,
-    "A30": 165,
-    "A10": 125,
-    "L40S": 362,
-    "L40": 181,
-    "L4": 121,
-    "V100": 125,
-    "RTX A6000": 155,
-    "RTX 4090": 165,
-    "RTX 3090": 71,
-    "T4": 65,
-}
-"""Dense bf16 (fp16 on V100 and T4) tensor-core peaks, from NVIDIA's data sheets; the first name found counts."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +43,8 @@ def peak_flops(device: torch.device) -> float | None:
     """Peak FLOP/s of the device, where known."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((tflops * 1e12 for part, tflops in PEAK_TFLOPS.items() if part in name), None)
+    tflops = gpu_peaks.of(torch.cuda.get_device_name(device))
+    return None if tflops is None else tflops * 1e12
 
 
 def _fast_precision(device: torch.device) -> PrecisionName:

@@ -17,8 +17,8 @@ from torch import Tensor
 from gpt2hpc.config import Config
 from gpt2hpc.training import precision
 from gpt2hpc.training.metrics import MetricsLog, StepRecord
-from gpt2hpc.training.optimizer import learning_rate
 from gpt2hpc.training.process_group import Ranks
+from gpt2hpc.training.schedule import learning_rate
 
 Mark = torch.cuda.Event | float
 """A moment in the device's queue: an event on CUDA, seconds elsewhere."""

@@ -29,6 +29,7 @@ WAITS_S = (1.0, 5.0, 15.0, 30.0, 60.0)
 
 _MUST_FIT = [
     "data.manifest_sha256",
+    "optimizer.name",
     *(f"model.{key}" for key in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "padded_vocab_size")),
 ]
 """Without these a checkpoint cannot be gone on from, whoever wants it."""
@@ -198,6 +199,11 @@ def imported(path: Path, directory: Path, config: Config, say: Say) -> Checkpoin
     file = pt_file.read(path)
     if not file.has_optimizer:
         raise ConfigError(f"--resume={path} holds no AdamW state to go on with; use --init for its weights alone")
+    if config.optimizer.name != "adamw":
+        raise ConfigError(
+            f"--resume={path} holds AdamW's state, but optimizer.name={config.optimizer.name}; use --optimizer.name adamw, or --init "
+            "for its weights alone"
+        )
     loss = "" if file.val_loss is None else f", validation loss {file.val_loss:.4f}"
     say(f"{path}: weights, AdamW's moments and the step{loss}; not bit-identical to where it comes from")
     tensors = fit.fitted(file.tensors, file.config, config.model, source=str(path), key="--resume")

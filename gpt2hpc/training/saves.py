@@ -124,6 +124,8 @@ class Saves:
         keep = {self.resumed_from.path} if self.resumed_from else set()
         try:
             keep |= uploads.leased(self._run)
+            begins = self._config.decay_begins  # from there a run may be lengthened
+            keep |= {each.path for each in checkpoint.found(self._run.checkpoints) if each.step == begins}
             checkpoint.prune(self._run.checkpoints, saved_step=saved.step, config=self._config.checkpoint, keep=keep)
         except OSError as error:
             self._say(f"warning: older checkpoints could not be deleted, and stay: {error}")

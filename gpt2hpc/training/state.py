@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt2hpc.errors import ConfigError
+from gpt2hpc.training.optimizer import state_kinds
 
 RankState = tuple[dict[str, Tensor], dict[str, str]]
 
@@ -63,12 +64,13 @@ def load_optimizer(
     """Set the optimizer's state from `optimizer/KIND/NAME`, all of it or that of `only` some parameters; settings such as the
     learning rate are not touched.
 
-    Raises ConfigError for state of another shape, which a fused step would follow past the end of its memory, and where some
-    parameters have state and others none.
+    Raises ConfigError for state of another optimizer or shape, which a fused step would follow past the end of its memory, and where
+    some parameters have state and others none.
     """
     names = {parameter: name for name, parameter in model.named_parameters()}
     parameters = {name: parameter for parameter, name in names.items()}
     by_name: dict[str, dict[str, Tensor]] = {}
+    kinds: dict[str, set[str]] = {}
     for key, tensor in tensors:
         _, kind, name = key.split("/", 2)
         parameter = parameters.get(name)
@@ -77,9 +79,11 @@ def load_optimizer(
                 f"the checkpoint holds optimizer/{kind}/{name} of shape {tuple(tensor.shape)}, which does not fit {name} of shape "
                 f"{tuple(parameter.shape)}; use another checkpoint"
             )
+        kinds.setdefault(name, set()).add(kind)
         own = by_name.setdefault(name, {})
         if only is None or name in only:
             own[kind] = tensor
+    _check_kinds(optimizer, names, kinds)
     if by_name and (odd := sorted(by_name.keys() ^ set(names.values()))):
         raise ConfigError(
             f"the checkpoint's optimizer and this model differ in {', '.join(odd[:3])}; use the settings it was trained with"
@@ -88,6 +92,19 @@ def load_optimizer(
     order = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
     current["state"] = {index: by_name[name] for index, name in enumerate(order) if by_name.get(name)}
     optimizer.load_state_dict(current)
+
+
+def _check_kinds(
+    optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str], kinds: Mapping[str, Collection[str]]
+) -> None:
+    for group in optimizer.param_groups:
+        due = state_kinds(group)
+        for name in (names[parameter] for parameter in group["params"]):
+            if name in kinds and kinds[name] != due:
+                raise ConfigError(
+                    f"the checkpoint is of another optimizer: of {name} it holds {', '.join(sorted(kinds[name]))}, this run's keeps "
+                    f"{', '.join(sorted(due))}; use its --optimizer.name, or --init for the weights alone"
+                )
 
 
 def rank_state(device: torch.device) -> RankState:

@@ -16,8 +16,7 @@ import torch.distributed as dist
 
 from gpt2hpc.cluster.signals import Stop
 from gpt2hpc.config import CheckpointConfig
-
-SLOW_DISK_BYTES_PER_S = 300e6
+from gpt2hpc.training.checkpoint import ASSUMED_BYTES_PER_S
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Clock:
     def __init__(self, config: CheckpointConfig, job_end: float | None, *, state_bytes: int = 0) -> None:
         self._config, self._job_end = config, job_end
         self._saved_at, self._asked = time.monotonic(), False
-        self._longest_save_s = state_bytes / SLOW_DISK_BYTES_PER_S  # until one is measured
+        self._longest_save_s = state_bytes / ASSUMED_BYTES_PER_S  # until one is measured
         self._measured = False
         self._longest_validation_s = 0.0
 

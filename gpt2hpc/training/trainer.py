@@ -23,7 +23,7 @@ from gpt2hpc.data.shards import Tokens
 from gpt2hpc.data.store import open_store
 from gpt2hpc.evaluation import examples
 from gpt2hpc.run_dir import RunDir
-from gpt2hpc.training import checkpoint, initial, metrics, resume, state, writers
+from gpt2hpc.training import checkpoint, heap, initial, metrics, resume, startup, state, writers
 from gpt2hpc.training.batches import to_device, trace
 from gpt2hpc.training.checkpoint import Checkpoint
 from gpt2hpc.training.evaluations import Evaluations
@@ -33,7 +33,9 @@ from gpt2hpc.training.micro_batch import MicroBatch
 from gpt2hpc.training.process_group import Ranks
 from gpt2hpc.training.progress import Progress
 from gpt2hpc.training.saves import Saves
+from gpt2hpc.training.schedule import relengthened
 from gpt2hpc.training.screen import Screen
+from gpt2hpc.training.startup import StartUp
 from gpt2hpc.training.stop import Agreement, Clock, Consensus, StopFile
 from gpt2hpc.training.watchdog import STEP, Watchdog
 
@@ -52,6 +54,7 @@ class Trainer:
         signals: What was signalled so far.
         screen: Shows steps and prints lines; nothing on ranks other than 0.
         watchdog: Is told of all progress.
+        start_up: Is told of each phase until the first step is done.
     """
 
     def __init__(
@@ -67,9 +70,10 @@ class Trainer:
         signals: SignalFlag,
         screen: Screen,
         watchdog: Watchdog,
+        start_up: StartUp,
     ) -> None:
         self.run_dir, self.ranks = run, ranks
-        self.say, self.show, self.watchdog = screen.say, screen.show, watchdog
+        self.say, self.show, self.watchdog, self.start_up = screen.say, screen.show, watchdog, start_up
         self.micro_batch = MicroBatch(config, run, ranks, say=screen.say, beat=watchdog.beat)
         self.config = config = self.micro_batch.config
         self.ledger, self.attempt, self.run_started, self.signals = ledger, attempt, run_started, signals
@@ -77,6 +81,7 @@ class Trainer:
         self._build(manifest)
         self.saves = Saves(run, config, ranks=ranks, ledger=ledger, attempt=attempt, clock=self.clock, say=screen.say)
         watchdog.spares(lambda: self.saves.is_under_way)
+        start_up.done("model")
 
     def _build(self, manifest: Manifest) -> None:
         config = self.config
@@ -103,7 +108,7 @@ class Trainer:
             part=part,
         )
         self.manifest_sha256 = manifest.sha256
-        self.clock = Clock(config.checkpoint, self.ranks.env.job_end, state_bytes=config.model.state_bytes)
+        self.clock = Clock(config.checkpoint, self.ranks.env.job_end, state_bytes=config.state_bytes)
         self.stop_file, self.consensus = StopFile(self.run_dir.stop), Consensus()
 
     # Start ------------------------------------------------------------------------------------------------------
@@ -120,12 +125,16 @@ class Trainer:
                     config=self.config.checkpoint,
                     resumed=self.saves.resumed_from,
                 )
+        self.start_up.done("checkpoint")
         with self.micro_batch.watched():
             self.micro_batch.is_tried()
             self.learner.wrap()
             self.learner.warm_up()
+            self._wait_for_device()
+        self.start_up.done("warm-up")
         self.watchdog.beat()
         self._open_logs(rank_state)
+        self.start_up.done("logs")
 
     def _open_logs(self, rank_state: state.RankState) -> None:
         """Cut the logs back to where the attempt goes on; from here on random numbers and steps are the run's."""
@@ -206,6 +215,12 @@ class Trainer:
             f"resuming at step {self.step} from {found.path.name}"
             + ("" if same else f", {facts['world_size'] or 'not our'} ranks before")
         )
+        train = self.config.train
+        length = {
+            key: facts["config"]["train"].get(key, getattr(train, key)) for key in ("total_tokens", "total_steps")
+        }
+        if warning := relengthened(self.step, self.config, dataclasses.replace(train, **length)):
+            self.say(warning)
         if same and facts["threads"] != torch.get_num_threads():
             self.say(
                 f"warning: {torch.get_num_threads()} threads a rank instead of {facts['threads']}: not bit-identical on a CPU"
@@ -239,6 +254,7 @@ class Trainer:
     def _train(self) -> Stop:
         self.learner.model.train()
         self.evaluations.run_due(self.step)
+        self.start_up.done("validation")
         agreed, steps = Agreement(), self.config.train.steps
         with contextlib.closing(cast("Any", self.loader.stream(self.consumed))) as stream:
             while self.step < steps and agreed.stop is Stop.NO:
@@ -261,6 +277,7 @@ class Trainer:
             loss, norm = self.optimizer_step(stream)
         if is_first:
             self.micro_batch.is_proven()
+            self._started_up()
             self.saves.prepare(self.learner.tensors())
         self.step += 1
         self.consumed += self.loader.part.samples_per_step
@@ -273,10 +290,26 @@ class Trainer:
         if agreed.stop is Stop.NO and self.step < train.steps:
             self.evaluations.run_due(self.step)  # a stop leaves it to the next attempt, and the end saves first
         every = self.config.checkpoint.every_steps
-        due = agreed.save or (every is not None and self.step % every == 0)
+        due = agreed.save or (every is not None and self.step % every == 0) or self.step == self.config.decay_begins
         if due and agreed.stop is Stop.NO and self.step < train.steps and not self.save():
             return Agreement(Stop.DIVERGED)
         return agreed
+
+    def _started_up(self) -> None:
+        """The first step is done: say, and keep, how long that took."""
+        self._wait_for_device()
+        self.start_up.done(startup.FIRST_STEP)
+        if self.ranks.is_first:
+            cache = startup.compile_cache()
+            self.say(self.start_up.line(cache))
+            with contextlib.suppress(OSError):  # a full disk; no reason to end here
+                phases = {phase: round(seconds, 3) for phase, seconds in self.start_up.phases.items()}
+                self.ledger.note(self.attempt, start_up=phases, compile_cache=cache and cache.state)
+
+    def _wait_for_device(self) -> None:
+        """So that what was queued counts for its own phase."""
+        if self.ranks.device.type == "cuda":
+            torch.cuda.synchronize(self.ranks.device)
 
     def optimizer_step(self, stream: Iterator[Tokens]) -> tuple[Tensor, Tensor]:
         """Take one; returns the mean loss and the gradient's norm, on the device."""
@@ -321,6 +354,8 @@ class Trainer:
             return False
         if self.saves.step == self.step:
             return True
+        if self.ranks.device.type == "cpu":
+            heap.give_back()
         rank_state = state.rank_state(self.ranks.device)
         self.saves.begin(self.step, self.learner.tensors(), rank_state, self._facts(), self.log)
         self.progress.restart_clock(self.step)

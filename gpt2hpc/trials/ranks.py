@@ -13,7 +13,7 @@ from gpt2hpc.run_dir import RunDir
 from gpt2hpc.trials.bench import Bench, TrialError
 
 JOB = "selftest"
-"""Not of the names that this machine's own jobs get: a STOP file that is there before such a job counts."""
+"""Of every start: the second one of a run is a restart of the first."""
 
 
 def run_ranks(bench: Bench, run: RunDir, module: str, *arguments: str, nproc: int, gpus: int, restart: int = 0) -> None:

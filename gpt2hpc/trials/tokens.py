@@ -15,8 +15,7 @@ TOKENS = (
 def run(bench: Bench) -> str:
     """By the reference, and by the faster program where it is installed."""
     names = []
-    for wanted in ("tiktoken", "auto"):
-        backend = backends.new_backend("tiktoken" if wanted == "tiktoken" else "auto")
+    for backend in (backends.new_backend("tiktoken"), backends.new_backend("auto")):
         made = tuple(backend.encode([TEXT])[0].tolist())
         if made != (tokenizer.END_OF_TEXT, *TOKENS):
             at = next(

@@ -3,7 +3,7 @@
 # cannot install, it says so and leaves it to the tests to skip.
 set -eu
 
-[ $# -gt 0 ] || set -- slurmctld:slurmctld slurmd:slurmd sbatch:slurm-client munged:munge shellcheck:shellcheck
+[ $# -gt 0 ] || set -- slurmctld:slurmctld slurmd:slurmd sbatch:slurm-client munged:munge shellcheck:shellcheck tc:iproute2
 missing=
 for pair; do
     PATH=$PATH:/usr/sbin:/sbin command -v "${pair%:*}" >/dev/null || missing="$missing ${pair#*:}"

@@ -110,6 +110,7 @@ def test_unknown_command() -> None:
         (["export", "run"], "--out is missing; see `gpt2hpc export --help`"),
         (["export", "run", "--out"], "--out takes one value; see"),
         (["export", "run", "--out=out", "--lisence=mit"], "unknown option --lisence; did you mean --license? see"),
+        (["evaluate", "run", "--np", "2"], "unknown option --np; did you mean --nproc? see"),
         (["logs", "run", "other"], "other is one word too many; see"),
         (["logs", "-n", "few"], "--lines=few is not valid; it takes a whole number; see"),
         (

@@ -88,6 +88,17 @@ def test_short_forms() -> None:
             ConfigError,
             ["optimizer.warmup_tokens=375000000", "try --optimizer.warmup_tokens 5242880"],
         ),
+        (["--optimizer.schedule", "linear"], ConfigError, ["optimizer.schedule=linear", "cosine, wsd"]),
+        (["--optimizer.decay_share", "0"], ConfigError, ["optimizer.decay_share=0.0", "above 0"]),
+        (
+            ["--optimizer.schedule=wsd", "--steps=1000", "--optimizer.decay_share=0.5"],
+            ConfigError,
+            [
+                "decay_share=0.5 of 1000 steps begins at step 500",
+                "warm-up of 715 steps",
+                "--optimizer.warmup_tokens 52428800",
+            ],
+        ),
         (["--checkpoint.keep_last", "1"], ConfigError, ["checkpoint.keep_last=1", "2 or more"]),
         (["--checkpoint.every_steps", "0"], ConfigError, ["checkpoint.every_steps=0", "above 0"]),
         (

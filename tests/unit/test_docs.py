@@ -28,7 +28,7 @@ PAGES = (
         "weights",
         "evaluation",
     ),
-    *("reports", "metrics"),
+    *("reports", "metrics", "optimizers"),
 )
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *(f"docs/{page}.md" for page in PAGES)]
 

@@ -77,3 +77,11 @@ def test_the_largest_on_cards_of_40_gb() -> None:
     assert plain.head == 12 * 2 * 1024 * 50_304
     both = dataclasses.replace(Way(ranks=8), recomputes=True, shards=True)
     assert [most_fitting(model, way, memory_bytes=0.92 * 40e9) for way in (Way(), both)] == [2, 23]
+
+
+def test_muon_keeps_one_moment_of_what_it_steps_with() -> None:
+    model = ModelConfig(n_layer=3, n_head=2, n_embd=64)
+    plain, muon = (footprint(model, Way(muon=muon), micro_batch=1) for muon in (False, True))
+    assert plain.optimizer - muon.optimizer == 4 * model.inner_parameters
+    shared = footprint(model, Way(ranks=2, shards=True, muon=True), micro_batch=1)
+    assert muon.optimizer / 2 <= shared.optimizer < muon.optimizer

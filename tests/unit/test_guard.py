@@ -62,7 +62,7 @@ def test_it_stays_away_from_an_end_that_was_meant(run: RunDir, cause: Cause) -> 
     assert (action.kind, action.exit_code) == ("exit", {Cause.STOPPED: 6, Cause.DIVERGED: 5, Cause.ERROR: 4}[cause])
 
 
-@pytest.mark.parametrize("state", ["CANCELLED", "RUNNING", "PENDING", "REQUEUED"])
+@pytest.mark.parametrize("state", ["CANCELLED", "RUNNING", "PENDING", "REQUEUED", "SPECIAL_EXIT", "STAGE_OUT"])
 def test_it_brings_back_nothing_that_was_cancelled_or_goes_on(run: RunDir, state: str) -> None:
     assert (asked(run, state).kind, asked(run, state).exit_code) == ("exit", 6)
     assert Ledger(run).attempts()[0].cause is None

@@ -199,6 +199,27 @@ def test_without_a_runtime_nothing_is_built(checkout: Path, monkeypatch: pytest.
     assert not (checkout / "gpt2hpc.sif").exists()
 
 
+@pytest.mark.parametrize(
+    ("profile", "option", "runtime"),
+    [
+        ("", [], "singularity"),
+        ("runtime: none", [], "singularity"),
+        ("runtime: apptainer", [], "apptainer"),
+        ("runtime: pyxis", [], "pyxis"),
+        ("runtime: pyxis", ["--runtime", "apptainer"], "apptainer"),
+    ],
+)
+def test_an_image_is_checked_by_what_builds_it_here(
+    profile: str, option: list[str], runtime: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a login node that has Singularity alone."""
+    monkeypatch.setattr(image.shutil, "which", lambda name: f"/usr/bin/{name}" if name == "singularity" else None)
+    (tmp_path / "site.yaml").write_text(f"{profile}\npartition: gpu\n")
+    words = ["check", "--site", str(tmp_path / "site.yaml"), *option, "gpt2hpc.sif"]
+    _, scene = image._asked(tmp_path / "gpt2hpc.sif", image.new_parser().parse_args(words))
+    assert scene.site.runtime == runtime
+
+
 def test_where_it_is_unpacked(tmp_path: Path) -> None:
     first, second = tmp_path / "a", tmp_path / "b"
     first.mkdir()

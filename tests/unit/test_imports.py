@@ -24,6 +24,7 @@ LAYERS = (
         "config_origins",
         "cli",
         "finding",
+        "gpu_peaks",
     },
     {"cluster", "data", "model"},
     {"training", "evaluation"},

@@ -138,6 +138,12 @@ def kinds(*rows: Partition) -> Facts:
         ),
         (kinds(dataclasses.replace(GPU, time_limit="4:00:00")), "time", "time: 4:00:00", "gpu allows 4:00:00"),
         (kinds(dataclasses.replace(GPU, time_limit="infinite")), "time", "# time: 24:00:00", "gpu has no limit"),
+        (
+            kinds(dataclasses.replace(GPU, time_limit="infinite", default_time="30:00")),
+            "time",
+            "time: 24:00:00",
+            "gpu has no limit. A job that names no time gets 30:00.",
+        ),
         (PLAIN, "account", "account: proj1", "You may submit under proj1, proj2; this is your default"),
         (PLAIN, "qos", "# qos: long", "You may ask for long, normal; normal is taken by itself"),
         (dataclasses.replace(PLAIN, associations=None), "account", "# account: proj42", "Slurm keeps no accounts"),

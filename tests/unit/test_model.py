@@ -12,7 +12,8 @@ from gpt2hpc.model import fit, hf_weights
 from gpt2hpc.model.generate import generate
 from gpt2hpc.model.gpt import GPT
 from gpt2hpc.training import precision, state
-from gpt2hpc.training.optimizer import learning_rate, new_optimizer
+from gpt2hpc.training.optimizer import new_optimizer
+from gpt2hpc.training.schedule import learning_rate, relengthened
 from tests.published import published
 
 SMALL = ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=250, padded_vocab_size=256)
@@ -143,6 +144,37 @@ def test_schedule() -> None:
     assert rates[60] == pytest.approx(1.2e-3 * 0.55)
     assert rates[110] == pytest.approx(1.2e-4)
     assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def wsd(steps: int, **optimizer: float) -> Config:
+    return Config(
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_tokens=1000, schedule="wsd", **optimizer),
+        train=TrainConfig(total_steps=steps, tokens_per_step=100, micro_batch_size=1),
+    )
+
+
+def test_warmup_stable_decay() -> None:
+    config = wsd(110, decay_share=0.2)
+    rates = [learning_rate(step, config) for step in range(111)]
+    assert config.decay_begins == 88
+    assert rates[0] == pytest.approx(1e-4)
+    assert rates[9:89] == [1e-3] * 80
+    assert rates[99] == pytest.approx(1e-3 * (0.1 + 0.9 * 0.5))
+    assert rates[110] == pytest.approx(1e-4)
+    assert rates[88:] == sorted(set(rates[88:]), reverse=True)
+    assert learning_rate(200, config) == rates[110]
+
+
+def test_a_longer_run_has_the_same_rates_until_the_decay_of_the_shorter() -> None:
+    short, long = wsd(110), wsd(1100)
+    assert short.decay_begins == 88
+    assert all(learning_rate(step, short) == learning_rate(step, long) for step in range(89))
+    assert relengthened(88, long, short.train) is None
+    said = relengthened(99, long, short.train)
+    assert said
+    assert "1100 steps instead of 110" in said
+    assert "of step 100 from 0.00055 to 0.001" in said
+    assert "checkpoint of step 88" in said
 
 
 def test_precision_is_what_is_fast(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,10 +15,12 @@ import pytest
 
 from gpt2hpc import config_io, plan
 from gpt2hpc.cluster.ledger import Cause
-from gpt2hpc.config import Config, ModelConfig, TrainConfig
+from gpt2hpc.config import Config, OptimizerConfig, TrainConfig
 from gpt2hpc.data.manifest import Manifest
 from gpt2hpc.errors import ConfigError, DataError, Gpt2hpcError, RunDirError, UsageError
 from gpt2hpc.planning import measured, storage
+from gpt2hpc.planning.inputs import traffic_of
+from gpt2hpc.planning.scaling import Fabric
 from gpt2hpc.run_dir import RunDir
 from tests import tiny, written_runs
 from tests.written_runs import attempt
@@ -197,7 +199,7 @@ def test_a_real_checkpoint_is_as_large_as_foretold(shared_data: Manifest, tmp_pa
     assert tiny.run_ranks(run, settings, nproc=2) == 0
     found = {path.name: path.stat().st_size for path in tiny.newest(run).path.iterdir()}
     metrics = found.pop("metrics.jsonl")
-    foretold = storage.checkpoint_bytes(settings.model, ranks=2)
+    foretold = storage.checkpoint_bytes(settings, ranks=2)
     assert sum(found.values()) == pytest.approx(foretold, rel=0.01)
     state = sum(size for name, size in found.items() if name.startswith("state-"))
     assert state - storage.STATE_BYTES * storage.stored_parameters(settings.model) < 0.03 * state
@@ -214,12 +216,12 @@ def test_a_real_checkpoint_is_as_large_as_foretold(shared_data: Manifest, tmp_pa
 def test_checkpoints_of_the_presets_by_arithmetic(name: str, parameters: int) -> None:
     config = config_io.load(config_io.presets()[name])
     assert storage.stored_parameters(config.model) == parameters
-    assert storage.checkpoint_bytes(config.model, ranks=8) == pytest.approx(12 * parameters, rel=1e-3)
+    assert storage.checkpoint_bytes(config, ranks=8) == pytest.approx(12 * parameters, rel=1e-3)
 
 
 def test_what_was_measured_of_124m() -> None:
     """bench/results/checkpoint.md has 1.49 GB."""
-    assert storage.checkpoint_bytes(ModelConfig(), ranks=1) == pytest.approx(1.49e9, rel=0.005)
+    assert storage.checkpoint_bytes(Config(), ranks=1) == pytest.approx(1.49e9, rel=0.005)
 
 
 def test_what_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
@@ -453,3 +455,21 @@ def test_json_has_all_of_it(capsys: pytest.CaptureFixture[str]) -> None:
     found = facts(capsys, "--gpu", "a100")
     assert {"gpu_hours", "wall_s", "jobs", "rows", "storage", "best", "losses", "intervals", "inputs"} <= found.keys()
     assert found["inputs"]["config"] == json.loads(json.dumps(dataclasses.asdict(Config())))
+
+
+def test_what_muon_and_bf16_reduction_save() -> None:
+    """4 bytes of each parameter inside the blocks, on disk and on the GPU; half of the bytes that are sent, in as many buckets."""
+    plain, muon = Config(), Config(optimizer=OptimizerConfig(name="muon"))
+    inner = 12 * 12 * 768**2
+    saved = storage.checkpoint_bytes(plain, ranks=8) - storage.checkpoint_bytes(muon, ranks=8)
+    assert saved == plain.state_bytes - muon.state_bytes == 4 * inner
+    full, half = (traffic_of(Config(train=TrainConfig(reduce_dtype=dtype))) for dtype in ("fp32", "bf16"))
+    fabric = Fabric(gpus_per_node=8, link_gbyte_s=300, network_gbit_s=10)
+    assert half.total_s(fabric, 64) == pytest.approx(full.total_s(fabric, 64) / 2, rel=0.05)
+
+
+def test_a_start_that_was_noted_counts_from_its_process(tmp_path: Path) -> None:
+    noted = written_runs.attempt(1, start_up={"imports": 20.0, "warm-up": 60.0, "first step": 3.0})
+    seen = measured.observe(written_runs.write(tmp_path / "noted", [noted]).path)
+    assert seen.start_s is not None
+    assert seen.start_s.value == pytest.approx(80.0)

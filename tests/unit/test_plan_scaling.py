@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gpt2hpc import gpu_peaks
 from gpt2hpc.planning import scaling
 from gpt2hpc.planning.hardware import BUS_EFFICIENCY, GPUS
 from gpt2hpc.planning.reckoning import HELD_AGAINST_GPUS
@@ -146,11 +147,29 @@ def test_the_rate_of_computing_undoes_a_step(kind: str) -> None:
         assert again == pytest.approx(known, rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA A100 80GB PCIe", 312),
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA GH200 480GB", 989),
+        ("Tesla V100-SXM2-32GB", 125),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA GeForce RTX 4090", 165.2),
+        ("NVIDIA RTX A4000", None),
+        ("NVIDIA T400 4GB", None),
+    ],
+)
+def test_the_peak_of_a_gpu_by_the_name_that_cuda_has_for_it(name: str, peak: float | None) -> None:
+    assert gpu_peaks.of(name) == peak
+
+
 def test_peaks_are_those_of_the_trainer() -> None:
-    precision = pytest.importorskip("gpt2hpc.training.precision")
     names = {"v100": "V100", "a100": "A100", "a40": "A40", "l40s": "L40S", "rtx4090": "RTX 4090", "h100": "H100"}
     for name, part in {**names, "h100-pcie": "H100 PCIe", "h200": "H200", "gh200": "GH200", "b200": "B200"}.items():
-        assert GPUS[name].peak_tflops == pytest.approx(precision.PEAK_TFLOPS[part], rel=0.005), name
+        assert GPUS[name].peak_tflops == gpu_peaks.PEAK_TFLOPS[part], name
 
 
 def test_the_page_lists_the_hardware() -> None:

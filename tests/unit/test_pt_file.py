@@ -16,11 +16,11 @@ import pytest
 import torch
 from torch import nn
 
-from gpt2hpc.config import ModelConfig, OptimizerConfig
+from gpt2hpc.config import Config, ModelConfig, OptimizerConfig
 from gpt2hpc.errors import ConfigError, DataError
 from gpt2hpc.model import fit
 from gpt2hpc.model.gpt import GPT
-from gpt2hpc.training import pt_file, state
+from gpt2hpc.training import pt_file, resume, state
 from gpt2hpc.training.initial import initial_weights
 from gpt2hpc.training.optimizer import new_optimizer
 
@@ -131,6 +131,14 @@ def test_a_file_continues_as_its_own_program_would(good: Path) -> None:
         adam.step()
     for one, other in zip(model.parameters(), theirs.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_muon_does_not_go_on_with_adamws_state(good: Path, tmp_path: Path) -> None:
+    config = Config(model=SMALL, optimizer=OptimizerConfig(name="muon"))
+    with pytest.raises(
+        ConfigError, match=r"holds AdamW's state, but optimizer.name=muon; use --optimizer.name adamw, or --init"
+    ):
+        resume.imported(good, tmp_path, config, print)
 
 
 def test_as_initial_weights_it_is_fitted(good: Path) -> None:

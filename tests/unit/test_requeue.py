@@ -65,6 +65,9 @@ def test_finished() -> None:
         mine = [attempt(0, cause=Cause.FINISHED)]  # and killed on its way out
         action = ask(Job("7", 0, state=state, exit_code=137), None, mine, finished=True)
         assert (action.kind, action.exit_code) == ("exit", 0)
+    # Its run is to go further since: that is for whoever wants it to.
+    action = ask(Job("7", 0, exit_code=0), outcome(Cause.FINISHED), mine)
+    assert (action.kind, action.exit_code) == ("exit", 0)
 
 
 def test_a_finished_run_does_not_hide_the_failure_of_a_later_start() -> None:

@@ -222,6 +222,7 @@ def test_the_dry_run_of_an_array_is_a_script_that_passes_shellcheck(tmp_path: Pa
         (["--nodes", "2", "--container", "gone.sif"], 3, "gone.sif does not exist"),
         (["--cluster", "local", "--nodes", "2"], 2, "--nodes=2 needs a Slurm cluster"),
         (["--cluster", "local", "--partition", "gpu"], 2, "--partition=gpu needs a Slurm cluster"),
+        (["--cluster", "local", "--guard"], 2, "--guard needs a Slurm cluster"),
     ],
 )
 def test_bad_options(words: list[str], code: int, told: str, tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ keep_again() (
         echo "# Submits this run again as job $job was, with more options of sbatch if you like; prints the new job's number."
         printf 'cd %q || exit\n' "$PWD"
         for name in RUN_DIR DATA PRESET STEPS PYTHON IMAGE RUNTIME BINDS CONTAINER_ENV GUARD MASTER_ADDR_SUFFIX \
-            OMP_NUM_THREADS TRITON_CACHE_DIR TORCHINDUCTOR_CACHE_DIR CUDA_CACHE_PATH; do
+            OMP_NUM_THREADS GPT2HPC_CACHE_DIR TRITON_CACHE_DIR TORCHINDUCTOR_CACHE_DIR CUDA_CACHE_PATH; do
             if [ -n "${!name+x}" ]; then printf 'export %s=%q\n' "$name" "${!name}"; else echo "unset $name"; fi
         done
         # Those of the job that calls it are not the new one's.

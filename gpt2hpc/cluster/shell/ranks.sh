@@ -26,9 +26,3 @@ export MASTER_ADDR MASTER_PORT
 export GPT2HPC_SRUN=1 # a task of srun is a rank
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}} # another number would change the last bits
 export MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=2147483648 # keep the memory of the logits between steps
-scratch=${SLURM_TMPDIR:-${TMPDIR:-/tmp}}
-[ -z "${IMAGE:-}" ] || scratch=/tmp # what else a host has may be missing inside
-scratch=$scratch/gpt2hpc-${USER:-user}-$SLURM_JOB_ID # compilers' caches break on a shared disk
-export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$scratch/triton}
-export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$scratch/inductor}
-export CUDA_CACHE_PATH=${CUDA_CACHE_PATH:-$scratch/cuda}
