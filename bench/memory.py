@@ -35,11 +35,12 @@ CPU_GB = 5.0
 """The most that a case may be foretold to take on a CPU, which may be others' too."""
 
 
-def config_of(size: str, way: str, ranks: int) -> Config:
+def config_of(size: str, way: str, options: argparse.Namespace) -> Config:
     config = config_io.load(config_io.presets()[size])
-    tokens = config.model.block_size * ranks
+    model = dataclasses.replace(config.model, block_size=options.block_size or config.model.block_size)
+    tokens = model.block_size * options.ranks
     train = dataclasses.replace(config.train, micro_batch_size=1, tokens_per_step=tokens, compile=False, **WAYS[way])
-    return dataclasses.replace(config, train=train)
+    return dataclasses.replace(config, model=model, train=train)
 
 
 def told(config: Config, micro_batch: int, ranks: int, *, sixteen_bits: bool) -> Footprint:
@@ -83,10 +84,11 @@ def rows(
 ) -> Iterator[dict[str, Any]]:
     """A case each, those that fit."""
     for size, way, micro_batch in itertools.product(options.sizes, WAYS, options.micro_batches):
-        need = told(config_of(size, way, options.ranks), micro_batch, options.ranks, sixteen_bits=sixteen_bits)
+        need = told(config_of(size, way, options), micro_batch, options.ranks, sixteen_bits=sixteen_bits)
         if need.total > limit_bytes:
             continue
         words = ["--one", json.dumps([size, way, micro_batch]), "--ranks", str(options.ranks), "--device", device]
+        words += ["--block-size", str(options.block_size)] if options.block_size else []
         done = subprocess.run(
             [sys.executable, "-m", "bench.memory", *words], stdout=subprocess.PIPE, text=True, check=True
         )
@@ -107,7 +109,7 @@ def table(facts: dict[str, Any]) -> str:
             "",
             f"The most that one rank holds in a step, in GB, in {facts['precision']}, without torch.compile; a sharded optimizer is "
             f"that of rank 0 of {facts['ranks']}. Cases that are foretold to take over {facts['limit_bytes'] / 1e9:.0f} GB are "
-            "left out.",
+            f"left out. {f'Sequences of {length} tokens.' if (length := facts['block_size']) else ''}",
             "",
             *report.made(facts),
             "| | micro batch | | foretold | measured | foretold is off by |",
@@ -123,6 +125,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", choices=list(config_io.presets()), default=SIZES)
     parser.add_argument("--micro-batches", nargs="+", type=int, default=[1, 2, 4, 8, 16, 32])
     parser.add_argument("--ranks", type=int, default=8, help="that share a sharded optimizer")
+    parser.add_argument("--block-size", type=int, help="instead of the size's own")
     parser.add_argument("--device", choices=("cuda", "cpu"), help="default: CUDA where there is one")
     parser.add_argument("--name", help="of the files in bench/results (default: memory, or memory-cpu)")
     parser.add_argument("--one", help="measure this one, in this process")
@@ -132,7 +135,7 @@ def main() -> None:
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if options.one:
         size, way, micro_batch = json.loads(options.one)
-        print(json.dumps(measure(config_of(size, way, options.ranks), micro_batch, options.ranks, device)))
+        print(json.dumps(measure(config_of(size, way, options), micro_batch, options.ranks, device)))
         return
     on_gpu = device == "cuda"
     limit_bytes = torch.cuda.get_device_properties(0).total_memory if on_gpu else CPU_GB * 1e9
@@ -141,6 +144,7 @@ def main() -> None:
         **report.facts(device, ["torch"]),
         "precision": "16 bits" if sixteen_bits else "fp32",
         "ranks": options.ranks,
+        "block_size": options.block_size,
         "limit_bytes": limit_bytes,
         "rows": list(rows(options, device, limit_bytes=limit_bytes, sixteen_bits=sixteen_bits)),
     }
