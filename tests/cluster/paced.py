@@ -44,7 +44,7 @@ def patch_jobs() -> None:
 
     run_attempt = jobs._run_attempt
 
-    def paced(opened: Any, run: Any, ranks: Any, signals: Any) -> None:
+    def paced(opened: Any, run: Any, ranks: Any, signals: Any, *more: Any) -> None:
         from gpt2hpc.training.trainer import Trainer
 
         genuine = Trainer.optimizer_step
@@ -60,7 +60,7 @@ def patch_jobs() -> None:
             return genuine(self, stream)
 
         Trainer.optimizer_step = optimizer_step  # type: ignore[method-assign]
-        run_attempt(opened, run, ranks, signals)
+        run_attempt(opened, run, ranks, signals, *more)
         until = time.monotonic() + LINGER_S
         while time.monotonic() < until and not signals.stop:
             time.sleep(0.1)
