@@ -23,7 +23,7 @@ from gpt2hpc.config import CheckpointConfig, Config, ModelConfig, OptimizerConfi
 from gpt2hpc.errors import ConfigError, RunDirError
 from gpt2hpc.model.gpt import GPT
 from gpt2hpc.run_dir import RunDir
-from gpt2hpc.training import checkpoint, saver, state, uploads
+from gpt2hpc.training import checkpoint, saver, shares, state, uploads
 from gpt2hpc.training.checkpoint import Checkpoint
 from gpt2hpc.training.metrics import MetricsLog
 from gpt2hpc.training.optimizer import new_optimizer
@@ -345,12 +345,12 @@ def test_a_disk_that_lies_is_caught_before_anything_is_pruned(
 
 def test_every_writer_gets_a_share() -> None:
     """Full tensors spread over the ranks, each in one file, evenly by bytes."""
-    tensors = {f"t{size}": torch.zeros(size) for size in (100, 90, 50, 40, 20, 10, 5)}
-    owners = saver._owners(tensors, 3)
-    assert set(owners) == set(tensors)
-    loads = [sum(tensors[name].nbytes for name, owner in owners.items() if owner == rank) for rank in range(3)]
+    sizes = {f"t{size}": 4 * size for size in (100, 90, 50, 40, 20, 10, 5)}
+    owners = shares.spread(sizes, 3)
+    assert set(owners) == set(sizes)
+    loads = [sum(sizes[name] for name, owner in owners.items() if owner == rank) for rank in range(3)]
     assert max(loads) - min(loads) <= 4 * 20
-    assert saver._owners({"only": torch.zeros(3)}, 4) == {"only": 0}
+    assert shares.spread({"only": 12}, 4) == {"only": 0}
 
 
 def trained(seed: int, steps: int) -> tuple[GPT, torch.optim.AdamW]:
