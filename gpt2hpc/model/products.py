@@ -2,7 +2,7 @@
 
 torch's wheels multiply fp32 matrices by MKL, which on CPUs of other makers than Intel leaves AVX-512 unused: half of the
 CPU. oneDNN, which the wheels hold too, uses it: 2.0 to 2.3 times the FLOP/s on AMD's Zen 5 (bench/NOTES.md). Elsewhere,
-in other number formats, and for the few rows of generating, these are torch's own.
+in other number formats, for little models and for the few rows of generating, these are torch's own.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from torch.nn import functional as F
 
 FEW_ROWS = 16
 """Below, memory is what takes the time."""
+SMALL = 1 << 22
+"""Multiplications; below, calling an operator of Python's takes longer than they do."""
 
 
 class Linear(nn.Linear):
@@ -27,7 +29,8 @@ class Linear(nn.Linear):
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x·weightᵀ + bias: x shaped (…, n), weight (m, n), bias (m), to (…, m)."""
-    if not (MKL_IS_NARROW and _is_plain_fp32(x)) or x.numel() < FEW_ROWS * x.shape[-1]:
+    is_small = x.numel() < FEW_ROWS * x.shape[-1] or x.numel() * weight.shape[0] < SMALL
+    if is_small or not (MKL_IS_NARROW and _is_plain_fp32(x)):
         return F.linear(x, weight, bias)
     out: Tensor = torch.ops.gpt2hpc.linear(x, weight, bias)
     return out

@@ -23,8 +23,9 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def by_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also on a CPU where MKL is as fast."""
+    """Also on a CPU where MKL is as fast, and for shapes as small as these."""
     monkeypatch.setattr(products, "MKL_IS_NARROW", True)
+    monkeypatch.setattr(products, "SMALL", 0)
 
 
 def made(*shapes: tuple[int, ...]) -> list[Tensor]:
@@ -56,6 +57,9 @@ def test_the_operator_is_used_where_it_should_be(monkeypatch: pytest.MonkeyPatch
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert linear(many, weight).dtype == torch.bfloat16
     assert "gpt2hpc" not in str(linear(many.double(), weight.double()).grad_fn)
+    monkeypatch.setattr(products, "SMALL", many.numel() * weight.shape[0] + 1)
+    assert "gpt2hpc" not in str(linear(many, weight).grad_fn), "a small product"
+    monkeypatch.setattr(products, "SMALL", 0)
     monkeypatch.setattr(products, "MKL_IS_NARROW", False)
     assert "gpt2hpc" not in str(linear(many, weight).grad_fn)
 
