@@ -278,8 +278,12 @@ class Config:
     @property
     def state_bytes(self) -> int:
         """Of a checkpoint, about: weights and AdamW's two moments, or Muon's one, in fp32."""
-        lacking = self.model.inner_parameters if self.optimizer.name == "muon" else 0
-        return 12 * self.model.parameters - 4 * lacking
+        return 12 * self.model.parameters - self.spared_bytes
+
+    @property
+    def spared_bytes(self) -> int:
+        """What Muon saves, on disk and on the device: the second moment of what it steps with."""
+        return 4 * self.model.inner_parameters if self.optimizer.name == "muon" else 0
 
     @property
     def warmup_steps(self) -> int:

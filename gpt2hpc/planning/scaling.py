@@ -101,9 +101,8 @@ class Traffic:
     def _seconds(self, fabric: Fabric, gpus: int, parameters: int, units: int) -> float:
         gradients = parameters * self.gradient_bytes
         if self.kind == "ddp":
-            buckets = -(
-                -parameters * self.weight_bytes // BUCKET_BYTES
-            )  # they are of the weights' kind, whatever is sent of them
+            # Buckets are of the weights' kind, whatever is sent of them.
+            buckets = -(-parameters * self.weight_bytes // BUCKET_BYTES)
             return fabric.collective_s(gradients, gpus, rounds=2, calls=buckets)
         scattered = fabric.collective_s(gradients, gpus, rounds=1, calls=units)
         return scattered + fabric.collective_s(2 * parameters * self.weight_bytes, gpus, rounds=1, calls=2 * units)

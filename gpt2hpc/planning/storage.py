@@ -43,15 +43,10 @@ class Storage:
         return self.data + (self.checkpoints + 1) * self.checkpoint + self.logs
 
 
-def second_moment_bytes(config: Config) -> int:
-    """What Muon saves, on disk and on the GPU."""
-    return 4 * config.model.inner_parameters if config.optimizer.name == "muon" else 0
-
-
 def checkpoint_bytes(config: Config, *, ranks: int) -> int:
     """Of one checkpoint, but for the history of metrics in it."""
     model = config.model
-    state = STATE_BYTES * stored_parameters(model) - second_moment_bytes(config)
+    state = STATE_BYTES * stored_parameters(model) - config.spared_bytes
     tensors = TENSORS_A_BLOCK * model.n_layer + OTHER_TENSORS
     return state + TENSOR_BYTES * tensors + RANK_BYTES * ranks + MANIFEST_BYTES
 

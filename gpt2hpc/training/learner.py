@@ -114,11 +114,7 @@ class Learner:
         for _ in range(2):
             self._backward(tokens, targets)
         self._clip()
-        if self._share is not None:
-            self._share.drop_others()
-        self._scaler.step(self._optimizer)
-        self._scaler.update()
-        self._optimizer.zero_grad(set_to_none=True)
+        self._update(alone=True)
 
     def _blank(self, rows: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets: two tensors, since of one for both the compiler would make a case of its own, and compile again later."""
@@ -148,12 +144,12 @@ class Learner:
         self._scaler.unscale_(self._optimizer)
         return nn.utils.clip_grad_norm_(self.model.parameters(), self._config.optimizer.grad_clip)
 
-    def _update(self) -> None:
-        """Step with the gradients, or with this rank's share of them, and drop them."""
+    def _update(self, *, alone: bool = False) -> None:
+        """Step with the gradients, or with this rank's share of them, and drop them; `alone`, its peers do not get the weights."""
         if self._share is not None:
             self._share.drop_others()
         self._scaler.step(self._optimizer)
-        if self._share is not None:
+        if self._share is not None and not alone:
             self._share.exchange()
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)

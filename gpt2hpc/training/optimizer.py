@@ -12,8 +12,6 @@ from torch.optim import AdamW, Optimizer
 from gpt2hpc.config import OptimizerConfig
 from gpt2hpc.training.footprint import is_inner_matrix
 
-Groups = list[dict[str, Any]]
-
 
 def new_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
     """With weight decay on the weights with two or more dimensions only, so not on biases and layer norms."""

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-import re
 import resource
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from gpt2hpc.cluster import host_memory
 from gpt2hpc.config import Config
 from gpt2hpc.training import precision
 from gpt2hpc.training.metrics import MetricsLog, StepRecord
@@ -109,8 +108,7 @@ def memory_gib(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     if sys.platform.startswith("linux"):  # whose ru_maxrss begins with that of the process that started this one
-        peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
-        return int(peak[1]) / 2**20 if peak else 0.0
+        return host_memory.most_resident_bytes() / 2**30
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most / (2**30 if sys.platform == "darwin" else 2**20)
 
