@@ -64,6 +64,7 @@ def main() -> int:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--name", help="of the files in bench/results (default: gpu; nothing is kept of a rehearsal)")
     options = parser.parse_args()
+    report.refuse_absent(parser, options.device)
     with tempfile.TemporaryDirectory(prefix="bench-gpu-") as folder:
         facts, texts = measured(options.device, Path(folder))
         text = "\n".join(["# On a GPU", "", *report.made(facts), *facts["missing"], *texts])

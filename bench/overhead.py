@@ -133,6 +133,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--name", default="overhead", help="of the files in bench/results")
     options = parser.parse_args()
+    report.refuse_absent(parser, options.device)
+    if options.steps < 8:
+        parser.error(f"--steps={options.steps} must be 8 or more: a quarter of them passes between saves")
     torch.set_num_threads(options.threads)
     way, precision = ("compiled", "bf16") if options.device == "cuda" else ("eager", "fp32")
     plain = settings(shapes()[options.shape], options.device, way=way, precision=precision, steps=options.steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
 import platform
@@ -25,6 +26,15 @@ def facts(device: str, packages: Sequence[str] = ("torch", "transformers", "nump
         "machine": machine(device),
         "versions": {"python": platform.python_version(), **versions(packages)},
     }
+
+
+def refuse_absent(parser: argparse.ArgumentParser, device: str) -> None:
+    """End with a line and exit code 2 where a GPU is asked for and none answers."""
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            parser.error("no GPU answers to this torch; run it on a machine with one, or with --device cpu")
 
 
 def machine(device: str) -> dict[str, Any]:

@@ -216,6 +216,11 @@ def main() -> None:
     parser.add_argument("--contenders", nargs="+", choices=(OURS, *OTHERS), default=[OURS, *OTHERS], help="ours always")
     parser.add_argument("--serve", choices=(OURS, *OTHERS), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    report.refuse_absent(parser, options.device)
+    if options.steps < 2 * TURN or options.steps % TURN:
+        parser.error(
+            f"--steps={options.steps} must be a multiple of {TURN}, and {2 * TURN} or more: the first turn is not counted"
+        )
     if options.serve:
         [shape], [way], [precision] = options.shapes, options.ways, options.precisions
         config = settings(shapes()[shape], options.device, way=way, precision=precision, steps=options.steps)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench.overhead import BOUNDS
 from bench.train import OTHERS, OURS
@@ -32,3 +33,20 @@ def test_all_that_a_gpu_would_measure(tmp_path: Path) -> None:
         assert row["bytes"] == pytest.approx(row["foretold"], rel=0.06)
     for table in ("## Memory", "## Training steps", "## Beside the steps"):
         assert table in (tmp_path / "gpu.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["bench.gpu"], "no GPU answers"),
+        (["bench.train", "--steps", "3"], "--steps=3 must be a multiple of 2"),
+        (["bench.overhead", "--steps", "3"], "--steps=3 must be 8 or more"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_in_a_line(words: list[str], told: str) -> None:
+    if "GPU" in told and torch.cuda.is_available():
+        pytest.skip("a GPU is here")
+    done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert told in done.stderr.splitlines()[-1]
+    assert done.stdout == ""
