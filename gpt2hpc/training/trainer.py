@@ -23,7 +23,7 @@ from gpt2hpc.data.shards import Tokens
 from gpt2hpc.data.store import open_store
 from gpt2hpc.evaluation import examples
 from gpt2hpc.run_dir import RunDir
-from gpt2hpc.training import checkpoint, heap, initial, metrics, resume, startup, state, writers
+from gpt2hpc.training import beginning, checkpoint, heap, metrics, startup, state, writers
 from gpt2hpc.training.batches import to_device, trace
 from gpt2hpc.training.checkpoint import Checkpoint
 from gpt2hpc.training.evaluations import Evaluations
@@ -33,7 +33,6 @@ from gpt2hpc.training.micro_batch import MicroBatch
 from gpt2hpc.training.process_group import Ranks
 from gpt2hpc.training.progress import Progress
 from gpt2hpc.training.saves import Saves
-from gpt2hpc.training.schedule import relengthened
 from gpt2hpc.training.screen import Screen
 from gpt2hpc.training.startup import StartUp
 from gpt2hpc.training.stop import Agreement, Clock, Consensus, StopFile
@@ -184,51 +183,16 @@ class Trainer:
         found, self.identity = self.ranks.first_works(self._find)
         self.watchdog.beat()
         self.saves.resumed(found, started=self.run_started)
-        if found is None:
-            self._initialize()
-            state.seed_rank(self.config.train.seed, self.ranks.rank, 0)
-            return state.rank_state(self.ranks.device)
-        return self._load(found)
-
-    def _initialize(self) -> None:
-        """Begin at step 0, with random weights or with those of `train.init`; rank 0's are everyone's once DDP begins."""
-        init = self.config.train.init
-        if init is not None:
-            self.ranks.first_works(lambda: self.learner.begin_with(initial.initial_weights(init, self.config.model)))
-        self.say(f"starting at step 0: {self.config.model.tag}" + (f" with the weights of {init}" if init else ""))
+        these = self.config, self.ranks, self.learner, self.say
+        begun = beginning.at_step_0(*these) if found is None else beginning.at(found, *these)
+        if begun.measured:
+            self.clock.remember(begun.measured)
+        self.step, self.consumed = begun.step, begun.consumed
+        return begun.rank_state
 
     def _find(self) -> tuple[Checkpoint | None, str]:
         self.ledger.fence(self.attempt)
-        found = resume.find(self.run_dir, self.config, say=self.say)
-        if found is not None:
-            metrics.restore(self.run_dir, found.path / checkpoint.METRICS, found.step)
-        return found, resume.identity(self.run_dir)
-
-    def _load(self, found: Checkpoint) -> state.RankState:
-        facts = found.manifest()
-        self.learner.load(found, facts["scaler"])
-        if facts["measured"]:
-            self.clock.remember(facts["measured"])
-        self.step, self.consumed = facts["step"], facts["data"]["samples_consumed"]
-        same = facts["world_size"] == self.ranks.world_size
-        self.say(
-            f"resuming at step {self.step} from {found.path.name}"
-            + ("" if same else f", {facts['world_size'] or 'not our'} ranks before")
-        )
-        train = self.config.train
-        length = {
-            key: facts["config"]["train"].get(key, getattr(train, key)) for key in ("total_tokens", "total_steps")
-        }
-        if warning := relengthened(self.step, self.config, dataclasses.replace(train, **length)):
-            self.say(warning)
-        if same and facts["threads"] != torch.get_num_threads():
-            self.say(
-                f"warning: {torch.get_num_threads()} threads a rank instead of {facts['threads']}: not bit-identical on a CPU"
-            )
-        if same:
-            return found.rank_state(self.ranks.rank)
-        state.seed_rank(self.config.train.seed, self.ranks.rank, self.step)
-        return state.rank_state(self.ranks.device)
+        return beginning.find(self.run_dir, self.config, self.say)
 
     def _examples(self) -> list[examples.Example]:
         """HellaSwag's, read once for all ranks."""
