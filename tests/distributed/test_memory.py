@@ -15,9 +15,12 @@ from typing import Any
 import pytest
 import torch
 
+from gpt2hpc.cluster.signals import SignalFlag
 from gpt2hpc.config import Config
 from gpt2hpc.data.manifest import Manifest
+from gpt2hpc.jobs import Train
 from gpt2hpc.run_dir import RunDir
+from gpt2hpc.training import heap
 from tests import tiny
 
 RANKS = 3
@@ -60,10 +63,25 @@ def assert_same(one: RunDir, other: RunDir) -> None:
 
 
 def test_activation_checkpointing(plain: RunDir, shared_data: Manifest, tmp_path: Path) -> None:
-    run = RunDir(tmp_path / "run")
-    assert tiny.run_ranks(run, settings_with(shared_data, activation_checkpointing=True), nproc=RANKS) == 0
-    assert tiny.content(tiny.newest(run)) == tiny.content(tiny.newest(plain))
+    """Left alone, and stopped and resumed without it: the bytes of a run that never heard of it."""
+    run, cut = RunDir(tmp_path / "run"), RunDir(tmp_path / "cut")
+    recomputed = settings_with(shared_data, activation_checkpointing=True)
+    assert tiny.run_ranks(run, recomputed, nproc=RANKS) == 0
+    assert tiny.run_ranks(cut, recomputed, nproc=RANKS, options=["--signal", "4", "1"]) == 0
+    assert tiny.run_ranks(cut, settings_with(shared_data), nproc=RANKS, restart=1) == 0
+    for each in (run, cut):
+        assert tiny.content(tiny.newest(each)) == tiny.content(tiny.newest(plain))
     assert_same(run, plain)
+
+
+def test_freed_memory_is_kept_on_a_cpu_and_given_back_at_each_save(
+    shared_data: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(heap, "keep_freed", lambda: calls.append("kept"))
+    monkeypatch.setattr(heap, "give_back", lambda: calls.append("given back"))
+    Train(str(tmp_path / "run"), settings_with(shared_data, preflight="off"))(SignalFlag())
+    assert calls == ["kept", *["given back"] * (12 // 3)], "before the model, and at steps 3, 6, 9 and 12"
 
 
 @pytest.mark.timeout(1200)
