@@ -1,3 +1,5 @@
+# ruff: noqa: E402
+
 from __future__ import annotations
 
 import os
@@ -6,6 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+# Or a failed assert of a module that tests share would not say with what values.
+pytest.register_assert_rewrite("tests.tiny", "tests.peaks", "tests.hub_server", "tests.cluster", "tests.container")
 
 from gpt2hpc.data.manifest import Manifest
 from tests import first_calls, tiny

@@ -15,7 +15,7 @@ SHOWN_S = 0.05
 
 
 class StartUp:
-    """Seconds of each phase in the order in which they ended; one that comes twice is added up.
+    """Seconds of each phase, to the millisecond, in the order in which they ended; one that comes twice is added up.
 
     The first phase begins with the process, before any import; where there is no /proc, with this object.
     """
@@ -26,11 +26,11 @@ class StartUp:
 
     @property
     def phases(self) -> Mapping[str, float]:
-        return self._phases
+        return {phase: round(seconds, 3) for phase, seconds in self._phases.items()}
 
     @property
     def seconds(self) -> float:
-        return sum(self._phases.values())
+        return sum(self.phases.values())
 
     def done(self, phase: str) -> None:
         """What came since the phase before was this one."""
@@ -40,7 +40,7 @@ class StartUp:
 
     def line(self, cache: CompileCache | None) -> str:
         """All of it, for the log."""
-        parts = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in self._phases.items() if seconds >= SHOWN_S)
+        parts = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in self.phases.items() if seconds >= SHOWN_S)
         told = f"; compile cache {cache}" if cache else ""
         return f"start-up: {self.seconds:.1f} s until the first step was done: {parts}{told}"
 

@@ -267,8 +267,7 @@ class Trainer:
             cache = startup.compile_cache()
             self.say(self.start_up.line(cache))
             with contextlib.suppress(OSError):  # a full disk; no reason to end here
-                phases = {phase: round(seconds, 3) for phase, seconds in self.start_up.phases.items()}
-                self.ledger.note(self.attempt, start_up=phases, compile_cache=cache and cache.state)
+                self.ledger.note(self.attempt, start_up=self.start_up.phases, compile_cache=cache and cache.state)
 
     def _wait_for_device(self) -> None:
         """So that what was queued counts for its own phase."""

@@ -95,6 +95,7 @@ def drive_steered(kit: Kit) -> Steered:
             pace.write_text("2")  # however busy this machine is, the run is not finished before it has been steered
             kit.preempt(nodes.split(",")[0])
             run.until_state("pending", "pending")
+            kit.until(run.job, lambda: run.status("pending")["slurm_reason"] is not None, "Slurm's reason for the wait")
             kit.until(run.job, lambda: len(run.job.attempts) > 1, "the restart")
             with terminal("status", "--watch", "--every", "1", env=run.env, cwd=kit.folder) as watching:
                 watching.until("running")

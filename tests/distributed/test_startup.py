@@ -10,6 +10,7 @@ import pytest
 from gpt2hpc.cluster.ledger import Ledger
 from gpt2hpc.data.manifest import Manifest
 from gpt2hpc.run_dir import RunDir
+from gpt2hpc.training.startup import SHOWN_S
 from tests import tiny
 
 PHASES = (
@@ -33,4 +34,5 @@ def test_a_start_is_told_by_phase(shared_data: Manifest, tmp_path: Path, capfd: 
     lines = [line for line in capfd.readouterr().out.splitlines() if line.startswith("start-up: ")]
     assert len(lines) == 1
     assert f"{attempt.start_up_s:.1f} s" in lines[0]
-    assert lines[0].index("imports") < lines[0].index("validation") < lines[0].index(", first step")
+    told = [part.rpartition(" ")[0] for part in lines[0].rpartition("was done: ")[2].split(", ")]
+    assert told == [phase for phase in PHASES if attempt.start_up[phase] >= SHOWN_S]
