@@ -122,10 +122,15 @@ def test_killed_in_the_middle_of_a_slow_save(driven: list[Any]) -> None:
 
 
 def drive_batch_shell_killed(kit: Kit) -> list[Any]:
-    """Nobody is left to say what comes next; then resume.sh submits the job again."""
+    """Nobody is left to say what comes next; then resume.sh submits the job again.
+
+    Slurm tells the ranks to end, which then save. It also ends srun, by KILL with what else the shell had started or, where it comes
+    to that first, by TERM, at which srun kills the ranks outright.
+    """
     with kit.nodes() as nodes:
         first = kit.sbatch("batch-shell", "-w", nodes, "--mem=300M")
         kit.until_step(first, SAVE_EVERY + 5)
+        kit.until_saved(first, SAVE_EVERY)
         os.kill(kit.cluster.batch_shell(first.number), signal.SIGKILL)
         ended = Ended(first, kit.until_ended(first))
         assert not kit.cluster.ranks(first.number)
@@ -142,8 +147,12 @@ def test_a_job_without_its_batch_shell_ends_and_is_resumed(driven: list[Any]) ->
     assert killed.slurm["Restarts"] == "0"
     assert "its batch script was killed" in told["detail"]
     assert again.slurm["MinMemoryNode"] == killed.slurm["MinMemoryNode"] == "300M"
-    finished_as(again, undisturbed, causes=["preempted", "finished"], restarts=0)  # Slurm told the ranks to end
-    resumed_exactly(again)
+    first, second = again.job.attempts
+    finished_as(again, undisturbed, causes=[first["cause"], "finished"], restarts=0)
+    assert first["saved_step"] == second["first_step"] >= SAVE_EVERY
+    assert first["cause"] in ("preempted", "crashed", None)
+    if first["cause"] == "preempted":
+        resumed_exactly(again)
 
 
 # A cluster that is set up in another way ------------------------------------------------------------------------------
