@@ -6,6 +6,7 @@ step: DDP over gloo, clipping, AdamW. Measured are
     alone         1, 2 and 4 processes that reduce nothing: what they cost each other in cores, caches and memory
     loopback      the same with DDP, on the machine's own loopback
     RATE          each process a node: a network namespace with a link of that rate to a bridge (bench/network.py); needs root
+    RATE, bf16    the same with train.reduce_dtype=bf16, which sends half the bytes
 
 What communication costs is a step beside that of as many processes alone, so that too few cores do not look like a slow network.
 Beside each row that has a rate stands what the plan's formulae (gpt2hpc/planning/scaling.py) make of the step alone and that rate:
@@ -27,7 +28,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from bench import network, report
 from bench.network import Link, Node
@@ -49,22 +50,28 @@ TIMEOUT_S = 900
 
 @dataclass(frozen=True)
 class Case:
-    """`reduces` is False for processes that compute beside each other; `link` is None on loopback; `bucket_mib` is DDP's cap."""
+    """`reduces` is False for processes that compute beside each other; `link` is None on loopback; `bucket_mib` is DDP's cap.
+
+    `dtype` is that of the gradients on their way.
+    """
 
     processes: int
     reduces: bool = True
     link: Link | None = None
     bucket_mib: float = DDP_MIB
     micro_batch: int = MICRO_BATCH
+    dtype: Literal["fp32", "bf16"] = "fp32"
 
     @property
     def name(self) -> str:
         if not self.reduces:
             return "alone"
-        if self.link is None:
-            return "loopback"
-        delay = f", {self.link.delay_ms:g} ms" if self.link.delay_ms else ""
-        return f"{self.link.rate_mbit:g} Mbit/s{delay}"
+        words = [f"{self.link.rate_mbit:g} Mbit/s" if self.link else "loopback"]
+        if self.link and self.link.delay_ms:
+            words.append(f"{self.link.delay_ms:g} ms")
+        if self.dtype != "fp32":
+            words.append(self.dtype)
+        return ", ".join(words)
 
 
 @dataclass(frozen=True)
@@ -88,7 +95,13 @@ class Measured:
 
 def config_of(case: Case) -> Config:
     tokens = case.micro_batch * MODEL.block_size * case.processes
-    train = TrainConfig(micro_batch_size=case.micro_batch, tokens_per_step=tokens, total_steps=1000, device="cpu")
+    train = TrainConfig(
+        micro_batch_size=case.micro_batch,
+        tokens_per_step=tokens,
+        total_steps=1000,
+        device="cpu",
+        reduce_dtype=case.dtype,
+    )
     return Config(model=MODEL, train=train, data=DataConfig(dir="none"))
 
 
@@ -104,8 +117,9 @@ def rank(case: Case, steps: int) -> None:
     env = DistEnv.from_env(os.environ)
     with joined(env, torch.device("cpu")) as ranks:
         learner = Learner(config_of(case), ranks, lambda: None)
-        if case.reduces and case.processes > 1:
-            # as Learner.wrap does it, but for the size of the buckets
+        if case.bucket_mib == DDP_MIB and case.reduces:
+            learner.wrap()
+        elif case.reduces:
             learner._wrapped = DistributedDataParallel(
                 learner.model, gradient_as_bucket_view=True, bucket_cap_mb=case.bucket_mib
             )
@@ -239,8 +253,8 @@ def table(facts: dict[str, Any]) -> str:
     lines = [
         "# Scaling",
         "",
-        f"{model['parameters'] / 1e6:.1f}M parameters, {model['gradient_bytes'] / 1e6:.0f} MB of fp32 gradients a step; micro batches "
-        f"of {MICRO_BATCH} × {MODEL.block_size}, one a step and process, one thread each. Medians of {facts['steps']} steps.",
+        f"{model['parameters'] / 1e6:.1f}M parameters, {model['gradient_bytes'] / 1e6:.0f} MB of gradients a step, half of it in bf16. "
+        f"One micro batch of {MICRO_BATCH} × {MODEL.block_size} a step and process, of one thread. Medians of {facts['steps']} steps.",
         *report.made(facts),
         f"| {' | '.join(columns)} |",
         "| --- |" + " ---: |" * (len(columns) - 1),
@@ -283,7 +297,7 @@ def cases(links: Sequence[Link]) -> list[Case]:
     return [
         *(Case(count, reduces=False) for count in PROCESSES),
         *(Case(count) for count in several),
-        *(Case(count, link=link) for link in links for count in several),
+        *(Case(count, link=link, dtype=dtype) for link in links for dtype in ("fp32", "bf16") for count in several),
     ]
 
 
