@@ -30,7 +30,7 @@ from typing import Any
 from bench.machine import machine, versions
 
 RESULTS = Path(__file__).parent / "results"
-RATES = (1.5e-3, 3e-3, 6e-3)
+RATES = (7.5e-4, 1.5e-3, 3e-3, 6e-3, 1.2e-2)
 TOKENS_PER_STEP, EVALUATIONS, EVAL_TOKENS = 1024, 12, 16_384
 MEGABYTES, VALIDATION_SHARE = 4.0, 0.05
 BASE, MUON = "AdamW, cosine", "Muon, cosine"
