@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -21,6 +22,7 @@ from gpt2hpc.errors import MissingError, NodeError, RunDirError
 from gpt2hpc.jobs import Train
 from gpt2hpc.run_dir import RunDir
 from gpt2hpc.training import metrics
+from gpt2hpc.training.batches import to_device
 from gpt2hpc.training.metrics import MetricsLog, StepRecord
 from gpt2hpc.training.process_group import select_device
 from gpt2hpc.training.stop import Agreement, Clock, StopFile
@@ -261,6 +263,16 @@ def test_all_gpus_of_a_node_are_gone(
 def test_gpus_that_the_user_shows(devices: str, shown: int) -> None:
     assert DistEnv.from_env({"CUDA_VISIBLE_DEVICES": devices}).gpus_shown == shown
     assert DistEnv.from_env({}).gpus_shown is None
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_batch_looks_like_a_new_tensor(rows: int) -> None:
+    """Strides too, at which torch.compile looks."""
+    windows = np.arange(rows * 9, dtype=np.uint16).reshape(rows, 9)
+    inputs, targets = to_device(windows, torch.device("cpu"))
+    assert inputs.stride() == targets.stride() == torch.zeros(rows, 8).stride()
+    assert inputs.untyped_storage().data_ptr() != targets.untyped_storage().data_ptr()
+    assert (inputs.tolist(), targets.tolist()) == (windows[:, :-1].tolist(), windows[:, 1:].tolist())
 
 
 def test_jobs_pickle_by_reference() -> None:
