@@ -103,7 +103,7 @@ bench-gpu: ## all that needs a GPU, into one file of bench/results; nine minutes
 bench-startup: install-dev ## seconds from process to first step by phase, with a cold and a warm compile cache, into bench/results; ten minutes
 	$(BIN)/python -m bench.startup
 
-bench-scaling: install-dev slurm-install ## steps of 1, 2 and 4 processes over slowed links, beside the plan's, into bench/results; as root; ten minutes
+bench-scaling: install-dev slurm-install ## steps of 1, 2 and 4 processes over slowed links, beside the plan's, into bench/results; as root; twenty minutes
 	$(BIN)/python -m bench.scaling
 
 lint: install-dev ## ruff and mypy strict
