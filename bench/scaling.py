@@ -310,6 +310,11 @@ def main() -> None:
     )
     parser.add_argument("--rank", type=_read, help="be one of the processes of this case")
     arguments = parser.parse_args()
+    for name, value in (("--steps", arguments.steps), *(("--rates-mbit", rate) for rate in arguments.rates_mbit)):
+        if value <= 0:
+            parser.error(f"{name}={value:g} must be above 0")
+    if arguments.delay_ms < 0:
+        parser.error(f"--delay-ms={arguments.delay_ms:g} must be 0 or above")
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that namespaces are taken down
     if arguments.rank:
         rank(arguments.rank, arguments.steps)
