@@ -274,6 +274,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.rank:
         return rank(arguments.rank, one_piece=arguments.one_piece)
+    for name, value, least in (("--steps", arguments.steps, 1), ("--seeds", arguments.seeds, 2)):
+        if value < least:
+            parser.error(f"{name}={value} must be {least} or more")
     os.environ["OMP_NUM_THREADS"] = "1"
     work = arguments.work.resolve()
     _, data = prepared(work)

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from bench import report
+from gpt2hpc import config_io
 from gpt2hpc.cluster import compile_cache
 from gpt2hpc.cluster.ledger import Ledger
 from gpt2hpc.data import manifest, shards
@@ -134,9 +135,11 @@ def table(facts: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--preset", default="gpt2-124m")
+    parser.add_argument("--preset", choices=list(config_io.presets()), default="gpt2-124m")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
+    if arguments.rounds < 1:
+        parser.error(f"--rounds={arguments.rounds} must be 1 or more")
     found: dict[str, list[dict[str, dict[str, Any]]]] = {device: [] for device in devices()}
     for _ in range(arguments.rounds):
         for device, rounds in found.items():
