@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,7 +17,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from bench import report
 from gpt2hpc import cli
@@ -33,66 +34,72 @@ class Part:
 
 
 def parts(device: str) -> list[Part]:
+    """What matters most comes first."""
     if device == "cpu":
         return [
             Part("train", ("train", "--shapes", "tiny", "--ways", "eager", "--steps", "6"), 300),
             Part("overhead", ("overhead", "--shape", "tiny", "--steps", "12"), 300),
             Part("memory", ("memory", "--sizes", "smoke", "--micro-batches", "1"), 300),
         ]
-    large = (
-        "train",
-        "--ways",
-        "compiled",
-        "--precisions",
-        "bf16",
-        "--steps",
-        "10",
-        "--contenders",
-        "gpt2hpc",
-        "--shapes",
-    )
+    train = ("train", "--ways", "compiled", "--precisions", "bf16", "--steps")
+    plain = ("gpt2hpc", "gpt2hpc, CUDA graphs", "nanoGPT-style")
     return [
-        Part("train", ("train", "--shapes", "gpt2-124m", "--precisions", "bf16", "--steps", "40"), 200),
-        Part("sizes", (*large, "gpt2-350m", "gpt2-774m", "gpt2-1558m"), 200),
-        Part("overhead", ("overhead", "--shape", "gpt2-124m", "--steps", "100"), 90),
-        Part("memory", ("memory", "--sizes", "gpt2-1558m", "--micro-batches", "2"), 60),
+        Part("train", (*train, "40", "--shapes", "gpt2-124m", "--contenders", *plain), 120),
+        Part("little", (*train, "40", "--shapes", "6x384"), 90),
+        Part("overhead", ("overhead", "--shape", "gpt2-124m", "--steps", "40"), 150),
+        Part("memory", ("memory", "--sizes", "gpt2-1558m", "--micro-batches", "4", "--ways", *MEMORY), 90),
+        Part("starts", ("startup", "--rounds", "1", "--compiled-only"), 150),
+        Part("1558m", (*train, "20", "--contenders", "gpt2hpc", "--shapes", "gpt2-1558m"), 180),
     ]
+
+
+MEMORY = ("plain", "activation checkpointing")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--name", help="of the files in bench/results (default: gpu; nothing is kept of a rehearsal)")
+    parser.add_argument("--seconds", type=float, default=BUDGET_S, help=f"in all (default: {BUDGET_S:.0f})")
     options = parser.parse_args()
     report.refuse_absent(parser, options.device)
     with tempfile.TemporaryDirectory(prefix="bench-gpu-") as folder:
-        facts, texts = measured(options.device, Path(folder))
-        text = "\n".join(["# On a GPU", "", *report.made(facts), *facts["missing"], *texts])
-        report.write(options.name or ("gpu" if options.device == "cuda" else f"{folder}/gpu"), facts, text)
-    return 1 if facts["missing"] else 0
+        name = options.name or ("gpu" if options.device == "cuda" else f"{folder}/gpu")
+        return measure(options.device, Path(folder), name, options.seconds)
 
 
-def measured(device: str, folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """What all parts have found, and the table of each."""
-    began, texts, found, missing = time.monotonic(), [], {}, []
+def measure(device: str, folder: Path, name: str, seconds: float) -> int:
+    """What all parts have found, and the table of each; written after each of them. 1 where one is missing."""
+    ends, texts, found, missing = time.monotonic() + seconds, [], {}, []
     for part in parts(device):
-        left = BUDGET_S - (time.monotonic() - began)
+        most = min(part.seconds, ends - time.monotonic())
         own = folder / part.name
         words = ["-m", f"bench.{part.words[0]}", *part.words[1:], "--device", device, "--name", str(own)]
-        cli.note(f"{part.name}: {min(part.seconds, left):.0f} s at most")
-        try:
-            subprocess.run(
-                [sys.executable, *words],
-                timeout=max(1.0, min(part.seconds, left)),
-                check=True,
-                stdout=subprocess.DEVNULL,
-            )
-        except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
-            missing.append(f"Not done: {part.name} ({error}).")
-            continue
-        texts.append(own.with_suffix(".md").read_text().replace("# ", "## ", 1))
-        found[part.name] = json.loads(own.with_suffix(".json").read_text())
-    return {**report.facts(device), "parts": found, "missing": missing}, texts
+        cli.note(f"{part.name}: {most:.0f} s at most")
+        began = time.monotonic()
+        if fault := failure([sys.executable, *words], most):
+            missing.append(f"Not done: {part.name} ({fault}).")
+        else:
+            cli.note(f"{part.name}: took {time.monotonic() - began:.0f} s")
+            texts.append(own.with_suffix(".md").read_text().replace("# ", "## ", 1))
+            found[part.name] = json.loads(own.with_suffix(".json").read_text())
+        facts = {**report.facts(device), "parts": found, "missing": missing}
+        report.write(name, facts, "\n".join(["# On a GPU", "", *report.made(facts), *missing, "", *texts]))
+    return 1 if missing else 0
+
+
+def failure(command: Sequence[str], seconds: float) -> str | None:
+    """Why it has not ended well in this time; all that it has started is ended with it."""
+    if seconds <= 0:
+        return "no time was left"
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+    try:
+        code = process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return f"not in {seconds:.0f} s"
+    return f"exit code {code}" if code else None
 
 
 if __name__ == "__main__":

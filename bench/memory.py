@@ -83,7 +83,7 @@ def rows(
     options: argparse.Namespace, device: str, *, limit_bytes: float, sixteen_bits: bool
 ) -> Iterator[dict[str, Any]]:
     """A case each, those that fit."""
-    for size, way, micro_batch in itertools.product(options.sizes, WAYS, options.micro_batches):
+    for size, way, micro_batch in itertools.product(options.sizes, options.ways, options.micro_batches):
         need = told(config_of(size, way, options), micro_batch, options.ranks, sixteen_bits=sixteen_bits)
         if need.total > limit_bytes:
             continue
@@ -123,6 +123,7 @@ def table(facts: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--sizes", nargs="+", choices=list(config_io.presets()), default=SIZES)
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--micro-batches", nargs="+", type=int, default=[1, 2, 4, 8, 16, 32])
     parser.add_argument("--ranks", type=int, default=8, help="that share a sharded optimizer")
     parser.add_argument("--block-size", type=int, help="instead of the size's own")

@@ -6,6 +6,7 @@ import argparse
 import datetime
 import json
 import platform
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,9 +21,12 @@ RESULTS = Path(__file__).parent / "results"
 def facts(device: str, packages: Sequence[str] = ("torch", "transformers", "numpy")) -> dict[str, Any]:
     """Date, command, machine and versions."""
     words = [Path(sys.argv[0]).stem, *sys.argv[1:]]
+    if "--name" in words:  # of the files, which says nothing of what is in them
+        at = words.index("--name")
+        del words[at : at + 2]
     return {
         "made": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "command": f"python -m bench.{' '.join(words)}",
+        "command": f"python -m bench.{shlex.join(words)}",
         "machine": machine(device),
         "versions": {"python": platform.python_version(), **versions(packages)},
     }

@@ -76,16 +76,22 @@ def start(
     return {"phases": dict(attempt.start_up), "cache": attempt.compile_cache}
 
 
-def a_round(preset: str, device: str, folder: Path) -> dict[str, dict[str, Any]]:
+STARTS = (
+    ("new, eager", False, 1, "eager"),
+    ("resumed, eager", False, 2, "eager"),
+    ("new, cold", True, 1, "cold"),
+    ("new, warm", True, 1, "warm"),
+    ("resumed, warm", True, 2, "warm"),
+)
+"""Name, whether it is compiled, steps until its end, and its directory."""
+
+
+def a_round(preset: str, device: str, folder: Path, *, eager: bool) -> dict[str, dict[str, Any]]:
     data, found = folder / "data", {}
     write_data(data)
-    for name, compiled, steps, runs in (
-        ("new, eager", False, 1, "eager"),
-        ("resumed, eager", False, 2, "eager"),
-        ("new, cold", True, 1, "cold"),
-        ("new, warm", True, 1, "warm"),
-        ("resumed, warm", True, 2, "warm"),
-    ):
+    for name, compiled, steps, runs in STARTS:
+        if not (compiled or eager):
+            continue
         run, cache = RunDir(folder / runs), folder / "cache"
         found[name] = start(run, data, cache, preset=preset, device=device, compiled=compiled, steps=steps)
         print(f"{DEVICES[device]}, {name}: {sum(found[name]['phases'].values()):.1f} s", flush=True)
@@ -137,14 +143,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--preset", choices=list(config_io.presets()), default="gpt2-124m")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", choices=list(DEVICES), help="default: the CPU, and the GPU where there is one")
+    parser.add_argument("--compiled-only", action="store_true", help="without the eager starts")
+    parser.add_argument("--name", default="startup", help="of the files in bench/results")
     arguments = parser.parse_args()
     if arguments.rounds < 1:
         parser.error(f"--rounds={arguments.rounds} must be 1 or more")
-    found: dict[str, list[dict[str, dict[str, Any]]]] = {device: [] for device in devices()}
+    chosen = [arguments.device] if arguments.device else devices()
+    found: dict[str, list[dict[str, dict[str, Any]]]] = {device: [] for device in chosen}
     for _ in range(arguments.rounds):
         for device, rounds in found.items():
             with tempfile.TemporaryDirectory(prefix="bench-startup-") as folder:
-                rounds.append(a_round(arguments.preset, device, Path(folder)))
+                rounds.append(a_round(arguments.preset, device, Path(folder), eager=not arguments.compiled_only))
     facts = {
         **report.facts("cuda" if "cuda" in found else "cpu", ["torch"]),
         "preset": arguments.preset,
@@ -152,7 +162,7 @@ def main() -> None:
         "devices": {device: medians(rounds) for device, rounds in found.items()},
         "all": found,
     }
-    report.write("startup", facts, table(facts))
+    report.write(arguments.name, facts, table(facts))
 
 
 if __name__ == "__main__":

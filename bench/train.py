@@ -4,9 +4,10 @@ Everyone begins with the same weights and takes the same steps over the same tok
 Each is a process of its own, all of one way at once; they take turns of a few steps while the others sleep, and the first turn,
 which warms up and compiles, is not counted. The losses of all steps are compared. What is compared:
 
-    gpt2hpc         what the trainer does with each step
-    nanoGPT-style   the textbook: full logits returned, torch's default AdamW
-    transformers    GPT2LMHeadModel in the same loop
+    gpt2hpc                what the trainer does with each step
+    gpt2hpc, CUDA graphs   the same with train.cuda_graphs, where it is compiled for a GPU
+    nanoGPT-style          the textbook: full logits returned, torch's default AdamW
+    transformers           GPT2LMHeadModel in the same loop
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ from gpt2hpc.config import Config, ModelConfig, PrecisionName
 
 Way = Literal["eager", "compiled"]
 OURS = "gpt2hpc"
+REPLAYED = "gpt2hpc, CUDA graphs"
 OTHERS = ("nanoGPT-style", "transformers")
-TURN = 2
-"""Steps; of the first turn nothing is counted."""
+TURNS = {"cpu": 2, "cuda": 5}
+"""Steps of one; of the first turn nothing is counted."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,16 +52,20 @@ def shapes() -> dict[str, Shape]:
     return {
         "tiny": Shape(tiny, (4, 2), (4, 2)),
         "6x384": Shape(small, (4, 1), (64, 1)),
-        "gpt2-124m": Shape(presets["gpt2-124m"], (1, 1), (32, 1)),
+        "gpt2-124m": Shape(presets["gpt2-124m"], (1, 1), (64, 1)),
         "gpt2-350m": Shape(presets["gpt2-350m"], (1, 1), (16, 1)),
         "gpt2-774m": Shape(presets["gpt2-774m"], (1, 1), (8, 1)),
         "gpt2-1558m": Shape(presets["gpt2-1558m"], (1, 1), (4, 1)),
     }
 
 
-def settings(shape: Shape, device: str, *, way: Way, precision: PrecisionName, steps: int) -> Config:
+def settings(
+    shape: Shape, device: str, *, way: Way, precision: PrecisionName, steps: int, rows: int | None = None
+) -> Config:
+    """`rows` are sequences a micro batch, instead of the shape's."""
     plain = Config()
-    rows, micro_batches = shape.cuda if device == "cuda" else shape.cpu
+    usual, micro_batches = shape.cuda if device == "cuda" else shape.cpu
+    rows = rows or usual
     tokens = rows * micro_batches * shape.model.block_size
     train = dataclasses.replace(
         plain.train,
@@ -108,6 +114,7 @@ class Process:
 
     popen: subprocess.Popen[str]
     turns: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    began: float = 0.0
 
     @classmethod
     def started(cls, name: str, words: Sequence[str]) -> Process:
@@ -116,9 +123,15 @@ class Process:
 
     def turn(self, steps: int) -> None:
         """Raises RuntimeError where the process has ended."""
-        requests, answers = cast("IO[str]", self.popen.stdin), cast("IO[str]", self.popen.stdout)
-        print(steps, file=requests, flush=True)
-        began = time.perf_counter()
+        self.begin(steps)
+        self.finish()
+
+    def begin(self, steps: int) -> None:
+        self.began = time.perf_counter()
+        print(steps, file=cast("IO[str]", self.popen.stdin), flush=True)
+
+    def finish(self) -> None:
+        began, answers = self.began, cast("IO[str]", self.popen.stdout)
         answer = answers.readline()
         if not answer:
             raise RuntimeError(f"{' '.join(map(str, self.popen.args))} ended with exit code {self.popen.wait()}")
@@ -145,13 +158,17 @@ class Process:
 # All by turns ---------------------------------------------------------------------------------------------------
 
 
-def measure(words: Sequence[str], steps: int, names: Sequence[str]) -> dict[str, Any]:
+def measure(words: Sequence[str], steps: int, turn: int, names: Sequence[str]) -> dict[str, Any]:
     """Each contender's seconds a step by turns, and its losses."""
     processes = {name: Process.started(name, words) for name in names}
     try:
-        for _ in range(steps // TURN):
+        for process in processes.values():
+            process.begin(turn)  # all at once: compiling is not measured
+        for process in processes.values():
+            process.finish()
+        for _ in range(steps // turn - 1):
             for process in processes.values():
-                process.turn(TURN)
+                process.turn(turn)
     finally:
         for process in processes.values():
             process.end()
@@ -169,7 +186,7 @@ def table(facts: dict[str, Any]) -> str:
             "# Training steps",
             "",
             *report.made(facts),
-            f"{facts['steps']} steps each, by turns of {TURN} of which the first is not counted; dropout 0{threads}.",
+            f"{facts['steps']} steps each, by turns of {facts['turn']} of which the first is not counted; dropout 0{threads}.",
             "FLOP: 6N + 12·L·d·T a token. The speed-up is the other's time by ours in the same turn, as the median and the spread over",
             "turns. Losses: the largest difference from ours in any step.",
             "",
@@ -213,25 +230,37 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--name", default="train", help="of the files in bench/results")
-    parser.add_argument("--contenders", nargs="+", choices=(OURS, *OTHERS), default=[OURS, *OTHERS], help="ours always")
-    parser.add_argument("--serve", choices=(OURS, *OTHERS), help=argparse.SUPPRESS)
+    parser.add_argument("--rows", type=int, help="sequences a micro batch, instead of the shape's")
+    everyone = (OURS, REPLAYED, *OTHERS)
+    parser.add_argument("--contenders", nargs="+", choices=everyone, default=everyone, help="ours always")
+    parser.add_argument("--serve", choices=everyone, help=argparse.SUPPRESS)
     options = parser.parse_args()
     report.refuse_absent(parser, options.device)
-    if options.steps < 2 * TURN or options.steps % TURN:
+    turn = TURNS[options.device]
+    if options.steps < 2 * turn or options.steps % turn:
         parser.error(
-            f"--steps={options.steps} must be a multiple of {TURN}, and {2 * TURN} or more: the first turn is not counted"
+            f"--steps={options.steps} must be a multiple of {turn}, and {2 * turn} or more: the first turn is not counted"
         )
+    if options.rows is not None and options.rows < 1:
+        parser.error(f"--rows={options.rows} must be 1 or more")
     if options.serve:
         [shape], [way], [precision] = options.shapes, options.ways, options.precisions
-        config = settings(shapes()[shape], options.device, way=way, precision=precision, steps=options.steps)
+        config = settings(
+            shapes()[shape], options.device, way=way, precision=precision, steps=options.steps, rows=options.rows
+        )
         serve(options.serve, config, options.threads)
         return
     runs = []
     for shape, way, precision in itertools.product(options.shapes, options.ways, options.precisions):
         words = ["--shapes", shape, "--ways", way, "--precisions", precision, "--device", options.device]
         words += ["--threads", str(options.threads), "--steps", str(options.steps)]
-        config = settings(shapes()[shape], options.device, way=way, precision=precision, steps=options.steps)
+        words += ["--rows", str(options.rows)] if options.rows else []
+        config = settings(
+            shapes()[shape], options.device, way=way, precision=precision, steps=options.steps, rows=options.rows
+        )
         names = dict.fromkeys([OURS, *options.contenders])
+        if options.device == "cpu" or way == "eager":
+            names.pop(REPLAYED, None)
         run = {
             "shape": shape,
             "way": way,
@@ -240,11 +269,17 @@ def main() -> None:
             "block_size": config.model.block_size,
             "tokens_per_step": config.train.tokens_per_step,
             "flops_per_token": config.model.flops_per_token,
-            "contenders": measure(words, options.steps, list(names)),
+            "contenders": measure(words, options.steps, turn, list(names)),
         }
         runs.append(run)
         print("\n".join(row(run, name, None) for name in names), flush=True)
-    facts = {**report.facts(options.device), "threads": options.threads, "steps": options.steps, "runs": runs}
+    facts = {
+        **report.facts(options.device),
+        "threads": options.threads,
+        "steps": options.steps,
+        "turn": turn,
+        "runs": runs,
+    }
     report.write(options.name, facts, table(facts))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import sys
 from abc import ABC, abstractmethod
@@ -26,14 +27,18 @@ from gpt2hpc.training.process_group import Ranks
 
 
 class Batches:
-    """The inputs and targets of each micro batch: numbers as frequent as words are, the same for everyone."""
+    """The inputs and targets of each micro batch: numbers as frequent as words are, the same for everyone; on the device already."""
 
     def __init__(self, config: Config, device: torch.device) -> None:
         self.config, self.device = config, device
         weights = 1 / (np.arange(config.model.vocab_size) + 3.0)
         self.cumulated = np.cumsum(weights / weights.sum())
+        self.drawn = [list(self._of(step)) for step in range(config.train.steps)]
 
     def of_step(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter(self.drawn[step])
+
+    def _of(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
         rows, length = self.config.train.micro_batch_size, self.config.model.block_size
         for micro in range(grad_accum_steps(self.config, world_size=1)):
             drawn = np.random.default_rng((step, micro)).random((rows, length + 1))
@@ -64,6 +69,13 @@ class Ours(Contender):
 
     def step(self, number: int) -> Tensor:
         return self.learner.learn(self.batches.of_step(number), number)[0]
+
+
+class OursReplayed(Ours):
+    """The same with train.cuda_graphs."""
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        super().__init__(dataclasses.replace(config, train=dataclasses.replace(config.train, cuda_graphs=True)), device)
 
 
 class Plain(Contender):
@@ -146,6 +158,7 @@ class PlainTransformers(Plain):
 
 CONTENDERS: dict[str, type[Contender]] = {
     "gpt2hpc": Ours,
+    "gpt2hpc, CUDA graphs": OursReplayed,
     "nanoGPT-style": PlainTextbook,
     "transformers": PlainTransformers,
 }

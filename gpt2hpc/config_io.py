@@ -48,6 +48,7 @@ MAY_CHANGE = (
     "train.device",
     "train.precision",
     "train.compile",
+    "train.cuda_graphs",
     "train.deterministic",
     "train.log_every",
     "train.eval_every",

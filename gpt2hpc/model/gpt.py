@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gpt2hpc.config import ModelConfig
 from gpt2hpc.model.cache import Cache, Past
+from gpt2hpc.model.fused_loss import IGNORED, fused_loss
 from gpt2hpc.model.products import Linear, linear
 
 
@@ -77,6 +78,8 @@ class GPT(nn.Module):
     def __init__(self, config: ModelConfig, *, recomputes: bool = False) -> None:
         super().__init__()
         self.config, self.recomputes = config, recomputes
+        self.fuses_loss = False
+        """Whether head and loss are one operator (fused_loss), for a mean or a sum."""
         self.wte = nn.Embedding(config.padded_vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.block_size, config.n_embd)
         self.drop = nn.Dropout(config.dropout)
@@ -86,10 +89,19 @@ class GPT(nn.Module):
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None, reduction: str = "mean") -> Tensor:
         """Logits, or with `targets` (batch, length; -100 does not count) the cross-entropy in nats, reduced."""
-        logits = self.head(self.hidden(tokens))
+        hidden = self.hidden(tokens)
         if targets is None:
-            return logits
-        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100, reduction=reduction)
+            return self.head(hidden)
+        if self.fuses_loss and reduction != "none":
+            return self._fused_loss(hidden.flatten(0, 1), targets.flatten(), reduction)
+        logits = self.head(hidden).flatten(0, 1).float()
+        return F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction=reduction)
+
+    def _fused_loss(self, hidden: Tensor, targets: Tensor, reduction: str) -> Tensor:
+        kind = hidden.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+        total = fused_loss(hidden.to(dtype), self.wte.weight, targets, vocabulary=self.config.vocab_size)
+        return total if reduction == "sum" else total / (targets != IGNORED).sum()
 
     def hidden(
         self, tokens: Tensor, positions: Tensor | None = None, mask: Tensor | None = None, cache: Cache | None = None

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gpt2hpc.config import Config
 from gpt2hpc.config_rules import grad_accum_steps
+from gpt2hpc.model import fused_loss
 from gpt2hpc.model.gpt import GPT
 from gpt2hpc.training import precision, state
 from gpt2hpc.training.checkpoint import Checkpoint
@@ -85,7 +86,9 @@ class Learner:
         """Compile the model and let DDP reduce its gradients, once it has the weights to begin with: rank 0's become everyone's."""
         wish = self._config.train.compile
         if wish or (wish is None and self._ranks.device.type == "cuda"):
-            self.model.compile()  # in place, so no prefix ever enters a name
+            self.model.fuses_loss = fused_loss.suits(self._ranks.device, self.precision.dtype)
+            mode = "reduce-overhead" if self._config.train.cuda_graphs else None  # torch's name for CUDA graphs
+            self.model.compile(mode=mode)  # in place, so no prefix ever enters a name
         if self._ranks.world_size > 1:
             index = self._ranks.device.index
             self._wrapped = parallel = DistributedDataParallel(
@@ -103,8 +106,15 @@ class Learner:
         this a resumed process would take its first step with the first buckets, and differ in the last bits from 3
         ranks on. It also pays for compilation before the clock runs.
         """
+        if self._config.train.cuda_graphs:
+            for parameter in self.model.parameters():
+                parameter.grad = torch.zeros_like(parameter)
         self._backward(*self._blank(self._config.train.rows))
-        self._optimizer.zero_grad(set_to_none=True)
+        self._drop_gradients()
+
+    def _drop_gradients(self) -> None:
+        """Free them; or zero them, where each micro batch writes what it has to add to them over that of the one before."""
+        self._optimizer.zero_grad(set_to_none=not self._config.train.cuda_graphs)
 
     def rehearse(self, rows: int) -> None:
         """Take all the memory of a step of two micro batches of `rows` sequences, without a word to the peers; the weights are no
@@ -152,10 +162,12 @@ class Learner:
         if self._share is not None and not alone:
             self._share.exchange()
         self._scaler.update()
-        self._optimizer.zero_grad(set_to_none=True)
+        self._drop_gradients()
 
     def _backward(self, tokens: Tensor, targets: Tensor, *, share: int = 1) -> Tensor:
         """Add the gradients of a micro batch, one of `share`, to those that are there; its share of the loss."""
+        if self._config.train.cuda_graphs:
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]  # what was returned before may be overwritten
         with self.precision.autocast():
             loss = self._wrapped(tokens, targets) / share
         self._scaler.scale(loss).backward()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt2hpc.config import ModelConfig
+from gpt2hpc.model import fused_loss
 from gpt2hpc.model.gpt import GPT
 from gpt2hpc.training import precision
 from gpt2hpc.training.precision import Precision
@@ -15,6 +16,8 @@ from gpt2hpc.trials.bench import Bench, TrialError
 
 SHAPE = ModelConfig(n_layer=2, n_head=2, n_embd=64, block_size=64)
 BATCH = 2
+CLOSE = 0.05
+"""Of a gradient's norm, in 16 bits."""
 SLACK = 0.2
 """In nats; weights from N(0, 0.02) make a few hundredths."""
 
@@ -33,7 +36,23 @@ def run(bench: Bench) -> str:
         if parameter.grad is None or not parameter.grad.isfinite().all() or not parameter.grad.abs().max() > 0:
             raise TrialError(f"the gradient of {name} is absent, zero or not finite")
     dtype = str(chosen.dtype).removeprefix("torch.")
-    return f"loss {loss:.3f}, near ln({SHAPE.vocab_size}) = {expected:.3f}, in {dtype} {_on(chosen.device)}"
+    fused = _fused(model, chosen, loss) if fused_loss.suits(chosen.device, chosen.dtype) else ""
+    return f"loss {loss:.3f}, near ln({SHAPE.vocab_size}) = {expected:.3f}, in {dtype} {_on(chosen.device)}{fused}"
+
+
+def _fused(plain: GPT, chosen: Precision, expected: float) -> str:
+    """The kernel that trainings on this GPU use, beside torch's operators; TrialError where it comes to something else."""
+    model = new_model(chosen.device)
+    model.fuses_loss = True
+    loss = backward(model, chosen)
+    if not abs(loss - expected) < CLOSE:
+        raise TrialError(f"the fused loss is {loss:.4f}, and {expected:.4f} by torch's operators")
+    for (name, own), (_, other) in zip(model.named_parameters(), plain.named_parameters(), strict=True):
+        assert own.grad is not None
+        assert other.grad is not None
+        if not (own.grad - other.grad).norm() < CLOSE * other.grad.norm():
+            raise TrialError(f"the fused loss gives {name} another gradient than torch's operators")
+    return "; the same with the fused loss"
 
 
 def new_model(device: torch.device, shape: ModelConfig = SHAPE) -> GPT:

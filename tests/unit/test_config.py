@@ -89,6 +89,16 @@ def test_short_forms() -> None:
             ["optimizer.warmup_tokens=375000000", "try --optimizer.warmup_tokens 5242880"],
         ),
         (["--optimizer.schedule", "linear"], ConfigError, ["optimizer.schedule=linear", "cosine, wsd"]),
+        (
+            ["--train.cuda_graphs=true", "--train.compile=false"],
+            ConfigError,
+            ["train.cuda_graphs=true", "train.compile=false", "leave out one"],
+        ),
+        (
+            ["--train.cuda_graphs=true", "--train.shard_optimizer=true"],
+            ConfigError,
+            ["train.cuda_graphs=true", "train.shard_optimizer=true", "leave out one"],
+        ),
         (["--optimizer.decay_share", "0"], ConfigError, ["optimizer.decay_share=0.0", "above 0"]),
         (
             ["--optimizer.schedule=wsd", "--steps=1000", "--optimizer.decay_share=0.5"],

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch.nn import functional as F
 
 from gpt2hpc import config_io
 from gpt2hpc.config import Config, ModelConfig, OptimizerConfig, TrainConfig
-from gpt2hpc.model import fit, hf_weights
+from gpt2hpc.model import fit, fused_loss, hf_weights
 from gpt2hpc.model.generate import generate
 from gpt2hpc.model.gpt import GPT
 from gpt2hpc.training import precision, state
@@ -54,6 +55,59 @@ def test_gradients_equal_transformers() -> None:
     own, their = ours.h[1].mlp.c_fc.weight.grad, theirs.transformer.h[1].mlp.c_fc.weight.grad.t()
     assert torch.allclose(own, their, atol=1e-6)
     assert torch.allclose(ours.wte.weight.grad[:250], theirs.transformer.wte.weight.grad, atol=1e-6)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("sixteen_bits", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_a_fused_loss_is_that_of_all_logits(
+    reduction: str, sixteen_bits: bool, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its gradients too, scaled by what follows it, with targets that do not count and a last piece that is smaller."""
+    if compiled and shutil.which("g++") is None:
+        pytest.skip("torch.compile on a CPU needs g++, which this machine lacks")
+    monkeypatch.setattr(fused_loss, "PIECE", 10)
+    whole, fused = GPT(SMALL), GPT(SMALL)
+    fused.load_state_dict(whole.state_dict())
+    fused.fuses_loss = True
+    if compiled:
+        torch._dynamo.reset()
+        fused.compile()
+    tokens, targets = torch.randint(0, 250, (3, 16)), torch.randint(0, 250, (3, 16))
+    targets[1, 3:] = -100
+    losses = []
+    for model in (whole, fused):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=sixteen_bits):
+            loss = model(tokens, targets, reduction)
+            with torch.no_grad():
+                assert torch.allclose(model(tokens, targets, reduction), loss)
+        (0.5 * loss).backward()
+        losses.append(loss.detach())
+    assert torch.allclose(*losses, rtol=1e-3 if sixteen_bits else 1e-6)
+    for (name, one), other in zip(whole.named_parameters(), fused.parameters(), strict=True):
+        assert (one.grad - other.grad).norm() < (2e-2 if sixteen_bits else 1e-5) * one.grad.norm(), name
+    assert torch.all(fused.wte.weight.grad[250:] == 0)
+
+
+def test_a_fused_loss_adds_up_its_weight_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand pieces lose no more than one: sums in bf16 would stand still long before."""
+    monkeypatch.setattr(fused_loss, "PIECE", 1)
+    hidden, targets = torch.ones(1000, 8, dtype=torch.bfloat16), torch.zeros(1000, dtype=torch.int64)
+    weight = torch.zeros(2, 8, requires_grad=True)
+    fused_loss.fused_loss(hidden, weight, targets, vocabulary=2).backward()
+    assert torch.equal(weight.grad, torch.tensor([[-500.0], [500.0]]).expand(2, 8))
+
+
+def test_where_a_loss_is_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    for capability, suits in (((7, 5), False), ((8, 0), True), ((9, 0), True)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        assert fused_loss.suits(torch.device("cuda"), torch.bfloat16) is suits
+    assert not fused_loss.suits(torch.device("cuda"), torch.float32)
+    assert not fused_loss.suits(torch.device("cuda"), torch.float16)
+    assert not fused_loss.suits(torch.device("cpu"), torch.bfloat16)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert not fused_loss.suits(torch.device("cuda"), torch.bfloat16)
 
 
 def test_padding_is_impossible() -> None:
