@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from gpt2hpc.model.gpt import GPT
 from gpt2hpc.training import precision, state
 from gpt2hpc.training.optimizer import new_optimizer
 from gpt2hpc.training.schedule import learning_rate, relengthened
+from gpt2hpc.trials import step
+from gpt2hpc.trials.bench import Bench, TrialError
 from tests.published import published
 
 SMALL = ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=250, padded_vocab_size=256)
@@ -108,6 +111,27 @@ def test_where_a_loss_is_fused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not fused_loss.suits(torch.device("cpu"), torch.bfloat16)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert not fused_loss.suits(torch.device("cuda"), torch.bfloat16)
+
+
+def test_a_fused_loss_is_tried_on_the_machine_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the trial of `gpt2hpc selftest`; here of the operator as a CPU computes it."""
+    bench = Bench("cpu", tmp_path, 0)
+    assert "fused" not in step.run(bench)
+    monkeypatch.setattr(fused_loss, "suits", lambda device, dtype: True)
+    assert step.run(bench).endswith("; the same with the fused loss")
+    genuine = fused_loss._to_gradients
+
+    def wrong(logits: torch.Tensor, targets: torch.Tensor, vocabulary: int) -> torch.Tensor:
+        losses = genuine(logits, targets, vocabulary)
+        logits[:, 0] += 0.1
+        return losses
+
+    monkeypatch.setattr(fused_loss, "_to_gradients", wrong)
+    with pytest.raises(TrialError, match=r"gives wte\.weight another gradient"):
+        step.run(bench)
+    monkeypatch.setattr(fused_loss, "_to_gradients", lambda *of: genuine(*of) + 0.1)
+    with pytest.raises(TrialError, match=r"the fused loss is 10\.9\d+, and 10\.8"):
+        step.run(bench)
 
 
 def test_padding_is_impossible() -> None:
