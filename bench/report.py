@@ -20,10 +20,11 @@ RESULTS = Path(__file__).parent / "results"
 
 def facts(device: str, packages: Sequence[str] = ("torch", "transformers", "numpy")) -> dict[str, Any]:
     """Date, command, machine and versions."""
-    words = [Path(sys.argv[0]).stem, *sys.argv[1:]]
-    if "--name" in words:  # of the files, which says nothing of what is in them
-        at = words.index("--name")
-        del words[at : at + 2]
+    given = [word for word in sys.argv[1:] if not word.startswith("--name=")]
+    if "--name" in given:  # of the files, which says nothing of what is in them
+        at = given.index("--name")
+        del given[at : at + 2]
+    words = [Path(sys.argv[0]).stem, *given]
     return {
         "made": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "command": f"python -m bench.{shlex.join(words)}",

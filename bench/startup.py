@@ -118,11 +118,17 @@ def medians(rounds: list[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]
 
 
 def table(facts: dict[str, Any]) -> str:
+    rounds = facts["rounds"]
+    of = (
+        f"medians of {rounds} rounds, so that the phases of a column need not add up to its sum"
+        if rounds > 1
+        else "one round"
+    )
     parts = [
         "# Starting",
         "",
         f"Seconds from the start of a rank's process to the end of its first step: {facts['preset']} with a context of {BLOCK_SIZE}, "
-        f"one rank, local disk; medians of {facts['rounds']} rounds, so that the phases of a column need not add up to its sum.",
+        f"one rank, local disk; {of}.",
         *report.made(facts)[:1],
     ]
     for device, middle in facts["devices"].items():
@@ -147,6 +153,7 @@ def main() -> None:
     parser.add_argument("--compiled-only", action="store_true", help="without the eager starts")
     parser.add_argument("--name", default="startup", help="of the files in bench/results")
     arguments = parser.parse_args()
+    report.refuse_absent(parser, arguments.device or "cpu")
     if arguments.rounds < 1:
         parser.error(f"--rounds={arguments.rounds} must be 1 or more")
     chosen = [arguments.device] if arguments.device else devices()

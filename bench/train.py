@@ -6,7 +6,7 @@ which warms up and compiles, is not counted. The losses of all steps are compare
 
     gpt2hpc                what the trainer does with each step
     gpt2hpc, CUDA graphs   the same with train.cuda_graphs, where it is compiled for a GPU
-    nanoGPT-style          the textbook: full logits returned, torch's default AdamW
+    nanoGPT-style          the textbook: full logits returned, torch's default AdamW (nanoGPT's own is fused on CUDA)
     transformers           GPT2LMHeadModel in the same loop
 """
 
@@ -52,7 +52,7 @@ def shapes() -> dict[str, Shape]:
     return {
         "tiny": Shape(tiny, (4, 2), (4, 2)),
         "6x384": Shape(small, (4, 1), (64, 1)),
-        "gpt2-124m": Shape(presets["gpt2-124m"], (1, 1), (64, 1)),
+        "gpt2-124m": Shape(presets["gpt2-124m"], (1, 1), (16, 1)),
         "gpt2-350m": Shape(presets["gpt2-350m"], (1, 1), (16, 1)),
         "gpt2-774m": Shape(presets["gpt2-774m"], (1, 1), (8, 1)),
         "gpt2-1558m": Shape(presets["gpt2-1558m"], (1, 1), (4, 1)),
@@ -232,7 +232,7 @@ def main() -> None:
     parser.add_argument("--name", default="train", help="of the files in bench/results")
     parser.add_argument("--rows", type=int, help="sequences a micro batch, instead of the shape's")
     everyone = (OURS, REPLAYED, *OTHERS)
-    parser.add_argument("--contenders", nargs="+", choices=everyone, default=everyone, help="ours always")
+    parser.add_argument("--contenders", nargs="+", choices=everyone, help="ours always; default: all")
     parser.add_argument("--serve", choices=everyone, help=argparse.SUPPRESS)
     options = parser.parse_args()
     report.refuse_absent(parser, options.device)
@@ -241,6 +241,8 @@ def main() -> None:
         parser.error(
             f"--steps={options.steps} must be a multiple of {turn}, and {2 * turn} or more: the first turn is not counted"
         )
+    if REPLAYED in (options.contenders or ()) and (options.device == "cpu" or "eager" in options.ways):
+        parser.error(f"--contenders {REPLAYED!r} wants --device cuda and --ways compiled: only that can be replayed")
     if options.rows is not None and options.rows < 1:
         parser.error(f"--rows={options.rows} must be 1 or more")
     if options.serve:
@@ -258,7 +260,7 @@ def main() -> None:
         config = settings(
             shapes()[shape], options.device, way=way, precision=precision, steps=options.steps, rows=options.rows
         )
-        names = dict.fromkeys([OURS, *options.contenders])
+        names = dict.fromkeys([OURS, *(options.contenders or everyone)])
         if options.device == "cpu" or way == "eager":
             names.pop(REPLAYED, None)
         run = {

@@ -25,11 +25,13 @@ def check(config: Config) -> None:
             f"train.total_tokens={train.total_tokens} is less than one step of train.tokens_per_step={train.tokens_per_step}; "
             f"raise it to {train.tokens_per_step} or more"
         )
-    if train.cuda_graphs and (train.compile is False or train.shard_optimizer):
-        key, value = ("compile", "false") if train.compile is False else ("shard_optimizer", "true")
+    if train.cuda_graphs and train.compile is False:
         raise ConfigError(
-            f"train.cuda_graphs=true does not work with train.{key}={value}; leave out one of them: what is compiled is replayed, and "
-            f"adds to gradients that stay where they are"
+            "train.cuda_graphs=true replays what is compiled, and train.compile=false; leave out one of them"
+        )
+    if train.cuda_graphs and train.shard_optimizer:
+        raise ConfigError(
+            "train.cuda_graphs=true keeps gradients where they are, and train.shard_optimizer=true does not; leave out one of them"
         )
     _check_schedule(config)
     grad_accum_steps(config, world_size=1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import hashlib
 import importlib.metadata
 import os
 import re
@@ -27,6 +28,8 @@ PLACE = "GPT2HPC_CACHE_DIR"
 """Of the user or the site: the directory in which it is made."""
 FOLDERS = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton", "CUDA_CACHE_PATH": "cuda"}
 """The variables by which compilers are told, and what each gets. One that is set already is left as it is."""
+MODEL = Path(__file__).parents[1] / "model"
+OPERATORS = ("fused_loss.py", "loss_kernel.py", "products.py")
 UNUSED_DAYS = 30
 """After which what another torch has compiled goes."""
 
@@ -119,13 +122,15 @@ def outlives(place: Path, job: str) -> bool:
 
 
 def _software() -> str:
-    """What compiled code depends on beside the compilers' own keys; an image has other libraries than its host."""
+    """What compiled code depends on beside the compilers' own keys: an image has other libraries than its host, and of our operators,
+    whose gradients are compiled in, the compiler knows no more than the names."""
     try:
         torch = importlib.metadata.version("torch")
     except importlib.metadata.PackageNotFoundError:
         torch = "unknown"
     library = os.confstr("CS_GNU_LIBC_VERSION") if "CS_GNU_LIBC_VERSION" in os.confstr_names else None
-    return f"{sys.implementation.cache_tag}-torch-{torch}-{library or sys.platform}".replace(" ", "-")
+    operators = hashlib.sha256(b"".join((MODEL / name).read_bytes() for name in OPERATORS)).hexdigest()[:8]
+    return f"{sys.implementation.cache_tag}-torch-{torch}-{library or sys.platform}-{operators}".replace(" ", "-")
 
 
 def _tidy(own: Path, used: Path) -> None:

@@ -36,7 +36,8 @@ def fused_loss(hidden: Tensor, weight: Tensor, targets: Tensor, *, vocabulary: i
         targets: Shaped (tokens); IGNORED does not count.
         vocabulary: Tokens that exist.
     """
-    total: Tensor = torch.ops.gpt2hpc.head_loss(hidden, weight, targets, vocabulary, torch.is_grad_enabled())[0]
+    with_gradients = torch.is_grad_enabled()
+    total: Tensor = torch.ops.gpt2hpc.head_loss(hidden, weight, targets.contiguous(), vocabulary, with_gradients)[0]
     return total
 
 
@@ -52,8 +53,8 @@ def _head_loss(
         for begin in range(0, len(hidden), PIECE):
             piece = slice(begin, begin + PIECE)
             logits = hidden[piece] @ rows.t()
-            losses[piece] = _to_gradients(logits, targets[piece], vocabulary)
-            if with_gradients:
+            losses[piece] = _losses(logits, targets[piece], vocabulary)
+            if with_gradients:  # which are where the logits were
                 torch.mm(logits, rows, out=of_hidden[piece])
                 product = logits.t() @ hidden[piece]
                 _ = of_weight.copy_(product) if begin == 0 else of_weight.add_(product)
@@ -86,12 +87,12 @@ def _backward(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Tensor, Tensor, 
 _head_loss.register_autograd(_backward, setup_context=_keep)
 
 
-def _to_gradients(logits: Tensor, targets: Tensor, vocabulary: int) -> Tensor:
-    """Each token's loss, shaped (tokens), in fp32; `logits`, shaped (tokens, rows), become the gradients by them."""
+def _losses(logits: Tensor, targets: Tensor, vocabulary: int) -> Tensor:
+    """As loss_kernel has it, which needs Triton."""
     if logits.is_cuda:
-        from gpt2hpc.model.loss_kernel import to_gradients  # which needs Triton
+        from gpt2hpc.model.loss_kernel import losses_and_gradients_in_place
 
-        return to_gradients(logits, targets, vocabulary)
+        return losses_and_gradients_in_place(logits, targets, vocabulary)
     counts = (targets != IGNORED)[:, None]
     logits[:, vocabulary:] = -torch.inf
     likelihoods = logits.float().log_softmax(dim=1)

@@ -11,10 +11,10 @@ BLOCK, WARPS = 2048, 8
 """Numbers of a row that are read at once, and by how many warps (bench/NOTES.md)."""
 
 
-def to_gradients(logits: Tensor, targets: Tensor, vocabulary: int) -> Tensor:
+def losses_and_gradients_in_place(logits: Tensor, targets: Tensor, vocabulary: int) -> Tensor:
     """Each token's loss, shaped (tokens), in fp32; `logits`, shaped (tokens, rows), become the gradients by them.
 
-    Rows past `vocabulary` have no probability; a token with a target below 0 does not count.
+    Rows past `vocabulary` have no probability; a token whose target is none of the rows, as -100, does not count.
     """
     tokens, rows = logits.shape
     losses = torch.empty(tokens, dtype=torch.float32, device=logits.device)
@@ -32,7 +32,7 @@ def _kernel(logits, targets, losses, VOCABULARY: tl.constexpr, ROWS: tl.constexp
     token = tl.program_id(0).to(tl.int64)
     logits += token * ROWS
     target = tl.load(targets + token)
-    counts = target >= 0
+    counts = (target >= 0) & (target < ROWS)
     columns = tl.arange(0, BLOCK)
     tops = tl.full((BLOCK,), -1e30, tl.float32)  # not -inf, from which -inf cannot be subtracted
     sums = tl.zeros((BLOCK,), tl.float32)

@@ -39,6 +39,9 @@ class Learner:
         self._scaler = self.precision.new_scaler()
         torch.manual_seed(config.train.seed)
         self.model = GPT(config.model, recomputes=config.train.activation_checkpointing).to(ranks.device)
+        wish = config.train.compile
+        self._compiles = wish or (wish is None and ranks.device.type == "cuda")
+        self.model.fuses_loss = bool(self._compiles and fused_loss.suits(ranks.device, self.precision.dtype))
         self._optimizer = new_optimizer(self.model, config.optimizer)
         self._share = Share(self.model, ranks) if config.train.shard_optimizer else None
         self._wrapped: nn.Module = self.model
@@ -84,9 +87,7 @@ class Learner:
 
     def wrap(self) -> None:
         """Compile the model and let DDP reduce its gradients, once it has the weights to begin with: rank 0's become everyone's."""
-        wish = self._config.train.compile
-        if wish or (wish is None and self._ranks.device.type == "cuda"):
-            self.model.fuses_loss = fused_loss.suits(self._ranks.device, self.precision.dtype)
+        if self._compiles:
             mode = "reduce-overhead" if self._config.train.cuda_graphs else None  # torch's name for CUDA graphs
             self.model.compile(mode=mode)  # in place, so no prefix ever enters a name
         if self._ranks.world_size > 1:
@@ -110,10 +111,11 @@ class Learner:
             for parameter in self.model.parameters():
                 parameter.grad = torch.zeros_like(parameter)
         self._backward(*self._blank(self._config.train.rows))
-        self._drop_gradients()
+        self._reset_gradients()
 
-    def _drop_gradients(self) -> None:
-        """Free them; or zero them, where each micro batch writes what it has to add to them over that of the one before."""
+    def _reset_gradients(self) -> None:
+        """Free them. With CUDA graphs they stay, as zeros: the next replay overwrites what the last one has returned, so autograd must
+        add it to tensors that are not the graphs'."""
         self._optimizer.zero_grad(set_to_none=not self._config.train.cuda_graphs)
 
     def rehearse(self, rows: int) -> None:
@@ -162,7 +164,7 @@ class Learner:
         if self._share is not None and not alone:
             self._share.exchange()
         self._scaler.update()
-        self._drop_gradients()
+        self._reset_gradients()
 
     def _backward(self, tokens: Tensor, targets: Tensor, *, share: int = 1) -> Tensor:
         """Add the gradients of a micro batch, one of `share`, to those that are there; its share of the loss."""

@@ -154,15 +154,14 @@ def largest(sizes: Sequence[int], meter: Meter, step: Callable[[int], object], *
 
 
 def _largest_here(config: Config, ranks: Ranks, sizes: Sequence[int], beat: Callable[[], object]) -> int | None:
-    """On this rank alone, in eager mode, which needs more than what is compiled."""
+    """On this rank alone, not compiled, which needs more; but with the loss that a compiled step has."""
     meter = _meter(config, ranks)
-    eager = dataclasses.replace(config, train=dataclasses.replace(config.train, compile=False))
     trial: Learner | None = None
 
     def step(size: int) -> None:
         nonlocal trial
         if trial is None:
-            trial = Learner(_with_rows(eager, 1), ranks, beat)
+            trial = Learner(_with_rows(config, 1), ranks, beat)
             trial.rehearse(1)  # so that the optimizer has its state
         trial.rehearse(size)
         beat()
@@ -201,6 +200,8 @@ def _situation(config: Config, ranks: Ranks) -> dict[str, Any]:
         "devices": sorted(set(ranks.gather(own))),
         "tokens_per_step": train.tokens_per_step,
         "precision": train.precision,
+        "compile": train.compile,
+        "cuda_graphs": train.cuda_graphs,
         "activation_checkpointing": train.activation_checkpointing,
         "shard_optimizer": train.shard_optimizer,
     }

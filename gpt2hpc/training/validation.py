@@ -27,8 +27,10 @@ def validation_loss(
         tokens, targets = to_device(windows, precision.device)
         targets[rows:] = -100
         with precision.autocast():
-            loss = model(tokens, targets, reduction="sum")
-        sums += torch.tensor([float(loss), rows * tokens.shape[1]], dtype=torch.float64)
+            loss = float(
+                model(tokens, targets, reduction="sum")
+            )  # a tensor kept would make each replay a graph of its own
+        sums += torch.tensor([loss, rows * tokens.shape[1]], dtype=torch.float64)
         beat()
     dist.all_reduce(sums)
     model.train()

@@ -73,7 +73,9 @@ def backward(model: nn.Module, chosen: Precision) -> float:
 def _batch(device: torch.device) -> tuple[Tensor, Tensor]:
     source = torch.Generator().manual_seed(7)
     drawn = torch.randint(SHAPE.vocab_size, (BATCH, SHAPE.block_size + 1), generator=source).to(device)
-    return drawn[:, :-1], drawn[:, 1:]
+    targets = drawn[:, 1:].clone()
+    targets[0, :3] = fused_loss.IGNORED
+    return drawn[:, :-1], targets
 
 
 def _on(device: torch.device) -> str:

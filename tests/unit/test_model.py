@@ -119,17 +119,17 @@ def test_a_fused_loss_is_tried_on_the_machine_at_hand(tmp_path: Path, monkeypatc
     assert "fused" not in step.run(bench)
     monkeypatch.setattr(fused_loss, "suits", lambda device, dtype: True)
     assert step.run(bench).endswith("; the same with the fused loss")
-    genuine = fused_loss._to_gradients
+    genuine = fused_loss._losses
 
     def wrong(logits: torch.Tensor, targets: torch.Tensor, vocabulary: int) -> torch.Tensor:
         losses = genuine(logits, targets, vocabulary)
         logits[:, 0] += 0.1
         return losses
 
-    monkeypatch.setattr(fused_loss, "_to_gradients", wrong)
+    monkeypatch.setattr(fused_loss, "_losses", wrong)
     with pytest.raises(TrialError, match=r"gives wte\.weight another gradient"):
         step.run(bench)
-    monkeypatch.setattr(fused_loss, "_to_gradients", lambda *of: genuine(*of) + 0.1)
+    monkeypatch.setattr(fused_loss, "_losses", lambda *of: genuine(*of) + 0.1)
     with pytest.raises(TrialError, match=r"the fused loss is 10\.9\d+, and 10\.8"):
         step.run(bench)
 
