@@ -40,6 +40,8 @@ def test_all_that_a_gpu_would_measure(tmp_path: Path) -> None:
     [
         (["bench.gpu"], "no GPU answers"),
         (["bench.train", "--steps", "3"], "--steps=3 must be a multiple of 2"),
+        (["bench.train", "--contenders", "gpt2hpc, CUDA graphs"], "only that can be replayed"),
+        (["bench.startup", "--device", "cuda"], "no GPU answers"),
         (["bench.overhead", "--steps", "3"], "--steps=3 must be 8 or more"),
     ],
 )

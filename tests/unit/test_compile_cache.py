@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -122,6 +123,7 @@ ON_A_MOUNT = """
 mkdir -p "$1/base/4711/.4711" "$1/tmp"
 mount --bind "$1/base/4711/.4711" "$1/tmp" && TMPDIR=$1/tmp exec "$2" -c '
 import os
+import shutil
 from gpt2hpc.cluster import compile_cache
 print(compile_cache._place(os.environ))'
 """
@@ -174,3 +176,14 @@ def test_a_directory_of_ones_own_is_made_private(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UnfitError, match="is no directory"):
         compile_cache.refuse_unless_private(tmp_path / "file")
+
+
+def test_another_operator_of_ours_is_another_software(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiler's own keys have its name only, and its gradient is compiled in."""
+    before = compile_cache._software()
+    copy = tmp_path / "model"
+    shutil.copytree(compile_cache.MODEL, copy)
+    monkeypatch.setattr(compile_cache, "MODEL", copy)
+    assert compile_cache._software() == before
+    (copy / "fused_loss.py").write_text((copy / "fused_loss.py").read_text().replace("of_weight * grad", "of_weight"))
+    assert compile_cache._software() != before
