@@ -29,7 +29,7 @@ def validation_loss(
         with precision.autocast():
             loss = float(
                 model(tokens, targets, reduction="sum")
-            )  # a tensor kept would make each replay a graph of its own
+            )  # no tensor stays, or each replay would be a new graph
         sums += torch.tensor([loss, rows * tokens.shape[1]], dtype=torch.float64)
         beat()
     dist.all_reduce(sums)

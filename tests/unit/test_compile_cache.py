@@ -123,7 +123,6 @@ ON_A_MOUNT = """
 mkdir -p "$1/base/4711/.4711" "$1/tmp"
 mount --bind "$1/base/4711/.4711" "$1/tmp" && TMPDIR=$1/tmp exec "$2" -c '
 import os
-import shutil
 from gpt2hpc.cluster import compile_cache
 print(compile_cache._place(os.environ))'
 """

@@ -9,12 +9,15 @@ import torch
 from torch.nn import functional as F
 
 from gpt2hpc import config_io
+from gpt2hpc.cluster.dist_env import DistEnv
 from gpt2hpc.config import Config, ModelConfig, OptimizerConfig, TrainConfig
 from gpt2hpc.model import fit, fused_loss, hf_weights
 from gpt2hpc.model.generate import generate
 from gpt2hpc.model.gpt import GPT
 from gpt2hpc.training import precision, state
+from gpt2hpc.training.learner import Learner
 from gpt2hpc.training.optimizer import new_optimizer
+from gpt2hpc.training.process_group import Ranks
 from gpt2hpc.training.schedule import learning_rate, relengthened
 from gpt2hpc.trials import step
 from gpt2hpc.trials.bench import Bench, TrialError
@@ -132,6 +135,23 @@ def test_a_fused_loss_is_tried_on_the_machine_at_hand(tmp_path: Path, monkeypatc
     monkeypatch.setattr(fused_loss, "_losses", lambda *of: genuine(*of) + 0.1)
     with pytest.raises(TrialError, match=r"the fused loss is 10\.9\d+, and 10\.8"):
         step.run(bench)
+
+
+@pytest.mark.parametrize("replayed", [False, True])
+def test_gradients_stay_where_graphs_do_not_write(replayed: bool) -> None:
+    """With CUDA graphs they are the same memory from the warm-up on, and zero between steps; else they are freed."""
+    train = TrainConfig(micro_batch_size=1, tokens_per_step=32, total_steps=4, device="cpu", cuda_graphs=replayed)
+    config = Config(model=SMALL, train=train, optimizer=OptimizerConfig(warmup_tokens=0))
+    learner = Learner(config, Ranks(DistEnv.from_env({}), torch.device("cpu")), lambda: None)
+    learner.wrap()
+    learner.warm_up()
+    places = []
+    for number in range(2):
+        learner.learn([(torch.randint(0, 250, (1, 16)), torch.randint(0, 250, (1, 16))) for _ in range(2)], number)
+        gradients = [parameter.grad for parameter in learner.model.parameters()]
+        assert all(each is not None and not each.any() if replayed else each is None for each in gradients)
+        places.append([each.data_ptr() for each in gradients if each is not None])
+    assert places[0] == places[1]
 
 
 def test_padding_is_impossible() -> None:
