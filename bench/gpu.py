@@ -1,7 +1,7 @@
 """Everything that needs a GPU, in less than nine minutes, as one table: `python -m bench.gpu`, or `make bench-gpu`.
 
 Each part is one of the other benchmarks, ends in its time or is named as not done (as the last one where those before took long),
-and goes into bench/results/gpu.md and gpu.json.
+and goes into bench/results/gpu.md and gpu.json. `--parts` measures some of them again, and leaves what the files say of the others.
 `--device cpu` rehearses it without a GPU, with a model of no size: it shows that all works, and measures nothing.
 """
 
@@ -19,6 +19,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -46,15 +47,17 @@ def parts(device: str) -> list[Part]:
             Part("memory", ("memory", "--sizes", "smoke", "--micro-batches", "1"), 300),
         ]
     train = ("train", "--ways", "compiled", "--precisions", "bf16", "--steps")
-    plain = ("--contenders", "gpt2hpc", "gpt2hpc, CUDA graphs", "nanoGPT-style")
-    rows = "64" if torch.cuda.get_device_properties(0).total_memory > 120e9 else "16"  # a quarter of the memory
+    plain = ("--shapes", "gpt2-124m", "--contenders", "gpt2hpc", "nanoGPT-style", "--rows")
+    rows = 64 if torch.cuda.get_device_properties(0).total_memory > 120e9 else 16  # a quarter of the memory
+    recipe = ("--micro-batches", str(512 // rows), "--turn", "2")  # GPT-2's half a million tokens a step
     return [
-        Part("train", (*train, "40", "--shapes", "gpt2-124m", "--rows", rows, *plain), 110),
+        Part("train", (*train, "40", *plain, str(rows)), 110),
+        Part("recipe", (*train, "12", *plain, str(rows), *recipe), 110),
         Part("little", (*train, "40", "--shapes", "6x384"), 70),
-        Part("overhead", ("overhead", "--shape", "gpt2-124m", "--steps", "40"), 120),
-        Part("memory", ("memory", "--sizes", "gpt2-1558m", "--micro-batches", "4", "--ways", *MEMORY), 90),
-        Part("starts", ("startup", "--rounds", "1", "--compiled-only"), 150),
         Part("1558m", (*train, "20", "--contenders", "gpt2hpc", "--shapes", "gpt2-1558m"), 150),
+        Part("overhead", ("overhead", "--shape", "gpt2-124m", "--steps", "24"), 120),
+        Part("starts", ("startup", "--rounds", "1", "--compiled-only"), 150),
+        Part("memory", ("memory", "--sizes", "gpt2-1558m", "--micro-batches", "4", "--ways", *MEMORY), 90),
     ]
 
 
@@ -66,30 +69,44 @@ def main() -> int:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--name", help="of the files in bench/results (default: gpu; nothing is kept of a rehearsal)")
     parser.add_argument("--seconds", type=float, default=BUDGET_S, help=f"in all (default: {BUDGET_S:.0f})")
+    parser.add_argument("--parts", nargs="+", metavar="PART", help="these only, in this order (default: all)")
     options = parser.parse_args()
     report.refuse_absent(parser, options.device)
+    known = {part.name: part for part in parts(options.device)}
+    if unknown := [name for name in options.parts or () if name not in known]:
+        parser.error(f"--parts {unknown[0]!r}: the parts are {', '.join(known)}")
     with tempfile.TemporaryDirectory(prefix="bench-gpu-") as folder:
         name = options.name or ("gpu" if options.device == "cuda" else f"{folder}/gpu")
-        return measure(options.device, Path(folder), name, options.seconds)
+        chosen = [known[each] for each in options.parts or known]
+        return measure(options.device, Path(folder), name, chosen, options.seconds, list(known))
 
 
-def measure(device: str, folder: Path, name: str, seconds: float) -> int:
-    """What all parts have found, and the table of each; written after each of them. 1 where one is missing."""
-    ends, texts, found, missing = time.monotonic() + seconds, [], {}, []
-    for part in parts(device):
+def measure(
+    device: str, folder: Path, name: str, chosen: Sequence[Part], seconds: float, everything: Sequence[str]
+) -> int:
+    """What the parts have found, and the table of each, beside those of before; written after each of them. 1 where one is missing."""
+    ends, missing = time.monotonic() + seconds, {}
+    kept = report.RESULTS / f"{name}.json"
+    found: dict[str, Any] = json.loads(kept.read_text())["parts"] if kept.exists() else {}
+    for part in chosen:
         most = min(part.seconds, ends - time.monotonic())
         own = folder / part.name
         words = ["-m", f"bench.{part.words[0]}", *part.words[1:], "--device", device, "--name", str(own)]
         cli.note(f"{part.name}: {most:.0f} s at most")
         began = time.monotonic()
+        found.pop(part.name, None)
         if fault := failure([sys.executable, *words], most):
-            missing.append(f"- Not done: {part.name} ({fault}).")
+            missing[part.name] = fault
+            cli.note(f"{part.name}: {fault}")
         else:
             cli.note(f"{part.name}: took {time.monotonic() - began:.0f} s")
-            texts.append(own.with_suffix(".md").read_text().replace("# ", "## ", 1))
-            found[part.name] = json.loads(own.with_suffix(".json").read_text())
-        facts = {**report.facts(device), "parts": found, "missing": missing}
-        report.write(name, facts, "\n".join(["# On a GPU", "", *report.made(facts), *missing, "", *texts]))
+            table = own.with_suffix(".md").read_text().replace("# ", "## ", 1)
+            found[part.name] = {**json.loads(own.with_suffix(".json").read_text()), "table": table}
+        ordered = {each: found[each] for each in everything if each in found}
+        absent = [f"- Not done: {each} ({why})." for each, why in missing.items()]
+        facts = {**report.facts(device), "parts": ordered, "missing": missing}
+        texts = [each["table"] for each in ordered.values()]
+        report.write(name, facts, "\n".join(["# On a GPU", "", *absent, *([""] if absent else []), *texts]))
     return 1 if missing else 0
 
 

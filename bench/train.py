@@ -27,13 +27,14 @@ from typing import IO, Any, Literal, cast
 from bench import report
 from gpt2hpc import cli, config_io
 from gpt2hpc.config import Config, ModelConfig, PrecisionName
+from gpt2hpc.config_rules import grad_accum_steps
 
 Way = Literal["eager", "compiled"]
 OURS = "gpt2hpc"
 REPLAYED = "gpt2hpc, CUDA graphs"
 OTHERS = ("nanoGPT-style", "transformers")
 TURNS = {"cpu": 2, "cuda": 5}
-"""Steps of one; of the first turn nothing is counted."""
+"""Steps of one where nothing is said; of the first turn nothing is counted."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,12 +61,19 @@ def shapes() -> dict[str, Shape]:
 
 
 def settings(
-    shape: Shape, device: str, *, way: Way, precision: PrecisionName, steps: int, rows: int | None = None
+    shape: Shape,
+    device: str,
+    *,
+    way: Way,
+    precision: PrecisionName,
+    steps: int,
+    rows: int | None = None,
+    micro_batches: int | None = None,
 ) -> Config:
-    """`rows` are sequences a micro batch, instead of the shape's."""
+    """`rows` are sequences a micro batch, instead of the shape's; `micro_batches` those of a step."""
     plain = Config()
-    usual, micro_batches = shape.cuda if device == "cuda" else shape.cpu
-    rows = rows or usual
+    usual_rows, usual = shape.cuda if device == "cuda" else shape.cpu
+    rows, micro_batches = rows or usual_rows, micro_batches or usual
     tokens = rows * micro_batches * shape.model.block_size
     train = dataclasses.replace(
         plain.train,
@@ -208,9 +216,10 @@ def row(run: dict[str, Any], name: str, peak_flops: float | None) -> str:
     off = max(abs(a - b) for a, b in zip(found["losses"], ours["losses"], strict=True))
     rate = statistics.median(run["tokens_per_step"] / each for each in found["step_s"])
     flops = rate * run["flops_per_token"]
+    accumulated = [run["micro_batches"]] if run["micro_batches"] > 1 else []
     cells = (
         f"{run['shape']}, {run['way']}, {run['precision']}",
-        f"{run['rows']} × {run['block_size']}",
+        " × ".join(map(str, (*accumulated, run["rows"], run["block_size"]))),
         name,
         f"{rate:,.0f}",
         f"{flops / peak_flops:.1%} MFU" if peak_flops else f"{flops / 1e9:,.0f} G",
@@ -231,35 +240,37 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--name", default="train", help="of the files in bench/results")
     parser.add_argument("--rows", type=int, help="sequences a micro batch, instead of the shape's")
+    parser.add_argument("--micro-batches", type=int, help="a step, instead of the shape's")
+    parser.add_argument("--turn", type=int, help=f"steps of a turn (default: {TURNS['cpu']}, on a GPU {TURNS['cuda']})")
     everyone = (OURS, REPLAYED, *OTHERS)
     parser.add_argument("--contenders", nargs="+", choices=everyone, help="ours always; default: all")
     parser.add_argument("--serve", choices=everyone, help=argparse.SUPPRESS)
     options = parser.parse_args()
     report.refuse_absent(parser, options.device)
-    turn = TURNS[options.device]
+    turn = TURNS[options.device] if options.turn is None else options.turn
+    for name in ("turn", "rows", "micro_batches"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            parser.error(f"--{name.replace('_', '-')}={value} must be 1 or more")
     if options.steps < 2 * turn or options.steps % turn:
         parser.error(
             f"--steps={options.steps} must be a multiple of {turn}, and {2 * turn} or more: the first turn is not counted"
         )
     if REPLAYED in (options.contenders or ()) and (options.device == "cpu" or "eager" in options.ways):
         parser.error(f"--contenders {REPLAYED!r} wants --device cuda and --ways compiled: only that can be replayed")
-    if options.rows is not None and options.rows < 1:
-        parser.error(f"--rows={options.rows} must be 1 or more")
+    asked = {"steps": options.steps, "rows": options.rows, "micro_batches": options.micro_batches}
     if options.serve:
         [shape], [way], [precision] = options.shapes, options.ways, options.precisions
-        config = settings(
-            shapes()[shape], options.device, way=way, precision=precision, steps=options.steps, rows=options.rows
-        )
+        config = settings(shapes()[shape], options.device, way=way, precision=precision, **asked)
         serve(options.serve, config, options.threads)
         return
     runs = []
     for shape, way, precision in itertools.product(options.shapes, options.ways, options.precisions):
         words = ["--shapes", shape, "--ways", way, "--precisions", precision, "--device", options.device]
         words += ["--threads", str(options.threads), "--steps", str(options.steps)]
+        words += ["--turn", str(turn)]
         words += ["--rows", str(options.rows)] if options.rows else []
-        config = settings(
-            shapes()[shape], options.device, way=way, precision=precision, steps=options.steps, rows=options.rows
-        )
+        words += ["--micro-batches", str(options.micro_batches)] if options.micro_batches else []
+        config = settings(shapes()[shape], options.device, way=way, precision=precision, **asked)
         names = dict.fromkeys([OURS, *(options.contenders or everyone)])
         if options.device == "cpu" or way == "eager":
             names.pop(REPLAYED, None)
@@ -268,6 +279,7 @@ def main() -> None:
             "way": way,
             "precision": precision,
             "rows": config.train.micro_batch_size,
+            "micro_batches": grad_accum_steps(config, world_size=1),
             "block_size": config.model.block_size,
             "tokens_per_step": config.train.tokens_per_step,
             "flops_per_token": config.model.flops_per_token,

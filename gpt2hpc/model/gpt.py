@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from gpt2hpc.config import ModelConfig
+from gpt2hpc.model import fused_blocks
 from gpt2hpc.model.cache import Cache, Past
 from gpt2hpc.model.fused_loss import IGNORED, fused_loss
 from gpt2hpc.model.products import Linear, linear
@@ -27,17 +28,19 @@ class CausalSelfAttention(nn.Module):
         self.resid_dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, past: Past | None = None) -> Tensor:
-        batch, length, width = x.shape
-        q, k, v = (
-            part.view(batch, length, self.n_head, width // self.n_head).transpose(1, 2)
-            for part in self.c_attn(x).split(width, dim=2)
-        )
+        q, k, v = self.c_attn(x).split(x.shape[2], dim=2)
+        out: Tensor = self.resid_dropout(self.c_proj(self.attend(q, k, v, mask, past)))
+        return out
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, past: Past | None = None) -> Tensor:
+        """What the heads make of queries, keys and values, all of them shaped (batch, length, n_embd)."""
+        batch, length, width = q.shape
+        q, k, v = (part.view(batch, length, self.n_head, width // self.n_head).transpose(1, 2) for part in (q, k, v))
         if past is not None:
             k, v = past.extended(k, v, until=length if mask is None else mask.shape[-1])
         dropout = self.dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, dropout_p=dropout)
-        out: Tensor = self.resid_dropout(self.c_proj(y.transpose(1, 2).reshape(batch, length, width)))
-        return out
+        return y.transpose(1, 2).reshape(batch, length, width)
 
 
 class MLP(nn.Module):
@@ -78,8 +81,8 @@ class GPT(nn.Module):
     def __init__(self, config: ModelConfig, *, recomputes: bool = False) -> None:
         super().__init__()
         self.config, self.recomputes = config, recomputes
-        self.fuses_loss = False
-        """Whether head and loss are one operator (fused_loss), for a mean or a sum."""
+        self.fuses = False
+        """Whether operators of ours for a GPU are used, where they can be: fused_blocks, and fused_loss for a mean or a sum."""
         self.wte = nn.Embedding(config.padded_vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.block_size, config.n_embd)
         self.drop = nn.Dropout(config.dropout)
@@ -92,15 +95,15 @@ class GPT(nn.Module):
         hidden = self.hidden(tokens)
         if targets is None:
             return self.head(hidden)
-        if self.fuses_loss and reduction != "none":
+        if self.fuses and reduction != "none":
             return self._fused_loss(hidden.flatten(0, 1), targets.flatten(), reduction)
         logits = self.head(hidden).flatten(0, 1).float()
         return F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction=reduction)
 
     def _fused_loss(self, hidden: Tensor, targets: Tensor, reduction: str) -> Tensor:
-        kind = hidden.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-        total = fused_loss(hidden.to(dtype), self.wte.weight, targets, vocabulary=self.config.vocab_size)
+        total = fused_loss(
+            hidden.to(_dtype_of_products(hidden)), self.wte.weight, targets, vocabulary=self.config.vocab_size
+        )
         return total if reduction == "sum" else total / (targets != IGNORED).sum()
 
     def hidden(
@@ -119,6 +122,8 @@ class GPT(nn.Module):
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)
         x = self.drop(self.wte(tokens) + self.wpe(positions))
+        if self.fuses and mask is None and cache is None and not (self.training and (self.recomputes or self.drop.p)):
+            return fused_blocks.through(self.h, x, self.ln_f, _dtype_of_products(x))
         for number, block in enumerate(self.h):
             if self.recomputes and self.training and torch.is_grad_enabled():
                 x = checkpoint(block, x, mask, use_reentrant=False)  # it restores the random generators for dropout
@@ -145,3 +150,8 @@ class GPT(nn.Module):
             elif parameter.dim() >= 2:
                 scale = 1 / math.sqrt(2 * self.config.n_layer) if name.endswith("c_proj.weight") else 1.0
                 parameter.normal_(0.0, 0.02 * scale)
+
+
+def _dtype_of_products(x: Tensor) -> torch.dtype:
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK, WARPS = 2048, 8
+BLOCK, WARPS = 4096, 16
 """Numbers of a row that are read at once, and by how many warps (bench/NOTES.md)."""
 
 
@@ -25,8 +25,8 @@ def losses_and_gradients_in_place(logits: Tensor, targets: Tensor, vocabulary: i
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _kernel(logits, targets, losses, VOCABULARY: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+@triton.jit
+def _kernel(logits, targets, losses, VOCABULARY: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """A token: maximum and sum of exponentials in one pass over its logits (Milakov & Gimelshein 2018, arXiv:1805.02867), gradients in
     a second one, which finds them in the cache still. Exponents are of 2, of which a GPU has an instruction."""
     token = tl.program_id(0).to(tl.int64)
@@ -38,7 +38,8 @@ def _kernel(logits, targets, losses, VOCABULARY: tl.constexpr, ROWS: tl.constexp
     sums = tl.zeros((BLOCK,), tl.float32)
     for begin in range(0, VOCABULARY, BLOCK):
         at = begin + columns
-        x = tl.load(logits + at, mask=at < VOCABULARY, other=-float("inf")).to(tl.float32)
+        x = tl.load(logits + at, mask=at < ROWS, other=-float("inf"), eviction_policy="evict_last").to(tl.float32)
+        x = tl.where(at < VOCABULARY, x, -float("inf"))  # not by the mask, with which numbers would be read one by one
         smaller = tl.exp2(-tl.abs(x - tops) * LOG2_E)
         sums = tl.where(x > tops, sums * smaller + 1.0, sums + smaller)
         tops = tl.maximum(tops, x)
@@ -50,7 +51,9 @@ def _kernel(logits, targets, losses, VOCABULARY: tl.constexpr, ROWS: tl.constexp
     tl.debug_barrier()  # the target's logit is read by all before it is overwritten
     for begin in range(0, ROWS, BLOCK):
         at = begin + columns
-        x = tl.load(logits + at, mask=at < VOCABULARY, other=-float("inf")).to(tl.float32)
-        tl.store(logits + at, tl.exp2(x * LOG2_E - total).to(logits.dtype.element_ty), mask=at < ROWS)
+        x = tl.load(logits + at, mask=at < ROWS, other=-float("inf"), eviction_policy="evict_first").to(tl.float32)
+        x = tl.where(at < VOCABULARY, x, -float("inf"))
+        gradients = tl.exp2(x * LOG2_E - total).to(logits.dtype.element_ty)
+        tl.store(logits + at, gradients, mask=at < ROWS, eviction_policy="evict_first")
     tl.debug_barrier()  # the target's gradient is written last
     tl.store(logits + target, (tl.exp2(own) - 1.0).to(logits.dtype.element_ty), mask=counts)

@@ -41,7 +41,7 @@ class Learner:
         self.model = GPT(config.model, recomputes=config.train.activation_checkpointing).to(ranks.device)
         wish = config.train.compile
         self._compiles = wish or (wish is None and ranks.device.type == "cuda")
-        self.model.fuses_loss = bool(self._compiles and fused_loss.suits(ranks.device, self.precision.dtype))
+        self.model.fuses = bool(self._compiles and fused_loss.suits(ranks.device, self.precision.dtype))
         self._optimizer = new_optimizer(self.model, config.optimizer)
         self._share = Share(self.model, ranks) if config.train.shard_optimizer else None
         self._wrapped: nn.Module = self.model

@@ -25,7 +25,7 @@ PACKAGES = (
     *("submitit", "tiktoken", "torch.distributed", "transformers", "yaml"),
 )
 """Those of pyproject.toml, with the extra `train`."""
-OF_TRITON = ("gpt2hpc.model.loss_kernel",)
+OF_TRITON = ("gpt2hpc.model.block_kernels", "gpt2hpc.model.loss_kernel")
 """Which comes with torch for CUDA, and is not wanted elsewhere."""
 
 

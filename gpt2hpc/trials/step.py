@@ -41,18 +41,18 @@ def run(bench: Bench) -> str:
 
 
 def _fused(plain: GPT, chosen: Precision, expected: float) -> str:
-    """The kernel that trainings on this GPU use, beside torch's operators; TrialError where it comes to something else."""
+    """The kernels that trainings on this GPU use, beside torch's operators; TrialError where it comes to something else."""
     model = new_model(chosen.device)
-    model.fuses_loss = True
+    model.fuses = True
     loss = backward(model, chosen)
     if not abs(loss - expected) < CLOSE:
-        raise TrialError(f"the fused loss is {loss:.4f}, and {expected:.4f} by torch's operators")
+        raise TrialError(f"by fused operators the loss is {loss:.4f}, and {expected:.4f} by torch's operators")
     for (name, own), (_, other) in zip(model.named_parameters(), plain.named_parameters(), strict=True):
         assert own.grad is not None
         assert other.grad is not None
         if not (own.grad - other.grad).norm() < CLOSE * other.grad.norm():
-            raise TrialError(f"the fused loss gives {name} another gradient than torch's operators")
-    return "; the same with the fused loss"
+            raise TrialError(f"fused operators give {name} another gradient than torch's operators")
+    return "; the same with fused operators"
 
 
 def new_model(device: torch.device, shape: ModelConfig = SHAPE) -> GPT:

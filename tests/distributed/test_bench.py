@@ -20,7 +20,7 @@ def test_all_that_a_gpu_would_measure(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     facts = json.loads((tmp_path / "gpu.json").read_text())
-    assert facts["missing"] == []
+    assert facts["missing"] == {}
     [run] = facts["parts"]["train"]["runs"]
     ours = run["contenders"][OURS]["losses"]
     assert len(ours) == facts["parts"]["train"]["steps"]
@@ -33,6 +33,12 @@ def test_all_that_a_gpu_would_measure(tmp_path: Path) -> None:
         assert row["bytes"] == pytest.approx(row["foretold"], rel=0.06)
     for table in ("## Memory", "## Training steps", "## Beside the steps"):
         assert table in (tmp_path / "gpu.md").read_text()
+    done = subprocess.run([sys.executable, *words, "--parts", "memory"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    again = json.loads((tmp_path / "gpu.json").read_text())["parts"]
+    assert list(again) == list(facts["parts"])
+    assert again["train"] == facts["parts"]["train"]
+    assert "## Training steps" in (tmp_path / "gpu.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -41,6 +47,8 @@ def test_all_that_a_gpu_would_measure(tmp_path: Path) -> None:
         (["bench.gpu"], "no GPU answers"),
         (["bench.train", "--steps", "3"], "--steps=3 must be a multiple of 2"),
         (["bench.train", "--contenders", "gpt2hpc, CUDA graphs"], "only that can be replayed"),
+        (["bench.gpu", "--device", "cpu", "--parts", "starts"], "the parts are train, overhead, memory"),
+        (["bench.train", "--micro-batches", "0"], "--micro-batches=0 must be 1 or more"),
         (["bench.startup", "--device", "cuda"], "no GPU answers"),
         (["bench.overhead", "--steps", "3"], "--steps=3 must be 8 or more"),
     ],

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from torch.nn import functional as F
 from gpt2hpc import config_io
 from gpt2hpc.cluster.dist_env import DistEnv
 from gpt2hpc.config import Config, ModelConfig, OptimizerConfig, TrainConfig
-from gpt2hpc.model import fit, fused_loss, hf_weights
+from gpt2hpc.model import fit, fused_blocks, fused_loss, hf_weights
 from gpt2hpc.model.generate import generate
 from gpt2hpc.model.gpt import GPT
 from gpt2hpc.training import precision, state
@@ -66,16 +68,19 @@ def test_gradients_equal_transformers() -> None:
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("sixteen_bits", [False, True], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_a_fused_loss_is_that_of_all_logits(
+def test_fused_operators_compute_what_torchs_do(
     reduction: str, sixteen_bits: bool, compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its gradients too, scaled by what follows it, with targets that do not count and a last piece that is smaller."""
+    """The loss and its gradients, scaled by what follows it, with targets that do not count and a last piece that is smaller."""
     if compiled and shutil.which("g++") is None:
         pytest.skip("torch.compile on a CPU needs g++, which this machine lacks")
     monkeypatch.setattr(fused_loss, "PIECE", 10)
     whole, fused = GPT(SMALL), GPT(SMALL)
+    with torch.no_grad():
+        for parameter in whole.parameters():  # biases too, which begin as zeros
+            parameter += 0.02 * torch.randn_like(parameter)
     fused.load_state_dict(whole.state_dict())
-    fused.fuses_loss = True
+    fused.fuses = True
     if compiled:
         torch._dynamo.reset()
         fused.compile()
@@ -93,6 +98,32 @@ def test_a_fused_loss_is_that_of_all_logits(
     for (name, one), other in zip(whole.named_parameters(), fused.parameters(), strict=True):
         assert (one.grad - other.grad).norm() < (2e-2 if sixteen_bits else 1e-5) * one.grad.norm(), name
     assert torch.all(fused.wte.weight.grad[250:] == 0)
+
+
+def test_where_blocks_are_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not with dropout, nor where blocks are computed again; and generating, with a cache, has its own way."""
+    genuine, calls = fused_blocks.through, []
+
+    def through(*given: Any) -> torch.Tensor:
+        calls.append(1)
+        return genuine(*given)
+
+    monkeypatch.setattr(fused_blocks, "through", through)
+    tokens = torch.randint(0, 250, (2, 8))
+    dropping = dataclasses.replace(SMALL, dropout=0.5)
+    for model, in_training in ((GPT(SMALL), 1), (GPT(dropping), 0), (GPT(SMALL, recomputes=True), 0)):
+        model(tokens, tokens)
+        assert not calls
+        model.fuses = True
+        model(tokens, tokens)
+        assert len(calls) == in_training
+        calls.clear()
+        model.eval()
+        model(tokens, tokens)
+        assert len(calls) == 1
+        calls.clear()
+    model.hidden(tokens, mask=torch.ones(2, 1, 8, 8, dtype=torch.bool))
+    assert not calls
 
 
 def test_a_fused_loss_adds_up_its_weight_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +152,7 @@ def test_a_fused_loss_is_tried_on_the_machine_at_hand(tmp_path: Path, monkeypatc
     bench = Bench("cpu", tmp_path, 0)
     assert "fused" not in step.run(bench)
     monkeypatch.setattr(fused_loss, "suits", lambda device, dtype: True)
-    assert step.run(bench).endswith("; the same with the fused loss")
+    assert step.run(bench).endswith("; the same with fused operators")
     genuine = fused_loss._losses
 
     def wrong(logits: torch.Tensor, targets: torch.Tensor, vocabulary: int) -> torch.Tensor:
@@ -130,10 +161,10 @@ def test_a_fused_loss_is_tried_on_the_machine_at_hand(tmp_path: Path, monkeypatc
         return losses
 
     monkeypatch.setattr(fused_loss, "_losses", wrong)
-    with pytest.raises(TrialError, match=r"gives wte\.weight another gradient"):
+    with pytest.raises(TrialError, match=r"give wte\.weight another gradient"):
         step.run(bench)
     monkeypatch.setattr(fused_loss, "_losses", lambda *of: genuine(*of) + 0.1)
-    with pytest.raises(TrialError, match=r"the fused loss is 10\.9\d+, and 10\.8"):
+    with pytest.raises(TrialError, match=r"by fused operators the loss is 10\.9\d+, and 10\.8"):
         step.run(bench)
 
 
