@@ -35,7 +35,7 @@ def through(blocks: Iterable[nn.Module], x: Tensor, norm: nn.LayerNorm, dtype: t
         added = activation @ outer.weight.to(dtype).t(), outer.bias
     if (
         added is not None
-    ):  # not by our operator: torch before 2.13 is slow to compile the fused loss straight after such
+    ):  # by torch's own: before 2.13 its compiler is slow with the fused loss straight after one of these
         x = x + (added[0] + added[1])
     out: Tensor = norm(x)
     return out.to(dtype).view(shape)

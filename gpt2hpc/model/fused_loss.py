@@ -21,7 +21,7 @@ PIECE = 16_384
 
 
 def suits(device: torch.device, dtype: torch.dtype) -> bool:
-    """Where it is faster, as Triton's kernels run there: in bf16, on CUDA from Ampere on."""
+    """Where it is faster, and fused_blocks too, as Triton's kernels run there: in bf16, on CUDA from Ampere on."""
     if device.type != "cuda" or dtype != torch.bfloat16 or importlib.util.find_spec("triton") is None:
         return False
     return torch.cuda.get_device_capability(device) >= (8, 0)

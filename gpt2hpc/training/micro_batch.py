@@ -154,7 +154,7 @@ def largest(sizes: Sequence[int], meter: Meter, step: Callable[[int], object], *
 
 
 def _largest_here(config: Config, ranks: Ranks, sizes: Sequence[int], beat: Callable[[], object]) -> int | None:
-    """On this rank alone, not compiled, which needs more; but with the loss that a compiled step has."""
+    """On this rank alone, not compiled, which needs more; but with the operators that a compiled step has."""
     meter = _meter(config, ranks)
     trial: Learner | None = None
 
