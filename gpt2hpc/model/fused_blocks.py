@@ -33,9 +33,8 @@ def through(blocks: Iterable[nn.Module], x: Tensor, norm: nn.LayerNorm, dtype: t
         inner, outer = block.mlp.c_fc, block.mlp.c_proj
         activation = torch.ops.gpt2hpc.bias_gelu(normed @ inner.weight.to(dtype).t(), inner.bias)
         added = activation @ outer.weight.to(dtype).t(), outer.bias
-    if (
-        added is not None
-    ):  # by torch's own: before 2.13 its compiler is slow with the fused loss straight after one of these
+    if added is not None:
+        # By torch's own: its compiler, before 2.13, is slow with the fused loss straight after an operator of ours.
         x = x + (added[0] + added[1])
     out: Tensor = norm(x)
     return out.to(dtype).view(shape)
