@@ -1,4 +1,4 @@
-"""The kernels for a GPU, as Triton's interpreter runs them on a CPU, beside torch's operators.
+"""The kernels for a GPU, without one: Triton compiles them, and its interpreter runs them on a CPU, beside torch's operators.
 
 Triton decides when it is imported whether it interprets: so they run in a process of their own, in which this file is collected again.
 """
@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,9 +29,45 @@ def off(own: Tensor, other: Tensor) -> float:
 
 if not INTERPRETS:
 
-    def test_the_kernels_in_tritons_interpreter() -> None:
+    @pytest.fixture(autouse=True)
+    def needs_triton() -> None:
         if importlib.util.find_spec("triton") is None:
             pytest.skip("the kernels' tests need triton, which is for Linux on x86-64")
+
+    @pytest.mark.parametrize("capability", [80, 90])
+    def test_the_kernels_compile_for_a_gpu(capability: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """For Ampere and Hopper, and read and write 16 bytes at once, which a mask can prevent unseen."""
+        monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+        import triton
+        from triton.backends.compiler import GPUTarget
+        from triton.compiler import ASTSource
+
+        from gpt2hpc.model import block_kernels, loss_kernel
+
+        of_others = {"rows": "i32", "width": "i32", "targets": "*i64"}
+        wide = {"BLOCK": 1024}
+        for kernel, in_bf16, constants in (
+            (block_kernels._add_norm, "added_p normed_p", {**wide, "WIDTH": 768, "EPS": 1e-5}),
+            (block_kernels._add_norm_backward, "of_normed_p of_added_p", {**wide, "WIDTH": 768}),
+            (block_kernels._side_by_side, "one_p two_p three_p whole_p", wide),
+            (block_kernels._bias_gelu, "x_p out_p", wide),
+            (block_kernels._bias_gelu_backward, "grad_p x_p of_x_p", wide),
+            (loss_kernel._kernel, "logits", {"VOCABULARY": 50257, "ROWS": 50304, "BLOCK": loss_kernel.BLOCK}),
+        ):
+            types = {**of_others, **dict.fromkeys(in_bf16.split(), "*bf16"), **dict.fromkeys(constants, "constexpr")}
+            signature = {name: types.get(name, "*fp32") for name in kernel.arg_names}
+            aligned = {
+                (place,): [["tt.divisibility", 16]]
+                for place, kind in enumerate(signature.values())
+                if kind != "constexpr"
+            }
+            source = ASTSource(kernel, signature, constexprs=constants, attrs=aligned)
+            made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 4})
+            assert made.asm["cubin"]
+            for access in ("ld", "st"):
+                assert re.search(rf"{access}\.global[\w.:]*\.v4\.", made.asm["ptx"]), (kernel, access)
+
+    def test_the_kernels_in_tritons_interpreter() -> None:
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
             env={**os.environ, "TRITON_INTERPRET": "1"},
