@@ -1,7 +1,8 @@
 """Everything that needs a GPU, in less than nine minutes, as one table: `python -m bench.gpu`, or `make bench-gpu`.
 
 Each part is one of the other benchmarks, ends in its time or is named as not done (as the last one where those before took long),
-and goes into bench/results/gpu.md and gpu.json. `--parts` measures some of them again, and leaves what the files say of the others.
+and goes into bench/results/gpu.md and gpu.json. `--parts` measures some of them again, and leaves what the files say of the others; a
+table stays until there is a newer one, and says itself when and on what it was made.
 `--device cpu` rehearses it without a GPU, with a model of no size: it shows that all works, and measures nothing.
 """
 
@@ -78,6 +79,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="bench-gpu-") as folder:
         name = options.name or ("gpu" if options.device == "cuda" else f"{folder}/gpu")
         chosen = [known[each] for each in options.parts or known]
+        file = report.RESULTS / f"{name}.json"
+        if file.exists() and "parts" not in json.loads(file.read_text()):
+            parser.error(f"--name {name!r}: {file} is of another benchmark; name it otherwise")
         return measure(options.device, Path(folder), name, chosen, options.seconds, list(known))
 
 
@@ -85,18 +89,18 @@ def measure(
     device: str, folder: Path, name: str, chosen: Sequence[Part], seconds: float, everything: Sequence[str]
 ) -> int:
     """What the parts have found, and the table of each, beside those of before; written after each of them. 1 where one is missing."""
-    ends, missing = time.monotonic() + seconds, {}
-    kept = report.RESULTS / f"{name}.json"
-    found: dict[str, Any] = json.loads(kept.read_text())["parts"] if kept.exists() else {}
+    ends, file = time.monotonic() + seconds, report.RESULTS / f"{name}.json"
+    before: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"parts": {}, "missing": {}}
+    found, missing = before["parts"], before["missing"]
     for part in chosen:
         most = min(part.seconds, ends - time.monotonic())
         own = folder / part.name
         words = ["-m", f"bench.{part.words[0]}", *part.words[1:], "--device", device, "--name", str(own)]
         cli.note(f"{part.name}: {most:.0f} s at most")
         began = time.monotonic()
-        found.pop(part.name, None)
+        missing.pop(part.name, None)
         if fault := failure([sys.executable, *words], most):
-            missing[part.name] = fault
+            missing[part.name] = fault + ("; its table is older" if part.name in found else "")
             cli.note(f"{part.name}: {fault}")
         else:
             cli.note(f"{part.name}: took {time.monotonic() - began:.0f} s")
@@ -104,10 +108,10 @@ def measure(
             found[part.name] = {**json.loads(own.with_suffix(".json").read_text()), "table": table}
         ordered = {each: found[each] for each in everything if each in found}
         absent = [f"- Not done: {each} ({why})." for each, why in missing.items()]
-        facts = {**report.facts(device), "parts": ordered, "missing": missing}
+        facts = {"parts": ordered, "missing": missing}
         texts = [each["table"] for each in ordered.values()]
         report.write(name, facts, "\n".join(["# On a GPU", "", *absent, *([""] if absent else []), *texts]))
-    return 1 if missing else 0
+    return 1 if any(part.name in missing for part in chosen) else 0
 
 
 def failure(command: Sequence[str], seconds: float) -> str | None:

@@ -15,6 +15,7 @@ from torch import Tensor
 def add_norm(
     x: Tensor, added: Tensor, its_bias: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x, added = _dense(x, added)
     rows, width = x.shape
     total, normed = torch.empty_like(x), torch.empty_like(added)
     mean, inverse = (x.new_empty(rows) for _ in range(2))
@@ -27,6 +28,7 @@ def add_norm(
 def add_norm_backward(
     of_total: Tensor, of_normed: Tensor, total: Tensor, mean: Tensor, inverse: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
+    of_total, of_normed, total = _dense(of_total, of_normed, total)
     rows, width = total.shape
     of_x, of_added = torch.empty_like(total), torch.empty_like(of_normed)
     block = triton.next_power_of_2(width)
@@ -39,6 +41,7 @@ def add_norm_backward(
 
 
 def side_by_side(one: Tensor, two: Tensor, three: Tensor) -> tuple[Tensor, Tensor]:
+    one, two, three = _dense(one, two, three)
     rows, width = one.shape
     whole, programs = one.new_empty(rows, 3 * width), _programs(one, 4)
     parts = torch.empty(programs, 3 * width, dtype=torch.float32, device=one.device)
@@ -52,6 +55,7 @@ COLUMNS = 1024
 
 
 def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
+    [x] = _dense(x)
     rows, width = x.shape
     out = torch.empty_like(x)
     _bias_gelu[(rows, triton.cdiv(width, COLUMNS))](x, bias, out, width, COLUMNS, num_warps=4)
@@ -59,12 +63,18 @@ def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
 
 
 def bias_gelu_backward(grad: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    grad, x = _dense(grad, x)
     rows, width = x.shape
     blocks = triton.cdiv(width, COLUMNS)
     of_x, programs = torch.empty_like(x), _programs(x, max(1, 6 // blocks))
     parts = torch.empty(programs, width, dtype=torch.float32, device=x.device)
     _bias_gelu_backward[(programs, blocks)](grad, x, bias, of_x, parts, rows, width, COLUMNS, num_warps=8)
     return of_x, parts.sum(0)
+
+
+def _dense(*tensors: Tensor) -> list[Tensor]:
+    """Row after row, which the kernels take for granted."""
+    return [each.contiguous() for each in tensors]
 
 
 def _warps(block: int, each: int) -> int:
@@ -142,7 +152,7 @@ def _add_norm_backward(
         next_normed, next_total, next_x, next_mean, next_inverse = _row(
             of_normed_p, of_total_p, total_p, mean_p, inverse_p, row + tl.num_programs(0), rows, columns, WIDTH
         )
-        hat = tl.where(inside, (x - mean) * inverse, 0.0)
+        hat = (x - mean) * inverse
         of_weight += of_normed * hat
         of_bias += of_normed
         of_hat = of_normed * weight
@@ -152,7 +162,7 @@ def _add_norm_backward(
         at = row * WIDTH + columns
         tl.store(of_x_p + at, of_x, mask=inside)
         tl.store(of_added_p + at, of_added, mask=inside)
-        of_its_bias += tl.where(inside, of_added.to(tl.float32), 0.0)
+        of_its_bias += of_added.to(tl.float32)
     at = first * (3 * WIDTH) + columns
     tl.store(parts_p + at, of_its_bias, mask=inside)
     tl.store(parts_p + at + WIDTH, of_weight, mask=inside)

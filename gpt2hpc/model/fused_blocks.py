@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gpt2hpc.model import fused_loss
+
 if TYPE_CHECKING:
     from gpt2hpc.model.gpt import Block
 
@@ -52,6 +54,11 @@ def _add_norm(x: Tensor, added: Added | None, norm: nn.LayerNorm, dtype: torch.d
     return total, normed
 
 
+def _like(x: Tensor) -> Tensor:
+    """As operators return it: row after row, however x lies."""
+    return x.new_empty(x.shape)
+
+
 # Residual addition and layer norm ----------------------------------------------------------------------------------
 
 
@@ -60,7 +67,7 @@ def add_norm(
     x: Tensor, added: Tensor, its_bias: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """x + added + its_bias, shaped (t, n), its norm, and each row's mean and inverse deviation; fp32 but for `added` and the norm."""
-    if x.is_cuda:
+    if fused_loss.by_kernel(x):
         from gpt2hpc.model import block_kernels
 
         return block_kernels.add_norm(x, added, its_bias, weight, bias, eps)
@@ -73,7 +80,8 @@ def add_norm(
 def _(
     x: Tensor, added: Tensor, its_bias: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(added), x.new_empty(len(x)), x.new_empty(len(x))
+    rows = x.shape[0]  # by len(x) each number of rows would be compiled by itself
+    return _like(x), _like(added), x.new_empty(rows), x.new_empty(rows)
 
 
 @torch.library.custom_op("gpt2hpc::add_norm_backward", mutates_args=())
@@ -81,7 +89,7 @@ def add_norm_backward(
     of_total: Tensor, of_normed: Tensor, total: Tensor, mean: Tensor, inverse: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients by x, `added`, and, as one of shape (3, n), by `its_bias`, `weight` and `bias`."""
-    if total.is_cuda:
+    if fused_loss.by_kernel(total):
         from gpt2hpc.model import block_kernels
 
         return block_kernels.add_norm_backward(of_total, of_normed, total, mean, inverse, weight)
@@ -99,7 +107,7 @@ def add_norm_backward(
 def _(
     of_total: Tensor, of_normed: Tensor, total: Tensor, mean: Tensor, inverse: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(total), torch.empty_like(of_normed), total.new_empty(3, total.shape[1])
+    return _like(total), _like(of_normed), total.new_empty(3, total.shape[1])
 
 
 def _keep_norm(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
@@ -108,8 +116,7 @@ def _keep_norm(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor, Tensor, Tens
 
 
 def _norm_backward(ctx: Any, of_total: Tensor, of_normed: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
-    grads = of_total.contiguous(), of_normed.contiguous()
-    of_x, of_added, sums = torch.ops.gpt2hpc.add_norm_backward(*grads, *ctx.saved_tensors)
+    of_x, of_added, sums = torch.ops.gpt2hpc.add_norm_backward(of_total, of_normed, *ctx.saved_tensors)
     return of_x, of_added, *sums.unbind(), None
 
 
@@ -133,14 +140,14 @@ class _Parts(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, weight = ctx.saved_tensors
-        grad, sums = torch.ops.gpt2hpc.side_by_side(*(each.contiguous() for each in grads))
+        grad, sums = torch.ops.gpt2hpc.side_by_side(*grads)
         return grad @ weight, grad.t() @ x, sums.to(grad.dtype)
 
 
 @torch.library.custom_op("gpt2hpc::side_by_side", mutates_args=())
 def side_by_side(one: Tensor, two: Tensor, three: Tensor) -> tuple[Tensor, Tensor]:
     """Three matrices, shaped (t, n) each, as one, and its columns' sums, in fp32."""
-    if one.is_cuda:
+    if fused_loss.by_kernel(one):
         from gpt2hpc.model import block_kernels
 
         return block_kernels.side_by_side(one, two, three)
@@ -160,7 +167,7 @@ def _(one: Tensor, two: Tensor, three: Tensor) -> tuple[Tensor, Tensor]:
 @torch.library.custom_op("gpt2hpc::bias_gelu", mutates_args=())
 def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
     """gelu(x + bias), shaped (t, m), by the hyperbolic tangent; `bias` in fp32."""
-    if x.is_cuda:
+    if fused_loss.by_kernel(x):
         from gpt2hpc.model import block_kernels
 
         return block_kernels.bias_gelu(x, bias)
@@ -169,13 +176,13 @@ def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
 
 @bias_gelu.register_fake
 def _(x: Tensor, bias: Tensor) -> Tensor:
-    return torch.empty_like(x)
+    return _like(x)
 
 
 @torch.library.custom_op("gpt2hpc::bias_gelu_backward", mutates_args=())
 def bias_gelu_backward(grad: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients by x and by `bias`."""
-    if x.is_cuda:
+    if fused_loss.by_kernel(x):
         from gpt2hpc.model import block_kernels
 
         return block_kernels.bias_gelu_backward(grad, x, bias)
@@ -185,7 +192,7 @@ def bias_gelu_backward(grad: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, T
 
 @bias_gelu_backward.register_fake
 def _(grad: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(bias)
+    return _like(x), _like(bias)
 
 
 def _keep_gelu(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -193,7 +200,7 @@ def _keep_gelu(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
 
 
 def _gelu_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-    of_x, of_bias = torch.ops.gpt2hpc.bias_gelu_backward(grad.contiguous(), *ctx.saved_tensors)
+    of_x, of_bias = torch.ops.gpt2hpc.bias_gelu_backward(grad, *ctx.saved_tensors)
     return of_x, of_bias
 
 

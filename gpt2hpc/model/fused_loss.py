@@ -27,6 +27,11 @@ def suits(device: torch.device, dtype: torch.dtype) -> bool:
     return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
+def by_kernel(x: Tensor) -> bool:
+    """Whether a kernel in Triton computes with it, and not torch's operators, which say the same to a CPU."""
+    return x.is_cuda
+
+
 def fused_loss(hidden: Tensor, weight: Tensor, targets: Tensor, *, vocabulary: int) -> Tensor:
     """The sum of the tokens' cross-entropies in nats.
 
@@ -89,7 +94,7 @@ _head_loss.register_autograd(_backward, setup_context=_keep)
 
 def _losses(logits: Tensor, targets: Tensor, vocabulary: int) -> Tensor:
     """As loss_kernel has it, which needs Triton."""
-    if logits.is_cuda:
+    if by_kernel(logits):
         from gpt2hpc.model.loss_kernel import losses_and_gradients_in_place
 
         return losses_and_gradients_in_place(logits, targets, vocabulary)

@@ -109,7 +109,7 @@ class GPT(nn.Module):
     def hidden(
         self, tokens: Tensor, positions: Tensor | None = None, mask: Tensor | None = None, cache: Cache | None = None
     ) -> Tensor:
-        """What the head sees, shaped (batch, length, n_embd).
+        """What the head sees, shaped (batch, length, n_embd); where operators are fused, in the number format of the products already.
 
         Args:
             tokens: Shaped (batch, length).

@@ -33,12 +33,34 @@ def test_all_that_a_gpu_would_measure(tmp_path: Path) -> None:
         assert row["bytes"] == pytest.approx(row["foretold"], rel=0.06)
     for table in ("## Memory", "## Training steps", "## Beside the steps"):
         assert table in (tmp_path / "gpu.md").read_text()
-    done = subprocess.run([sys.executable, *words, "--parts", "memory"], capture_output=True, text=True, check=False)
+
+
+def test_a_part_of_it_again_leaves_the_others(tmp_path: Path) -> None:
+    """What is not done keeps its older table, and says so; what was not done before stays named."""
+    old = {"table": "## Old\n", "rows": []}
+    (tmp_path / "gpu.json").write_text(
+        json.dumps({"parts": {"train": old, "memory": old}, "missing": {"overhead": "not in 1 s"}})
+    )
+    words = ["-m", "bench.gpu", "--device", "cpu", "--name", str(tmp_path / "gpu"), "--parts"]
+    done = subprocess.run([sys.executable, *words, "memory"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    again = json.loads((tmp_path / "gpu.json").read_text())["parts"]
-    assert list(again) == list(facts["parts"])
-    assert again["train"] == facts["parts"]["train"]
-    assert "## Training steps" in (tmp_path / "gpu.md").read_text()
+    facts = json.loads((tmp_path / "gpu.json").read_text())
+    assert facts["parts"]["train"] == old
+    assert facts["parts"]["memory"]["rows"]
+    assert facts["missing"] == {"overhead": "not in 1 s"}
+    again = [*words, "train", "--seconds", "0"]
+    done = subprocess.run([sys.executable, *again], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    text = (tmp_path / "gpu.md").read_text()
+    assert "- Not done: train (no time was left; its table is older)." in text
+    assert "- Not done: overhead (not in 1 s)." in text
+    assert "## Old" in text
+    assert "## Memory" in text
+    (tmp_path / "gpu.json").write_text("{}")
+    done = subprocess.run([sys.executable, *again], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "is of another benchmark" in done.stderr.splitlines()[-1]
+    assert (tmp_path / "gpu.json").read_text() == "{}"
 
 
 @pytest.mark.parametrize(

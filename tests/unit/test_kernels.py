@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gpt2hpc.config import ModelConfig
 from gpt2hpc.model import fused_blocks, fused_loss
+from gpt2hpc.model.gpt import GPT
 
 INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -131,6 +133,46 @@ else:
         of_x, of_bias = block_kernels.bias_gelu_backward(grad, x, bias)
         assert off(of_x, exact.grad) < close
         assert torch.allclose(of_bias, of_x.sum(0, dtype=torch.float32), atol=1e-4)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+    def test_a_model_by_all_of_them(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The operators hand the kernels what they hand torch's operators; gradients of attention lie in another order."""
+        shape = ModelConfig(n_layer=2, n_head=2, n_embd=48, block_size=16, vocab_size=250, padded_vocab_size=256)
+        torch.manual_seed(1)
+        plain, by_kernels = GPT(shape), GPT(shape)
+        with torch.no_grad():
+            for parameter in plain.parameters():
+                parameter += 0.1 * torch.randn_like(parameter)
+        by_kernels.load_state_dict(plain.state_dict())
+        by_kernels.fuses = True
+        monkeypatch.setattr(fused_loss, "by_kernel", lambda x: True)
+        tokens, targets = torch.randint(0, 250, (2, 3, 16))
+        losses = []
+        for model in (plain, by_kernels):
+            with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+                loss = model(tokens, targets)
+            loss.backward()
+            losses.append(loss.detach())
+        close = 1e-5 if dtype == torch.float32 else 3e-2
+        assert torch.allclose(*losses, rtol=close / 10)
+        for (name, one), other in zip(plain.named_parameters(), by_kernels.parameters(), strict=True):
+            assert off(other.grad, one.grad) < close, name
+
+    def test_tensors_that_lie_otherwise() -> None:
+        torch.manual_seed(2)
+        x, grad = torch.randn(24, 10).t(), torch.randn(24, 10).t()
+        columns = [torch.randn(10, 72).chunk(3, dim=1)[part] for part in range(3)]
+        weight = torch.randn(24)
+        assert torch.equal(block_kernels.side_by_side(*columns)[0], torch.cat(columns, dim=1))
+        assert torch.allclose(block_kernels.bias_gelu(x, weight), F.gelu(x + weight, approximate="tanh"), atol=1e-5)
+        for wrapper, given in (
+            (block_kernels.bias_gelu_backward, (grad, x, weight)),
+            (block_kernels.add_norm, (x, grad, weight, weight, weight, 1e-5)),
+            (block_kernels.add_norm_backward, (grad, x, grad, weight[:10], weight[:10], weight)),
+        ):
+            dense = [each.contiguous() if isinstance(each, Tensor) else each for each in given]
+            for own, other in zip(wrapper(*given), wrapper(*dense), strict=True):
+                assert torch.equal(own, other)
 
     @DTYPES
     @pytest.mark.parametrize(("vocabulary", "rows"), [(70, 80), (4990, 5056), (64, 64)])
