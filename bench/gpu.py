@@ -46,6 +46,7 @@ def parts(device: str) -> list[Part]:
             Part("train", ("train", "--shapes", "tiny", "--ways", "eager", "--steps", "6"), 300),
             Part("overhead", ("overhead", "--shape", "tiny", "--steps", "12"), 300),
             Part("memory", ("memory", "--sizes", "smoke", "--micro-batches", "1"), 300),
+            Part("exact", ("exact",), 300),
         ]
     train = ("train", "--ways", "compiled", "--precisions", "bf16", "--steps")
     plain = ("--shapes", "gpt2-124m", "--contenders", "gpt2hpc", "nanoGPT-style", "--rows")
@@ -57,6 +58,7 @@ def parts(device: str) -> list[Part]:
         Part("little", (*train, "40", "--shapes", "6x384"), 70),
         Part("1558m", (*train, "20", "--contenders", "gpt2hpc", "--shapes", "gpt2-1558m"), 150),
         Part("overhead", ("overhead", "--shape", "gpt2-124m", "--steps", "24"), 120),
+        Part("exact", ("exact",), 120),
         Part("starts", ("startup", "--rounds", "1", "--compiled-only"), 150),
         Part("memory", ("memory", "--sizes", "gpt2-1558m", "--micro-batches", "4", "--ways", *MEMORY), 90),
     ]

@@ -29,7 +29,7 @@ PLACE = "GPT2HPC_CACHE_DIR"
 FOLDERS = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton", "CUDA_CACHE_PATH": "cuda"}
 """The variables by which compilers are told, and what each gets. One that is set already is left as it is."""
 MODEL = Path(__file__).parents[1] / "model"
-OPERATORS = ("block_kernels.py", "fused_blocks.py", "fused_loss.py", "loss_kernel.py", "products.py")
+OPERATORS = ("block_kernels.py", "embedding.py", "fused_blocks.py", "fused_loss.py", "loss_kernel.py", "products.py")
 UNUSED_DAYS = 30
 """After which what another torch has compiled goes."""
 

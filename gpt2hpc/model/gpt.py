@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from gpt2hpc.config import ModelConfig
 from gpt2hpc.model import fused_blocks
 from gpt2hpc.model.cache import Cache, Past
+from gpt2hpc.model.embedding import Embedding
 from gpt2hpc.model.fused_loss import IGNORED, fused_loss
 from gpt2hpc.model.products import Linear, linear
 
@@ -83,7 +84,7 @@ class GPT(nn.Module):
         self.config, self.recomputes = config, recomputes
         self.fuses = False
         """Whether operators of ours for a GPU are used, where they can be: fused_blocks, and fused_loss for a mean or a sum."""
-        self.wte = nn.Embedding(config.padded_vocab_size, config.n_embd)
+        self.wte = Embedding(config.padded_vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.block_size, config.n_embd)
         self.drop = nn.Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))

@@ -31,7 +31,8 @@ def test_all_that_a_gpu_would_measure(tmp_path: Path) -> None:
     assert all(share >= 0 for share in facts["parts"]["overhead"]["shares"].values())
     for row in facts["parts"]["memory"]["rows"]:
         assert row["bytes"] == pytest.approx(row["foretold"], rel=0.06)
-    for table in ("## Memory", "## Training steps", "## Beside the steps"):
+    assert [row["differ"] for row in facts["parts"]["exact"]["rows"]] == [[]]
+    for table in ("## Memory", "## Training steps", "## Beside the steps", "## Going on exactly"):
         assert table in (tmp_path / "gpu.md").read_text()
 
 
@@ -69,7 +70,7 @@ def test_a_part_of_it_again_leaves_the_others(tmp_path: Path) -> None:
         (["bench.gpu"], "no GPU answers"),
         (["bench.train", "--steps", "3"], "--steps=3 must be a multiple of 2"),
         (["bench.train", "--contenders", "gpt2hpc, CUDA graphs"], "only that can be replayed"),
-        (["bench.gpu", "--device", "cpu", "--parts", "starts"], "the parts are train, overhead, memory"),
+        (["bench.gpu", "--device", "cpu", "--parts", "starts"], "the parts are train, overhead, memory, exact"),
         (["bench.train", "--micro-batches", "0"], "--micro-batches=0 must be 1 or more"),
         (["bench.startup", "--device", "cuda"], "no GPU answers"),
         (["bench.overhead", "--steps", "3"], "--steps=3 must be 8 or more"),

@@ -154,6 +154,31 @@ def test_a_fused_loss_adds_up_its_weight_in_fp32(monkeypatch: pytest.MonkeyPatch
     assert torch.equal(weight.grad, torch.tensor([[-500.0], [500.0]]).expand(2, 8))
 
 
+def test_a_compiled_step_on_several_threads_is_the_same_each_time() -> None:
+    """Many tokens are the same here, and threads would add up their gradients in any order."""
+    if shutil.which("g++") is None:
+        pytest.skip("torch.compile on a CPU needs g++, which this machine lacks")
+    torch._dynamo.reset()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        model = GPT(dataclasses.replace(SMALL, n_layer=1))
+        plain = GPT(dataclasses.replace(SMALL, n_layer=1))
+        plain.load_state_dict(model.state_dict())
+        model.compile()
+        tokens = torch.randint(0, 5, (64, 16))
+        plain(tokens, tokens).backward()
+        found = []
+        for _ in range(50):
+            model.zero_grad()
+            model(tokens, tokens).backward()
+            found.append(model.wte.weight.grad.clone())
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(found[0], each) for each in found)
+    assert torch.allclose(found[0], plain.wte.weight.grad, atol=1e-6)
+
+
 def test_where_a_loss_is_fused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
     for capability, suits in (((7, 5), False), ((8, 0), True), ((9, 0), True)):
