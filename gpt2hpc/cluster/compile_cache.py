@@ -29,7 +29,6 @@ PLACE = "GPT2HPC_CACHE_DIR"
 FOLDERS = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton", "CUDA_CACHE_PATH": "cuda"}
 """The variables by which compilers are told, and what each gets. One that is set already is left as it is."""
 MODEL = Path(__file__).parents[1] / "model"
-OPERATORS = ("block_kernels.py", "embedding.py", "fused_blocks.py", "fused_loss.py", "loss_kernel.py", "products.py")
 UNUSED_DAYS = 30
 """After which what another torch has compiled goes."""
 
@@ -123,13 +122,13 @@ def outlives(place: Path, job: str) -> bool:
 
 def _software() -> str:
     """What compiled code depends on beside the compilers' own keys: an image has other libraries than its host, and of our operators,
-    whose gradients are compiled in, the compiler knows no more than the names."""
+    in whichever of the model's files, the compiler knows no more than the names, and has their gradients compiled in."""
     try:
         torch = importlib.metadata.version("torch")
     except importlib.metadata.PackageNotFoundError:
         torch = "unknown"
     library = os.confstr("CS_GNU_LIBC_VERSION") if "CS_GNU_LIBC_VERSION" in os.confstr_names else None
-    operators = hashlib.sha256(b"".join((MODEL / name).read_bytes() for name in OPERATORS)).hexdigest()[:8]
+    operators = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(MODEL.glob("*.py")))).hexdigest()[:8]
     return f"{sys.implementation.cache_tag}-torch-{torch}-{library or sys.platform}-{operators}".replace(" ", "-")
 
 
