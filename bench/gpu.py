@@ -70,7 +70,7 @@ def parts(device: str) -> list[Part]:
         Part("train", (*train, "40", *plain, str(rows)), 110),
         Part("recipe", (*train, "12", *plain, str(rows), *recipe), 110),
         Part("16-rows", (*train, "80", "--turn", "20", "--shapes", "gpt2-124m"), 70),
-        Part("8-rows", (*train, "80", "--turn", "20", *plain, "8"), 60),
+        Part("8-rows", (*train, "80", "--turn", "20", "--shapes", "gpt2-124m", "--rows", "8"), 70),
         Part("1558m", (*train, "20", "--contenders", "gpt2hpc", "--shapes", "gpt2-1558m"), 150),
         Part("overhead", ("overhead", "--shape", "gpt2-124m", "--steps", "24"), 120),
         Part("little", (*train, "40", "--shapes", "6x384"), 70),

@@ -82,8 +82,7 @@ class GPT(nn.Module):
     def __init__(self, config: ModelConfig, *, recomputes: bool = False) -> None:
         super().__init__()
         self.config, self.recomputes = config, recomputes
-        self.fuses = False
-        """Whether operators of ours for a GPU are used, where they can be: fused_blocks, and fused_loss for a mean or a sum."""
+        self.fuses_loss = self.fuses_blocks = False
         self.wte = Embedding(config.padded_vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.block_size, config.n_embd)
         self.drop = nn.Dropout(config.dropout)
@@ -91,12 +90,16 @@ class GPT(nn.Module):
         self.ln_f = nn.LayerNorm(config.n_embd)
         self._initialize()
 
+    def fuse(self, *, blocks: bool = True) -> None:
+        """Use operators of ours for a GPU, where they can be: fused_loss for a mean or a sum, and fused_blocks."""
+        self.fuses_loss, self.fuses_blocks = True, blocks
+
     def forward(self, tokens: Tensor, targets: Tensor | None = None, reduction: str = "mean") -> Tensor:
         """Logits, or with `targets` (batch, length; -100 does not count) the cross-entropy in nats, reduced."""
         hidden = self.hidden(tokens)
         if targets is None:
             return self.head(hidden)
-        if self.fuses and reduction != "none":
+        if self.fuses_loss and reduction != "none":
             return self._fused_loss(hidden.flatten(0, 1), targets.flatten(), reduction)
         logits = self.head(hidden).flatten(0, 1).float()
         return F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction=reduction)
@@ -123,7 +126,8 @@ class GPT(nn.Module):
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)
         x = self.drop(self.wte(tokens) + self.wpe(positions))
-        if self.fuses and mask is None and cache is None and not (self.training and (self.recomputes or self.drop.p)):
+        suited = mask is None and cache is None and not (self.training and (self.recomputes or self.drop.p))
+        if self.fuses_blocks and suited:
             return fused_blocks.through(self.h, x, self.ln_f, _dtype_of_products(x))
         for number, block in enumerate(self.h):
             if self.recomputes and self.training and torch.is_grad_enabled():

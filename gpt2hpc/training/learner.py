@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gpt2hpc.config import Config
 from gpt2hpc.config_rules import grad_accum_steps
-from gpt2hpc.model import fused_loss
+from gpt2hpc.model import fused_blocks, fused_loss
 from gpt2hpc.model.gpt import GPT
 from gpt2hpc.training import precision, state
 from gpt2hpc.training.checkpoint import Checkpoint
@@ -41,7 +41,9 @@ class Learner:
         self.model = GPT(config.model, recomputes=config.train.activation_checkpointing).to(ranks.device)
         wish = config.train.compile
         self._compiles = wish or (wish is None and ranks.device.type == "cuda")
-        self.model.fuses = bool(self._compiles and fused_loss.suits(ranks.device, self.precision.dtype))
+        if self._compiles and fused_loss.suits(ranks.device, self.precision.dtype):
+            tokens = config.train.rows * config.model.block_size
+            self.model.fuse(blocks=config.train.cuda_graphs or fused_blocks.pay(tokens, config.model))
         self._optimizer = new_optimizer(self.model, config.optimizer)
         self._share = Share(self.model, ranks) if config.train.shard_optimizer else None
         self._wrapped: nn.Module = self.model

@@ -46,7 +46,7 @@ def run(bench: Bench) -> str:
 def _fused(chosen: Precision) -> str:
     """The kernels that trainings on this GPU use, beside torch's operators; TrialError where they come to something else."""
     plain, model = (_perturbed(new_model(chosen.device, FUSED)) for _ in range(2))
-    model.fuses = True
+    model.fuse()
     expected, loss = (backward(each, chosen, batch=FUSED_BATCH) for each in (plain, model))
     if not abs(loss - expected) < CLOSE:
         raise TrialError(f"by fused operators the loss is {loss:.4f}, and {expected:.4f} by torch's operators")

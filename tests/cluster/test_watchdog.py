@@ -39,7 +39,8 @@ def test_a_stopped_rank(driven: list[Ended]) -> None:
     assert "crash 1 of 3 allowed" in told
     found = sorted(job.job.run.dumps_of(1).glob("rank*.txt"))
     assert [path.name for path in found] == ["rank0.txt", "rank1.txt", "rank2.txt"]
-    assert all("in optimizer_step" in path.read_text() for path in found)
+    for path in found:  # in the gradients' all-reduce, or in another one of the same step, by where the fourth was stopped
+        assert "in _one_step" in path.read_text(), path.read_text()
 
 
 @long

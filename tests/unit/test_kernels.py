@@ -144,7 +144,7 @@ else:
             for parameter in plain.parameters():
                 parameter += 0.1 * torch.randn_like(parameter)
         by_kernels.load_state_dict(plain.state_dict())
-        by_kernels.fuses = True
+        by_kernels.fuse()
         monkeypatch.setattr(fused_loss, "by_kernel", lambda x: True)
         tokens, targets = torch.randint(0, 250, (2, 3, 16))
         losses = []

@@ -81,7 +81,7 @@ def test_fused_operators_compute_what_torchs_do(
         for parameter in whole.parameters():  # biases too, which begin as zeros
             parameter += 0.02 * torch.randn_like(parameter)
     fused.load_state_dict(whole.state_dict())
-    fused.fuses = True
+    fused.fuse()
     if compiled:
         torch._dynamo.reset()
         fused.compile()
@@ -115,7 +115,7 @@ def test_where_blocks_are_fused(monkeypatch: pytest.MonkeyPatch) -> None:
     for model, in_training in ((GPT(SMALL), 1), (GPT(dropping), 0), (GPT(SMALL, recomputes=True), 0)):
         model(tokens, tokens)
         assert not calls
-        model.fuses = True
+        model.fuse()
         model(tokens, tokens)
         assert len(calls) == in_training
         calls.clear()
@@ -137,7 +137,7 @@ def test_fused_operators_are_compiled_for_any_number_of_rows() -> None:
         return aot_eager(graph, inputs)
 
     model = GPT(SMALL)
-    model.fuses = True
+    model.fuse()
     compiled = torch.compile(model, backend=backend)
     for rows in (2, 3, 4, 5):
         tokens = torch.randint(0, 250, (rows, 8))
@@ -218,6 +218,25 @@ def test_a_fused_loss_is_tried_on_the_machine_at_hand(tmp_path: Path, monkeypatc
     monkeypatch.setattr(fused_loss, "_losses", lambda *of: genuine(*of) + 0.1)
     with pytest.raises(TrialError, match=r"by fused operators the loss is 7\.53\d+, and 7\.43"):
         step.run(bench)
+
+
+@pytest.mark.parametrize(
+    ("rows", "replayed", "compiles", "fused"),
+    [
+        (32, False, True, (True, True)),
+        (16, False, True, (True, False)),
+        (1, True, True, (True, True)),
+        (32, False, False, (False, False)),
+    ],
+)
+def test_blocks_are_fused_where_a_gpu_takes_longer_than_python(
+    rows: int, replayed: bool, compiles: bool, fused: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fused_loss, "suits", lambda *of: True)
+    shape = ModelConfig(n_layer=1, n_head=1, n_embd=768, vocab_size=250, padded_vocab_size=256)
+    train = TrainConfig(micro_batch_size=rows, tokens_per_step=1024 * rows, compile=compiles, cuda_graphs=replayed)
+    learner = Learner(Config(model=shape, train=train), Ranks(DistEnv.from_env({}), torch.device("cpu")), lambda: None)
+    assert (learner.model.fuses_loss, learner.model.fuses_blocks) == fused
 
 
 @pytest.mark.parametrize("replayed", [False, True])
