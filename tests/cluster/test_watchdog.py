@@ -39,7 +39,7 @@ def test_a_stopped_rank(driven: list[Ended]) -> None:
     assert "crash 1 of 3 allowed" in told
     found = sorted(job.job.run.dumps_of(1).glob("rank*.txt"))
     assert [path.name for path in found] == ["rank0.txt", "rank1.txt", "rank2.txt"]
-    for path in found:  # in the gradients' all-reduce, or in another one of the same step, by where the fourth was stopped
+    for path in found:  # by where the fourth was stopped, they wait for its gradients or for another word of it
         assert "in _one_step" in path.read_text(), path.read_text()
 
 

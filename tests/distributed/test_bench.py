@@ -32,7 +32,12 @@ def test_all_that_a_gpu_would_measure(tmp_path: Path) -> None:
     for row in facts["parts"]["memory"]["rows"]:
         assert row["bytes"] == pytest.approx(row["foretold"], rel=0.06)
     assert [row["differ"] for row in facts["parts"]["exact"]["rows"]] == [[]]
-    for table in ("## Memory", "## Training steps", "## Beside the steps", "## Going on exactly"):
+    for table in (
+        "## Memory (memory)",
+        "## Training steps (train)",
+        "## Beside the steps (overhead)",
+        "## Going on exactly (exact)",
+    ):
         assert table in (tmp_path / "gpu.md").read_text()
 
 
