@@ -111,6 +111,11 @@ class Kit:
         finally:
             self.pairs.put(pair)
 
+    @staticmethod
+    def others(names: Sequence[str]) -> str:
+        """All nodes but these, for --exclude."""
+        return ",".join(name for number in range(1, 2 * PAIRS + 1) if (name := f"n{number}") not in names)
+
     # Submitting: one task a rank, two nodes with two ranks each unless the flags say otherwise
 
     def sbatch(
@@ -177,6 +182,12 @@ class Kit:
             "sleep 3",
         ]
         self._run(command, {})
+
+    def release_on(self, job: Job, names: Sequence[str]) -> None:
+        """Let a held job begin when all of these nodes are free, so that it is known which of them it gets."""
+        states = ("sinfo", "-h", "-N", "-p", "main", "-n", ",".join(names), "-o", "%t")
+        self.until(job, lambda: set(self.cluster.run(*states).split()) == {"idle"}, "free nodes")
+        self.cluster.run("scontrol", "release", job.number)
 
     def signal(self, job: Job, *flags: str) -> None:
         self.cluster.run("scancel", *flags, job.number)

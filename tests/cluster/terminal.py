@@ -62,4 +62,5 @@ def terminal(*arguments: str, env: Mapping[str, str], cwd: Path) -> Iterator[Ter
         if process.poll() is None:
             process.kill()
             process.wait()
+        reader.join(timeout=10)
         os.close(keyboard)

@@ -136,13 +136,13 @@ def test_a_profile_that_fits(here: dict[str, str], tmp_path: Path) -> None:
 
 
 def test_on_a_node_that_computes(cluster: Cluster, here: dict[str, str], tmp_path: Path) -> None:
-    """In a job with GPUs that are there in Slurm's books alone."""
-    srun = ["srun", "--partition=low", "--gpus-per-node=2", "--cpus-per-task=1", *DOCTOR, "--json"]
+    """In a job with GPUs that are there in Slurm's books alone, which no other test preempts."""
+    srun = ["srun", "--partition=main", "--gpus-per-node=2", "--cpus-per-task=1", *DOCTOR, "--json"]
     done = subprocess.run(srun, env=here, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 8, done.stderr
     found = {each["name"]: (each["state"], each["text"]) for each in json.loads(done.stdout)}
     assert (found["GPUs"][0], found["GPUs"][1].startswith("this job has GPUs, but")) == ("MISSING", True)
-    assert found["partition"] == ("OK", "low, 8 nodes")
+    assert found["partition"] == ("OK", "main, 8 nodes")
     assert found["cores"][0] == "WARN"
     assert "sbatch" not in found
     jobs = cluster.run("squeue", "-h", "-t", "all", "-o", "%j %Z").splitlines()  # jobs of other tests are there too

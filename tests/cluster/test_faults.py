@@ -149,7 +149,7 @@ def test_a_job_without_its_batch_shell_ends_and_is_resumed(driven: list[Any]) ->
     assert again.slurm["MinMemoryNode"] == killed.slurm["MinMemoryNode"] == "300M"
     first, second = again.job.attempts
     finished_as(again, undisturbed, causes=[first["cause"], "finished"], restarts=0)
-    assert first["saved_step"] == second["first_step"] >= SAVE_EVERY
+    assert second["first_step"] >= first["saved_step"] >= SAVE_EVERY  # one may be saved whose note was cut off
     assert first["cause"] in ("preempted", "crashed", None)
     if first["cause"] == "preempted":
         resumed_exactly(again)
@@ -338,7 +338,9 @@ def test_two_jobs_that_draw_one_port_do_not_meet(driven: list[Any]) -> None:
     first, second = others["one port"].result()
     assert int(second.job.number) - int(first.job.number) == 20_000
     assert first.slurm["NodeList"] == second.slurm["NodeList"]
-    began = [datetime.fromisoformat(job.slurm["StartTime"]) for job in (first, second)]
-    assert abs((began[0] - began[1]).total_seconds()) < 3
+    began, ended = (
+        [datetime.fromisoformat(job.slurm[key]) for job in (first, second)] for key in ("StartTime", "EndTime")
+    )
+    assert max(began) < min(ended), "one was over before the other began"
     for job in (first, second):
         finished_as(job, undisturbed, causes=["finished"])

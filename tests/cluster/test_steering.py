@@ -94,13 +94,17 @@ def drive_steered(kit: Kit) -> Steered:
             pace = run.job.run.path / "pace"
             pace.write_text("2")  # however busy this machine is, the run is not finished before it has been steered
             kit.preempt(nodes.split(",")[0])
+            kit.until(run.job, lambda: kit.shown(run.job)["JobState"] == "PENDING", "the requeue")
+            kit.cluster.run("scontrol", "update", f"JobId={run.job.number}", "StartTime=now+600")  # time to look at it
             run.until_state("pending", "pending")
             kit.until(run.job, lambda: run.status("pending")["slurm_reason"] is not None, "Slurm's reason for the wait")
+            kit.cluster.run("scontrol", "update", f"JobId={run.job.number}", "StartTime=now")
             kit.until(run.job, lambda: len(run.job.attempts) > 1, "the restart")
             with terminal("status", "--watch", "--every", "1", env=run.env, cwd=kit.folder) as watching:
                 watching.until("running")
                 watching.until("\x1b[1A\x1b[2K")
-                run.watched = watching.seen, watching.press(CTRL_C)
+                code = watching.press(CTRL_C)
+            run.watched = watching.seen, code
             kit.until_step(run.job, run.job.attempts[-1]["first_step"] + 3)
             run.call("stop", "stop")
             run.until_state("stopped", "stopped")

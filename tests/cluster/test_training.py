@@ -100,7 +100,7 @@ def drive_time_limit_signal(kit: Kit) -> Ended:
     and has ten minutes: on a busy machine one is over before much is done.
     """
     with kit.nodes() as nodes:
-        job = kit.sbatch("limit-signal", "-w", nodes, "--time=1", "--signal=USR2@20", env={"KIT_PACE_S": "1.5"})
+        job = kit.sbatch("limit-signal", "-w", nodes, "--time=2", "--signal=USR2@20", env={"KIT_PACE_S": "3"})
         kit.until(job, lambda: len(job.attempts) > 2, "two restarts", seconds=600)
         (job.run.path / "pace").write_text("0")
         kit.cluster.run("scontrol", "update", f"JobId={job.number}", "TimeLimit=10")
@@ -385,7 +385,10 @@ def test_a_killed_rank(driven: list[Ended]) -> None:
     undisturbed, job = driven
     finished_as(job, undisturbed, causes=["crashed", "finished"])
     first, second = job.job.attempts
-    assert first["exit_code"] == 137
+    assert first["exit_code"] in (
+        137,
+        143,
+    )  # the killed one's, or of one that srun then ended while Python was going down
     assert first["saved_step"] == second["first_step"] == SAVE_EVERY  # the survivors saved nothing
     assert "crash 1 of 3 allowed" in job.job.told()
     assert not [path for path in job.job.run.path.rglob("*") if path.name.endswith(".tmp")]

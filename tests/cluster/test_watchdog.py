@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from gpt2hpc.cluster.slurm import expand_nodes
-from tests.cluster.kit import PAIRS, SAVE_EVERY, Ended, Kit, drives, finished_as, long
+from tests.cluster.kit import SAVE_EVERY, Ended, Kit, drives, finished_as, long
 from tests.cluster.test_training import drive_sbatch
 
 pytestmark = pytest.mark.timeout(1200)
@@ -48,8 +48,8 @@ def drive_unfit_node(kit: Kit) -> Ended:
     """Of four nodes, two of which it needs, the second never sees the run directory."""
     with kit.nodes() as some, kit.nodes() as more:
         mine = sorted([*some.split(","), *more.split(",")])
-        others = [name for number in range(1, 2 * PAIRS + 1) if (name := f"n{number}") not in mine]
-        job = kit.sbatch("unfit-node", f"--exclude={','.join(others)}", env={"KIT_OTHER_DISK": mine[1]})
+        job = kit.sbatch("unfit-node", "--hold", f"--exclude={kit.others(mine)}", env={"KIT_OTHER_DISK": mine[1]})
+        kit.release_on(job, mine)
         return Ended(job, kit.until_ended(job, seconds=500))
 
 
