@@ -146,19 +146,21 @@ def measure(device: str, folder: Path, chosen: Sequence[Part], seconds: float, r
         if gone() >= seconds:
             return None
         command = [sys.executable, "-m", f"bench.{words[0]}", *words[1:], "--device", device, "--name", str(files)]
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+        started.callback(lambda: end(process) if process.poll() is None else None)
+        return process
 
-    untimed = [(part, start(part.words, folder / part.name)) for part in chosen if not part.timed]
-    rehearsals = [(part, start(part.rehearsal, folder / f"{part.name}-0")) for part in chosen if part.rehearsed]
-    for part, process in rehearsals:
-        cli.note(f"{part.name}, rehearsed: {failure(process, REHEARSALS_S - gone()) or f'after {gone():.0f} s'}")
-    for part, process in untimed:
-        fault = failure(process, part.seconds - gone())
-        results.add(part, folder / part.name, fault)
-        cli.note(f"{part.name}: {fault or f'after {gone():.0f} s'}")
-    for part in chosen:
-        if part.timed:
-            at, most = gone(), min(part.seconds, seconds - gone())
+    with contextlib.ExitStack() as started:  # ends what goes on when this one is interrupted
+        untimed = [(part, start(part.words, folder / part.name)) for part in chosen if not part.timed]
+        rehearsals = [(part, start(part.rehearsal, folder / f"{part.name}-0")) for part in chosen if part.rehearsed]
+        for part, process in rehearsals:
+            cli.note(f"{part.name}, rehearsed: {failure(process, REHEARSALS_S - gone()) or f'after {gone():.0f} s'}")
+        for part, process in untimed:
+            fault = failure(process, part.seconds - gone())
+            results.add(part, folder / part.name, fault)
+            cli.note(f"{part.name}: {fault or f'after {gone():.0f} s'}")
+        for part in (each for each in chosen if each.timed):
+            at, most = gone(), max(0.0, min(part.seconds, seconds - gone()))
             cli.note(f"{part.name}: {most:.0f} s at most")
             fault = failure(start(part.words, folder / part.name), most)
             results.add(part, folder / part.name, fault)
@@ -167,7 +169,7 @@ def measure(device: str, folder: Path, chosen: Sequence[Part], seconds: float, r
 
 
 def failure(process: subprocess.Popen[bytes] | None, seconds: float) -> str | None:
-    """Why it has not ended well in this time; all that it has started is ended with it."""
+    """Why it has not ended well in this time; it is ended then."""
     if process is None:
         return "no time was left"
     try:
@@ -175,10 +177,15 @@ def failure(process: subprocess.Popen[bytes] | None, seconds: float) -> str | No
     except subprocess.TimeoutExpired:
         return f"not in {seconds:.0f} s"
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        end(process)
     return f"exit code {code}" if code else None
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """With all that it has started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 if __name__ == "__main__":

@@ -26,7 +26,8 @@ PAYS = 2**34
 
 
 def pay(tokens: int, config: ModelConfig) -> bool:
-    """Whether a GPU takes longer for so many tokens than Python for launching operators of ours; CUDA graphs spare it that."""
+    """Whether so many tokens of a micro batch are enough for these operators to win where each is launched by itself; measured with
+    64 × 1,024 of 124M, where they do, and with 16 × 1,024, where they lose. Replayed as CUDA graphs they win there too."""
     return tokens * config.n_embd**2 >= PAYS
 
 
