@@ -13,6 +13,9 @@ BIN := $(VENV)/bin
 IMAGE_EXTRAS := train fast tensorboard wandb
 LOCK := docker/requirements.lock
 
+# Two at once; the other tests are several processes each by themselves.
+UNIT := $(BIN)/python -m pytest --numprocesses=2 tests/unit
+
 SLURM_DIR ?= /tmp/gpt2hpc-slurm
 
 STRIKES ?= 20
@@ -47,10 +50,12 @@ quickstart: install ## text in, trained GPT-2 out, preempted and resumed on the 
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/quickstart.sh
 
 test: install-dev slurm-install browser-install ## all tests, those on a real Slurm, in a real container image and in a real browser included
-	TORCH='$(TORCH)' $(BIN)/python -m pytest
+	$(UNIT)
+	TORCH='$(TORCH)' $(BIN)/python -m pytest tests --ignore=tests/unit
 
 test-core: install-dev ## the tests that need none of these
-	$(BIN)/python -m pytest tests/unit tests/distributed
+	$(UNIT)
+	$(BIN)/python -m pytest tests/distributed
 
 test-slurm: install-dev slurm-install ## the tests on a real Slurm; on Debian and Ubuntu, as root
 	$(BIN)/python -m pytest tests/cluster
