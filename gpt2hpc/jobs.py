@@ -67,8 +67,8 @@ class Train:
             if config.train.deterministic:
                 make_deterministic()  # before NCCL reads its settings
             device = select_device(config.train.device, env)
-            if device.type == "cpu":
-                heap.keep_freed()
+            if device.type == "cpu" and config.train.micro_batch_size != "auto":
+                heap.keep_freed()  # it comes to lie in pieces, so that no trial could foretell how much it takes
             start_up.done("device")
             with joined(env, device, collective_timeout(config)) as ranks:
                 start_up.done("process group")

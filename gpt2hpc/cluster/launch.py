@@ -156,6 +156,7 @@ def _start(job: LocalJob, restart: int, rank: int, variables: Mapping[str, str])
 def _wait(job: LocalJob, restart: int, relay: SignalRelay, job_end: float | None) -> int:
     failed: int | None = None
     kill_at: float | None = None
+    is_over = False
     while any(process.poll() is None for process in relay.ranks):
         time.sleep(POLL_S)
         if failed is None and (failed := _first_failed(relay.ranks)) is not None:
@@ -163,7 +164,7 @@ def _wait(job: LocalJob, restart: int, relay: SignalRelay, job_end: float | None
         if job_end is not None and kill_at is None and time.time() > job_end:
             cli.warn(f"the time limit of {job.time_limit_s:.0f} s is over; the ranks are killed in {KILL_WAIT_S:.0f} s")
             relay.send(signal.SIGTERM)
-            kill_at = job_end + KILL_WAIT_S
+            is_over, kill_at = True, job_end + KILL_WAIT_S
         if kill_at is not None and time.time() > kill_at:
             relay.send(signal.SIGKILL)
     failed = _first_failed(relay.ranks) if failed is None else failed
@@ -171,6 +172,9 @@ def _wait(job: LocalJob, restart: int, relay: SignalRelay, job_end: float | None
         return 0
     code = relay.ranks[failed].returncode
     _show_log(job.run.rank_log(job.job, restart, failed), failed)
+    if code < 0 and not (is_over or relay.last_attempt):  # not by this process
+        why = ", as the kernel does where memory runs out" if -code == signal.SIGKILL else ""
+        cli.warn(f"rank {failed} was killed by signal {-code}{why}")
     return code if code > 0 else 128 - code
 
 

@@ -107,6 +107,10 @@ def test_freed_memory_is_kept_on_a_cpu_and_given_back_at_each_save(
     monkeypatch.setattr(heap, "give_back", lambda: calls.append("given back"))
     Train(str(tmp_path / "run"), settings_with(shared_data, preflight="off"))(SignalFlag())
     assert calls == ["kept", *["given back"] * (12 // 3)], "before the model, and at steps 3, 6, 9 and 12"
+    calls.clear()
+    auto = settings_with(shared_data, preflight="off", micro_batch_size="auto")
+    Train(str(tmp_path / "auto"), auto)(SignalFlag())
+    assert "kept" not in calls, "what is kept comes to lie in pieces, and takes more than a trial has seen"
 
 
 @pytest.mark.timeout(1200)
@@ -238,14 +242,16 @@ def test_auto_keeps_within_a_cgroup(small_group: Path, tmp_path: Path) -> None:
     data = tiny.make_data(tmp_path / "data", shard_tokens=(30_000,))
     words = ["--model.n_layer=1", "--model.n_head=2", "--model.n_embd=32", "--model.block_size=128", "--device=cpu"]
     words += ["--train.tokens_per_step=8192", "--steps=2", "--optimizer.warmup_tokens=0", "--train.eval_tokens=512"]
-    codes = {}
+    codes, told = {}, {}
     for size in ("64", "auto"):
         command = [sys.executable, "-m", "gpt2hpc", "train", f"--run-dir={tmp_path / size}", f"--data.dir={data.where}"]
         command += [*words, f"--train.micro_batch_size={size}"]
         inside = ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(small_group), *command]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        codes[size] = subprocess.run(inside, env=environment, timeout=900, check=False).returncode
+        done = subprocess.run(inside, env=environment, timeout=900, check=False, stderr=subprocess.PIPE, text=True)
+        codes[size], told[size] = done.returncode, done.stderr
     assert codes["64"] != 0, "it fits, so the test shows nothing"
-    assert codes["auto"] == 0
+    assert "rank 0 was killed by signal 9, as the kernel does where memory runs out" in told["64"]
+    assert codes["auto"] == 0, told["auto"]
     size, state = noted(RunDir(tmp_path / "auto"))
     assert (2 <= size <= 16, state) == (True, "proven"), size

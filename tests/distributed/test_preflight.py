@@ -63,7 +63,7 @@ def test_it_changes_no_bit(shared_data: Manifest, run: RunDir, capfd: pytest.Cap
     nothing_is_left(run)
     without = RunDir(run.path.with_name("without"))
     assert tiny.run_ranks(without, settings(shared_data, preflight="off"), nproc=4) == 0
-    assert "preflight" not in capfd.readouterr().out
+    assert "preflight: " not in capfd.readouterr().out  # the line of a start's phases may name one of 0.1 s
     assert tiny.content(tiny.newest(run)) == tiny.content(tiny.newest(without))
 
 
