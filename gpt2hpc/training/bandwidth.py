@@ -19,8 +19,8 @@ from gpt2hpc.training.process_group import Ranks
 CUDA_BYTES, CPU_BYTES = 1 << 28, 1 << 23
 """Of the message: as much as the gradients of a large model, or what a CPU sums in a blink."""
 BUDGET_S, MAX_ROUNDS = 0.5, 20
-EXCHANGES = 3
-"""Of two ranks, of which the fastest counts: one may have been disturbed, and nodes are blamed for it."""
+CUDA_EXCHANGES, CPU_EXCHANGES = 3, 10
+"""Of two ranks, of which the fastest counts: others may have been disturbed, on a CPU by all that it does besides."""
 SLOW = 0.5
 """Of what the others reach: slower than that stands out."""
 
@@ -55,7 +55,8 @@ def pair_gb_s(ranks: Ranks, nodes: Sequence[str], beat: Callable[[], object] = l
         nodes: The node of each rank.
         beat: Called in each round, of which there are about as many as nodes.
     """
-    size = (CUDA_BYTES if ranks.device.type == "cuda" else CPU_BYTES) // 4
+    on_gpu = ranks.device.type == "cuda"
+    size, times = (CUDA_BYTES // 4, CUDA_EXCHANGES) if on_gpu else (CPU_BYTES // 4, CPU_EXCHANGES)
     message, answer = (torch.zeros(size // 4, device=ranks.device) for _ in range(2))
     mine: dict[tuple[str, str], float] = {}
     for pairs in meetings(nodes):
@@ -66,7 +67,7 @@ def pair_gb_s(ranks: Ranks, nodes: Sequence[str], beat: Callable[[], object] = l
             continue
         exchange = lambda partner=partner: _exchange(message, answer, partner=partner)  # noqa: E731
         _seconds(ranks, exchange)
-        seconds = min(_seconds(ranks, exchange) for _ in range(EXCHANGES))
+        seconds = min(_seconds(ranks, exchange) for _ in range(times))
         first, second = sorted((ranks.rank, partner))
         mine[nodes[first], nodes[second]] = size / seconds / 1e9
     return {pair: rate for each in ranks.gather(mine) for pair, rate in each.items()}
