@@ -2,7 +2,8 @@
 
 Each step makes and frees the same tensors. glibc gives large ones back to the system each time, which hands out the same
 pages again one by one, zeroed, as they are touched: a fifth of a step's time, and more (bench/NOTES.md). Kept, they cost
-nothing, for an eighth to a quarter more memory.
+nothing, for an eighth to a quarter more memory; for several times as much where a few tensors, such as a small model's logits, are
+most of it, as small ones come to lie in the holes. So it is not done where memory was measured to the limit (jobs.py).
 """
 
 from __future__ import annotations
