@@ -385,10 +385,8 @@ def test_a_killed_rank(driven: list[Ended]) -> None:
     undisturbed, job = driven
     finished_as(job, undisturbed, causes=["crashed", "finished"])
     first, second = job.job.attempts
-    assert first["exit_code"] in (
-        137,
-        143,
-    )  # the killed one's, or of one that srun then ended while Python was going down
+    # The killed one's, or that of one which srun then ended while its Python was going down.
+    assert first["exit_code"] in (137, 143)
     assert first["saved_step"] == second["first_step"] == SAVE_EVERY  # the survivors saved nothing
     assert "crash 1 of 3 allowed" in job.job.told()
     assert not [path for path in job.job.run.path.rglob("*") if path.name.endswith(".tmp")]

@@ -229,7 +229,7 @@ def test_a_fused_loss_is_tried_on_the_machine_at_hand(tmp_path: Path, monkeypatc
         (32, False, False, (False, False)),
     ],
 )
-def test_blocks_are_fused_where_a_gpu_takes_longer_than_python(
+def test_blocks_are_fused_from_a_size_on_and_where_graphs_replay_them(
     rows: int, replayed: bool, compiles: bool, fused: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fused_loss, "suits", lambda *of: True)
