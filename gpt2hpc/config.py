@@ -128,7 +128,8 @@ class TrainConfig:
         precision: auto takes bf16 or fp16 where the device computes it fast, else fp32.
         reduce_dtype: What the ranks' gradients are sent and summed in; bf16 is half the bytes, and a few bits of them are lost.
         compile: torch.compile; null is on for CUDA and off elsewhere.
-        cuda_graphs: Replay the compiled step on a GPU instead of launching its kernels one by one: faster for little models and micro batches.
+        cuda_graphs: Replay the compiled step on a GPU instead of launching its kernels one by one: faster for little models and
+            micro batches.
         deterministic: Bit-identical results on CUDA too, somewhat slower.
         log_every: Steps between log lines.
         eval_every: Steps between validations; there is one at the start and one at the end too.
