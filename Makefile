@@ -98,7 +98,7 @@ bench-optimizers: install-dev ## loss after the same tokens, and tokens to the s
 bench-memory: install-dev ## the memory of a rank by size and micro batch, beside the formula, into bench/results; ten minutes
 	$(BIN)/python -m bench.memory
 
-bench-train: install-dev ## training steps beside nanoGPT's way and transformers, and what is spent beside the steps, into bench/results; half an hour
+bench-train: install-dev ## training steps beside nanoGPT's way and transformers, and what is spent beside the steps, into bench/results; three quarters of an hour
 	$(BIN)/python -m bench.train
 	$(BIN)/python -m bench.overhead
 

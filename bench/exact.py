@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from bench import report
 from bench.train import Shape, settings
 from bench.trainers import Batches
+from gpt2hpc.cluster import compile_cache
 from gpt2hpc.cluster.dist_env import DistEnv
 from gpt2hpc.config import Config, ModelConfig
 from gpt2hpc.training import state
@@ -120,6 +122,7 @@ def main() -> None:
     parser.add_argument("--name", default="exact", help="of the files in bench/results")
     options = parser.parse_args()
     report.refuse_absent(parser, options.device)
+    compile_cache.settle(os.environ, DistEnv.from_env({}))
     shape, precision = SHAPES[options.device], "bf16" if options.device == "cuda" else "fp32"
     config = settings(shape, options.device, way="compiled", precision=precision, steps=STEPS)
     rows = [compare(config, torch.device(options.device), way) for way in WAYS[options.device]]

@@ -1,4 +1,4 @@
-"""Training steps beside others': `python -m bench.train [--shape gpt2-124m] [--ways eager compiled] [--threads 2] [--steps 20]`.
+"""Training steps beside others': `python -m bench.train [--shapes gpt2-124m] [--ways eager compiled] [--threads 2] [--steps 20]`.
 
 Everyone begins with the same weights and takes the same steps over the same tokens (dropout 0): forward, backward, clipping, AdamW.
 Each is a process of its own, all of one way at once; they take turns of a few steps while the others sleep, and the first turn,
@@ -26,6 +26,8 @@ from typing import IO, Any, Literal, cast
 
 from bench import report
 from gpt2hpc import cli, config_io
+from gpt2hpc.cluster import compile_cache
+from gpt2hpc.cluster.dist_env import DistEnv
 from gpt2hpc.config import Config, ModelConfig, PrecisionName
 from gpt2hpc.config_rules import grad_accum_steps
 
@@ -89,11 +91,23 @@ def settings(
     return dataclasses.replace(plain, model=model, train=train, optimizer=optimizer)
 
 
+def precisions(device: str) -> list[PrecisionName]:
+    """Those that it has instructions for."""
+    import torch
+
+    if device == "cpu":
+        in_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return ["fp32", "bf16"] if in_bf16 else ["fp32"]
+    return ["fp32", "fp16", "bf16"] if torch.cuda.get_device_capability()[0] >= 8 else ["fp32", "fp16"]
+
+
 # A contender's process -------------------------------------------------------------------------------------------
 
 
 def serve(name: str, config: Config, threads: int) -> None:
     """Answer each line with a number on stdin by taking so many steps: a line of JSON with what they took."""
+    # In torch's own cache the gradients of our operators would stay as they were when it was filled.
+    compile_cache.settle(os.environ, DistEnv.from_env({}))
     from bench.trainers import CONTENDERS, quiet_stdout
 
     with quiet_stdout():
@@ -234,7 +248,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.train", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--shapes", nargs="+", choices=list(shapes()), default=["6x384", "gpt2-124m"])
     parser.add_argument("--ways", nargs="+", choices=("eager", "compiled"), default=["eager", "compiled"])
-    parser.add_argument("--precisions", nargs="+", choices=("fp32", "bf16", "fp16"), default=["fp32"])
+    parser.add_argument(
+        "--precisions", nargs="+", choices=("fp32", "bf16", "fp16"), help="default: what the device has"
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--steps", type=int, default=20)
@@ -247,6 +263,7 @@ def main() -> None:
     parser.add_argument("--serve", choices=everyone, help=argparse.SUPPRESS)
     options = parser.parse_args()
     report.refuse_absent(parser, options.device)
+    options.precisions = options.precisions or precisions(options.device)
     turn = TURNS[options.device] if options.turn is None else options.turn
     for name in ("turn", "rows", "micro_batches"):
         if (value := getattr(options, name)) is not None and value < 1:

@@ -31,7 +31,7 @@ class Precision:
 
 
 def choose(name: PrecisionName, device: torch.device) -> Precision:
-    """`auto`: bf16 from Ampere on, fp16 on Volta and Turing, else fp32 (bf16 slows a CPU without AMX to 0.65×)."""
+    """`auto`: bf16 from Ampere on, fp16 on Volta and Turing, else fp32 (bf16 slows a CPU without instructions for it to 0.65×)."""
     if name == "auto":
         name = _fast_precision(device)
     if device.type == "cuda":  # TF32 for what stays fp32
