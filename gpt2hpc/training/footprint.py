@@ -123,12 +123,14 @@ def _backward_begins(model: ModelConfig, way: Way, tokens: int) -> Moment:
 
 
 def _block_again(model: ModelConfig, way: Way, tokens: int) -> Moment:
-    """A block computed again, and the gradients within its MLP; the embedding's waits until its other half is there."""
+    """A block computed again, the gradients by its residual stream and within its MLP, of which one takes the place of what GELU
+    has returned, and the gradient of one of the MLP's weights, in 16 bits in fp32 too; the embedding's waits for its other half."""
     width, number = model.n_embd, _number(way)
-    block = _layer(model, way) + (8 * number + 4) * width
+    block = _layer(model, way) + (4 * number + 4) * width
     inputs = 4 * width * model.n_layer
+    of_weight = (6 if way.sixteen_bits else 4) * 4 * width**2
     casts = 2 * (12 * width**2 + 9 * width) if way.sixteen_bits else 0
-    return casts, tokens * (inputs + block), 4 * model.padded_vocab_size * width
+    return casts, tokens * (inputs + block) + of_weight, 4 * model.padded_vocab_size * width
 
 
 def _kept(model: ModelConfig, way: Way) -> int:

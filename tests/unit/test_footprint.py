@@ -28,6 +28,16 @@ def test_a_step_allocates_what_is_foretold(sixteen_bits: bool, recomputes: bool,
     assert step.peak_bytes(micro_batch) == pytest.approx(told.casts + told.activations + told.head, rel=TOLERANCE)
 
 
+@pytest.mark.parametrize("sixteen_bits", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("rows", [2, 16])
+def test_a_block_computed_again_is_foretold(rows: int, sixteen_bits: bool) -> None:
+    """Where the head takes little: with few tokens for the model's width, and with many."""
+    shape = dataclasses.replace(SHAPE, n_layer=4, block_size=256, vocab_size=60, padded_vocab_size=64)
+    told = footprint(shape, Way(sixteen_bits=sixteen_bits, recomputes=True), micro_batch=rows)
+    peak = Step(shape, sixteen_bits=sixteen_bits, recomputes=True).peak_bytes(rows)
+    assert peak == pytest.approx(told.casts + told.activations + told.head, rel=TOLERANCE)
+
+
 def test_recomputing_keeps_little() -> None:
     """What the saved tensors hold between forward and backward: of each block its input only."""
     kept, recomputed = (Step(SHAPE, recomputes=each).saved_bytes(4) for each in (False, True))
