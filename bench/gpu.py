@@ -53,10 +53,12 @@ class Part:
 def parts(device: str) -> list[Part]:
     """What matters most comes first."""
     if device == "cpu":
+        tiny = ("train", "--shapes", "tiny")
         return [
-            Part("train", ("train", "--shapes", "tiny", "--ways", "eager", "--steps", "6"), 300, rehearsed=True),
+            Part("train", (*tiny, "--ways", "eager", "--precisions", "fp32", "--steps", "6"), 300, rehearsed=True),
             Part("overhead", ("overhead", "--shape", "tiny", "--steps", "12"), 300),
             Part("memory", ("memory", "--sizes", "smoke", "--micro-batches", "1"), 300),
+            Part("profile", ("profile", "--shape", "tiny", "--steps", "1"), 300),
             Part("exact", ("exact",), 300, timed=False),
         ]
     train = ("train", "--ways", "compiled", "--precisions", "bf16", "--steps")
@@ -73,6 +75,7 @@ def parts(device: str) -> list[Part]:
         Part("1558m", (*train, "20", "--contenders", "gpt2hpc", "--shapes", "gpt2-1558m"), 150, rehearsed=True),
         Part("overhead", ("overhead", "--shape", "gpt2-124m", "--steps", "24"), 120),
         Part("little", (*train, "40", "--shapes", "6x384"), 70, rehearsed=True),
+        Part("profile", ("profile", "--shape", "gpt2-124m"), 60),
         Part("starts", ("startup", "--rounds", "1", "--compiled-only"), 150),
         Part("memory", ("memory", "--sizes", "gpt2-1558m", "--micro-batches", "4", "--ways", *MEMORY), 90),
     ]

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from bench.overhead import BOUNDS
+from bench.profile import Span, union
 from bench.train import OTHERS, OURS
 
 
@@ -32,13 +33,25 @@ def test_all_that_a_gpu_would_measure(tmp_path: Path) -> None:
     for row in facts["parts"]["memory"]["rows"]:
         assert row["bytes"] == pytest.approx(row["foretold"], rel=0.06)
     assert [row["differ"] for row in facts["parts"]["exact"]["rows"]] == [[]]
+    profiled = facts["parts"]["profile"]
+    calls = {row["name"]: row["calls"] for row in profiled["operators"]}
+    assert calls["aten::gelu"] == calls["aten::gelu_backward"] == 4, "two layers, two micro batches"
+    assert 0 < sum(row["ms"] for row in profiled["operators"]) <= profiled["profiled_ms"]
     for table in (
         "## Memory (memory)",
         "## Training steps (train)",
         "## Beside the steps (overhead)",
         "## Going on exactly (exact)",
+        "## A step's time (profile)",
     ):
         assert table in (tmp_path / "gpu.md").read_text()
+
+
+def test_how_long_a_gpu_is_busy() -> None:
+    """Kernels of several streams run at once, and one may lie within another."""
+    spans = [Span("a", 10, 20), Span("b", 50, 90), Span("c", 15, 30), Span("d", 60, 70)]
+    assert union(spans) == 20 + 40
+    assert union([]) == 0
 
 
 def test_a_part_of_it_again_leaves_the_others(tmp_path: Path) -> None:
@@ -75,9 +88,15 @@ def test_a_part_of_it_again_leaves_the_others(tmp_path: Path) -> None:
         (["bench.gpu"], "no GPU answers"),
         (["bench.train", "--steps", "3"], "--steps=3 must be a multiple of 2"),
         (["bench.train", "--contenders", "gpt2hpc, CUDA graphs"], "only that can be replayed"),
-        (["bench.gpu", "--device", "cpu", "--parts", "starts"], "the parts are train, overhead, memory, exact"),
+        (
+            ["bench.gpu", "--device", "cpu", "--parts", "starts"],
+            "the parts are train, overhead, memory, profile, exact",
+        ),
         (["bench.train", "--micro-batches", "0"], "--micro-batches=0 must be 1 or more"),
         (["bench.startup", "--device", "cuda"], "no GPU answers"),
+        (["bench.profile", "--device", "cuda"], "no GPU answers"),
+        (["bench.profile", "--top", "0"], "--top=0 must be 1 or more"),
+        (["bench.profile", "--contender", "gpt2hpc, CUDA graphs"], "only that can be replayed"),
         (["bench.overhead", "--steps", "3"], "--steps=3 must be 8 or more"),
     ],
 )
