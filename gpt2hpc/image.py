@@ -176,19 +176,19 @@ def _runtime(arguments: argparse.Namespace, *, needed: bool) -> str:
 
 def _run(build: Build) -> None:
     """Build beside, then rename: the image is whole or absent, and one that is there stays until then."""
-    beside = durable.temporary_name(build.out)
+    beside, process = durable.temporary_name(build.out), None
     try:
-        process = subprocess.Popen(
-            build.command(beside), cwd=build.source.path.parent, env={**os.environ, **build.environment()}
-        )
         try:
+            with signals.held():
+                process = subprocess.Popen(
+                    build.command(beside), cwd=build.source.path.parent, env={**os.environ, **build.environment()}
+                )
             code = process.wait()
-        except signals.Told:
-            process.terminate()  # told alone, perhaps; it removes what it has unpacked
-            process.wait()
-            raise
-        except KeyboardInterrupt:
-            process.wait()  # Ctrl-C has reached it too, and it removes what it has unpacked
+        except KeyboardInterrupt as interrupt:
+            if process is not None:
+                if isinstance(interrupt, signals.Told):
+                    process.terminate()  # told alone, perhaps, and Ctrl-C has reached it too; it removes what it has unpacked
+                process.wait()
             raise
         if code or not beside.is_file():
             raise MissingError(

@@ -38,6 +38,27 @@ def as_interrupts() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """Ctrl-C, TERM and HUP wait until it ends: an exception while a process is being started would leave that running, unknown to
+    whoever wanted to end it."""
+    if threading.current_thread() is not threading.main_thread():  # which is the one that they reach
+        yield
+        return
+    came: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    handled = {number: handler for number, handler in handlers.items() if callable(handler)}
+    for number in handled:
+        signal.signal(number, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in handled.items():
+            signal.signal(number, handler)
+        for each in came:
+            signal.raise_signal(each)
+
+
 class Stop(enum.IntEnum):
     """Reasons to stop; where ranks differ, the largest wins."""
 

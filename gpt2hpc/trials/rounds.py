@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpt2hpc.cluster import signals
 from gpt2hpc.finding import State, Timed
 from gpt2hpc.trials.bench import Bench
 
@@ -94,18 +95,10 @@ def _begun(trial: Trial, bench: Bench, env: Mapping[str, str]) -> Iterator[Calla
     """A trial's process, of which nothing stays behind; what is given waits for what it comes to."""
     folder, began = bench.folder / trial.module, time.monotonic()
     folder.mkdir()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "gpt2hpc.trials", trial.module, bench.device, str(folder), str(bench.gpus)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        env=surroundings(env, folder, bench),
-        start_new_session=True,  # Ctrl-C ends the trial by way of this process, once
-    )
+    process: subprocess.Popen[str] | None = None
 
     def outcome() -> Timed:
+        assert process is not None
         try:
             said, _ = process.communicate(timeout=PATIENCE_S)
             state, text = _verdict(said, process.returncode)
@@ -116,9 +109,21 @@ def _begun(trial: Trial, bench: Bench, env: Mapping[str, str]) -> Iterator[Calla
         return Timed(trial.name, state, text, round(time.monotonic() - began, 2))
 
     try:
+        with signals.held():
+            process = subprocess.Popen(
+                [sys.executable, "-m", "gpt2hpc.trials", trial.module, bench.device, str(folder), str(bench.gpus)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                env=surroundings(env, folder, bench),
+                start_new_session=True,  # Ctrl-C ends the trial by way of this process, once
+            )
         yield outcome
     finally:
-        _end(process)
+        if process is not None:
+            _end(process)
 
 
 def _verdict(said: str, code: int) -> tuple[State, str]:
