@@ -13,8 +13,9 @@ BIN := $(VENV)/bin
 IMAGE_EXTRAS := train fast tensorboard wandb
 LOCK := docker/requirements.lock
 
-# Two at once; the other tests are several processes each by themselves.
-UNIT := $(BIN)/python -m pytest --numprocesses=2 tests/unit
+# Two at once, but for those that measure or limit time.
+CORE := $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile -m 'not alone' tests/unit tests/distributed
+ALONE := $(BIN)/python -m pytest -m alone tests/distributed
 
 SLURM_DIR ?= /tmp/gpt2hpc-slurm
 
@@ -50,12 +51,13 @@ quickstart: install ## text in, trained GPT-2 out, preempted and resumed on the 
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/quickstart.sh
 
 test: install-dev slurm-install browser-install ## all tests, those on a real Slurm, in a real container image and in a real browser included
-	$(UNIT)
-	TORCH='$(TORCH)' $(BIN)/python -m pytest tests --ignore=tests/unit
+	$(CORE)
+	$(ALONE)
+	TORCH='$(TORCH)' $(BIN)/python -m pytest tests --ignore=tests/unit --ignore=tests/distributed
 
 test-core: install-dev ## the tests that need none of these
-	$(UNIT)
-	$(BIN)/python -m pytest tests/distributed
+	$(CORE)
+	$(ALONE)
 
 test-slurm: install-dev slurm-install ## the tests on a real Slurm; on Debian and Ubuntu, as root
 	$(BIN)/python -m pytest tests/cluster

@@ -20,6 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 from bench import report
 from bench.train import OTHERS, OURS, REPLAYED, settings, shapes
 from bench.trainers import CONTENDERS, Contender, quiet_stdout
+from gpt2hpc import cli
 from gpt2hpc.cluster import compile_cache
 from gpt2hpc.cluster.dist_env import DistEnv
 
@@ -80,13 +81,14 @@ def shares(found: Iterable[tuple[str, int, float]], steps: int) -> list[dict[str
 
 
 def table(facts: dict[str, Any]) -> str:
+    rows = cli.plural(facts["rows"], "sequence")
+    busy = f" The GPU was busy for {facts['busy_ms']:.1f} ms of them." if "kernels" in facts else ""
     lines = [
         "# A step's time",
         "",
         *report.made(facts),
-        f"{facts['contender']}, {facts['shape']}, {facts['way']}, {facts['precision']}, {facts['rows']} sequences a micro batch: "
-        f"{facts['step_ms']:.1f} ms a step, {facts['profiled_ms']:.1f} ms profiled."
-        + (f" The GPU was busy for {facts['busy_ms']:.1f} ms of them." if "kernels" in facts else ""),
+        f"{facts['contender']}, {facts['shape']}, {facts['way']}, {facts['precision']}, {rows} a micro batch: "
+        f"{facts['step_ms']:.1f} ms a step, {facts['profiled_ms']:.1f} ms profiled.{busy}",
     ]
     for title, kind in (("Kernels", "kernels"), ("Operators, where the processor's threads were", "operators")):
         if rows := facts.get(kind):

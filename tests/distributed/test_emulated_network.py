@@ -11,6 +11,8 @@ from bench import network, scaling
 from bench.network import Link
 from bench.scaling import Case
 
+pytestmark = pytest.mark.alone
+
 SLOW, FAST = Link(100), Link(1000)
 STEPS = 3
 

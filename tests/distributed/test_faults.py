@@ -25,6 +25,8 @@ from gpt2hpc.training import checkpoint
 from tests import tiny
 from tests.tiny import gpt2hpc
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDir:

@@ -29,6 +29,8 @@ from tests.fake_checkpoints import write_checkpoint
 from tests.hub_server import HubServer, serving
 from tests.tiny import gpt2hpc
 
+pytestmark = pytest.mark.alone
+
 ROOT = Path(__file__).parents[2]
 REPO = "me/model"
 HASTY = "import gpt2hpc.data.patience as p, gpt2hpc.training.hub_access as a; p.FIRST_WAIT_S = 0.05; p.TRIES = 3; "

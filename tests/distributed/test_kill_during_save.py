@@ -5,6 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.alone
+
 PROGRAM = Path(__file__).parent / "kill_during_save.py"
 
 

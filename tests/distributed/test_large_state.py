@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.alone
+
 PROGRAM = Path(__file__).parent / "large_state.py"
 PARAMETERS = 1_557_611_200 + 47 * 1600
 """Of GPT-2 1558M, with the rows of padding."""

@@ -21,6 +21,8 @@ from gpt2hpc.run_dir import RunDir
 from tests import tiny
 from tests.tiny import gpt2hpc
 
+pytestmark = pytest.mark.alone
+
 STEPS = 20_000
 """More than anybody waits for."""
 

@@ -20,6 +20,8 @@ from gpt2hpc.run_dir import RunDir
 from tests import tiny
 from tests.tiny import gpt2hpc
 
+pytestmark = pytest.mark.alone
+
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
 
 

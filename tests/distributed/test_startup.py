@@ -13,6 +13,8 @@ from gpt2hpc.run_dir import RunDir
 from gpt2hpc.training.startup import SHOWN_S
 from tests import tiny
 
+pytestmark = pytest.mark.alone
+
 PHASES = (
     *("imports", "device", "process group", "settings", "preflight", "data check"),
     *("model", "checkpoint", "warm-up", "logs", "validation", "first step"),

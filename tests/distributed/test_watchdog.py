@@ -33,6 +33,8 @@ from gpt2hpc.training.trainer import Trainer
 from gpt2hpc.training.watchdog import Watchdog, collective_timeout
 from tests import questions, tiny
 
+pytestmark = pytest.mark.alone
+
 RANKS = 4
 HANG_S = 5.0
 PHASE_MINUTES = 55.0
