@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument("--name", default="profile", help="of the files in bench/results")
     options = parser.parse_args()
     report.refuse_absent(parser, options.device)
-    for name in ("rows", "steps", "top"):
+    for name in ("rows", "threads", "steps", "top"):
         if (value := getattr(options, name)) is not None and value < 1:
             parser.error(f"--{name}={value} must be 1 or more")
     on_gpu = options.device == "cuda"

@@ -13,6 +13,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TypeVar
 
+from gpt2hpc.cluster import signals
+
 PATIENCE_S = 15.0
 T = TypeVar("T")
 
@@ -39,25 +41,29 @@ def ask(
     path = shutil.which(command[0])
     if path is None:
         return None
+    process = None
     try:
-        process = subprocess.Popen(
-            [path, *command[1:]],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            env=None if env is None else dict(env),
-            start_new_session=True,
-        )
+        with signals.held():
+            process = subprocess.Popen(
+                [path, *command[1:]],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+                env=None if env is None else dict(env),
+                start_new_session=True,
+            )
+        out, err = process.communicate(timeout=patience_s)
     except OSError:
         return None
-    try:
-        out, err = process.communicate(timeout=patience_s)
-    except subprocess.TimeoutExpired:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt) as why:
+        if process is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
         # Not waited for: it may hang in the kernel.
+        if isinstance(why, KeyboardInterrupt):
+            raise
         return Answer(None, "", f"no answer in {patience_s:g} s")
     return Answer(process.returncode, out, err)
 

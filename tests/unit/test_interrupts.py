@@ -14,6 +14,7 @@ from typing import Any, cast
 import pytest
 
 from gpt2hpc import image
+from gpt2hpc.checks import programs
 from gpt2hpc.cluster import signals
 from gpt2hpc.trials import rounds
 from gpt2hpc.trials.bench import Bench
@@ -100,3 +101,11 @@ def test_a_build_that_is_being_started_ends(number: int, started: list[subproces
     [process] = started
     assert process.poll() is not None
     assert not out.exists()
+
+
+@EACH
+def test_a_program_that_is_being_asked_ends(number: int, started: list[subprocess.Popen[str]]) -> None:
+    with pytest.raises(KeyboardInterrupt), signals.as_interrupts():
+        programs.ask(["sleep", "600"])
+    [process] = started
+    assert process.wait(timeout=60) == -signal.SIGKILL
