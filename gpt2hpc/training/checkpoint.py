@@ -88,12 +88,12 @@ class Checkpoint:
         return None
 
     def tensors(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-        """State tensors by name, those whose name begins with `prefix`, one at a time."""
+        """State tensors by name, those whose name begins with `prefix`, one at a time, of the files that the manifest names."""
         import safetensors
 
-        for path in sorted(self.path.glob("state-*.safetensors")):
-            with safetensors.safe_open(path, framework="pt") as file:
-                yield from ((name, file.get_tensor(name)) for name in file.keys() if name.startswith(prefix))  # noqa: SIM118
+        for name in sorted(name for name in self.manifest()["files"] if name.startswith("state-")):
+            with safetensors.safe_open(self.path / name, framework="pt") as file:
+                yield from ((key, file.get_tensor(key)) for key in file.keys() if key.startswith(prefix))  # noqa: SIM118
 
     def rank_state(self, rank: int) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Tensors and texts of one rank."""

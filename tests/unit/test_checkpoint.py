@@ -17,6 +17,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from gpt2hpc import durable
 from gpt2hpc.cluster.dist_env import DistEnv
 from gpt2hpc.cluster.ledger import Ledger
 from gpt2hpc.config import CheckpointConfig, Config, ModelConfig, OptimizerConfig
@@ -458,6 +459,18 @@ def test_equal_states_are_equal_bytes(tmp_path: Path, ranks: Ranks) -> None:
 
 
 def test_a_rank_without_a_share_writes_an_empty_file(tmp_path: Path) -> None:
-    safetensors.torch.save_file({}, tmp_path / "state-00001-of-00002.safetensors")
-    safetensors.torch.save_file({"model/a": torch.ones(2)}, tmp_path / "state-00000-of-00002.safetensors")
+    names = [f"state-0000{rank}-of-00002.safetensors" for rank in range(2)]
+    for name, tensors in zip(names, ({"model/a": torch.ones(2)}, {}), strict=True):
+        safetensors.torch.save_file(tensors, tmp_path / name)
+    facts = {"step": 1, "files": {name: {"bytes": 0, "sha256": ""} for name in names}}
+    durable.publish_json(tmp_path / checkpoint.MANIFEST, {**facts, "sha256": checkpoint.facts_sha256(facts)})
     assert list(dict(Checkpoint(tmp_path).tensors())) == ["model/a"]
+
+
+def test_a_file_that_the_manifest_does_not_name_is_not_read(tmp_path: Path, ranks: Ranks) -> None:
+    """It lies there of a checkpoint that other ranks wrote, after a copy that deletes nothing, say."""
+    saved = save(tmp_path, 7, ranks, {"model/a": torch.ones(2)})
+    for rank in range(2):
+        safetensors.torch.save_file({"model/a": torch.zeros(2)}, saved.path / f"state-0000{rank}-of-00002.safetensors")
+    assert saved.damage() is None
+    assert [(name, tensor.tolist()) for name, tensor in saved.tensors()] == [("model/a", [1.0, 1.0])]
