@@ -7,6 +7,9 @@ import math
 from gpt2hpc.config import Config
 from gpt2hpc.errors import ConfigError
 
+SEEDS = 2**64
+"""That torch takes, from 0."""
+
 
 def check(config: Config) -> None:
     """Raise ConfigError for the first setting that cannot work, naming key, value and mend."""
@@ -91,7 +94,6 @@ def _check_ranges(config: Config) -> None:
     not_negative: dict[str, float] = {
         "optimizer.warmup_tokens": optimizer.warmup_tokens,
         "optimizer.weight_decay": optimizer.weight_decay,
-        "train.seed": train.seed,
         "checkpoint.stop_margin_s": config.checkpoint.stop_margin_s,
         "checkpoint.upload_wait_s": config.checkpoint.upload_wait_s,
         "requeue.crash_budget": config.requeue.crash_budget,
@@ -101,6 +103,8 @@ def _check_ranges(config: Config) -> None:
     for key, value in not_negative.items():
         if not 0 <= value < math.inf:
             raise ConfigError(f"{key}={value} must be 0 or above")
+    if not 0 <= train.seed < SEEDS:
+        raise ConfigError(f"train.seed={train.seed} must be 0 or above, and below 2^64")
     shares = {
         "model.dropout": model.dropout,
         "optimizer.beta1": optimizer.beta1,

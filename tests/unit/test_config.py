@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from gpt2hpc import config_io
 from gpt2hpc.config import Config
@@ -109,6 +110,8 @@ def test_short_forms() -> None:
                 "--optimizer.warmup_tokens 52428800",
             ],
         ),
+        (["--seed", "-1"], ConfigError, ["train.seed=-1", "0 or above"]),
+        (["--seed", "18446744073709551616"], ConfigError, ["train.seed=18446744073709551616", "below 2^64"]),
         (["--checkpoint.keep_last", "1"], ConfigError, ["checkpoint.keep_last=1", "2 or more"]),
         (["--checkpoint.every_steps", "0"], ConfigError, ["checkpoint.every_steps=0", "above 0"]),
         (
@@ -152,6 +155,10 @@ def test_a_bad_file_names_key_value_and_mend(text: str, words: list[str], tmp_pa
         parse("--config", str(file))
     for word in words:
         assert word in caught.value.line
+
+
+def test_the_largest_seed() -> None:
+    torch.manual_seed(parse("--seed", "18446744073709551615").train.seed)
 
 
 def test_yaml_words_for_true(tmp_path: Path) -> None:
