@@ -23,12 +23,11 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Beginning:
-    """Steps that are done, samples that were consumed in them, this rank's random generators, and how long saves took before."""
+    """Steps that are done, samples that were consumed in them, and this rank's random generators."""
 
     step: int
     consumed: int
     rank_state: RankState
-    measured: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def find(run: RunDir, config: Config, say: Say) -> tuple[Checkpoint | None, str]:
@@ -60,7 +59,7 @@ def at(found: Checkpoint, config: Config, ranks: Ranks, learner: Learner, say: S
     if same and facts["threads"] != threads:
         say(f"warning: {threads} threads a rank instead of {facts['threads']}: not bit-identical on a CPU")
     rank_state = found.rank_state(ranks.rank) if same else _fresh(config, ranks, step)
-    return Beginning(step, facts["data"]["samples_consumed"], rank_state, facts["measured"] or {})
+    return Beginning(step, facts["data"]["samples_consumed"], rank_state)
 
 
 def _length_of(facts: dict[str, Any], config: Config) -> TrainConfig:

@@ -68,12 +68,10 @@ class Evaluations:
         if not (todo := [work for kind, work in asked.items() if kind not in done]):
             return
         self._progress.flush()
-        began = time.perf_counter()
         with self._watchdog.phase("+".join(kind for kind in asked if kind not in done)):
             for work in todo:
                 work(step)
             self._ranks.barrier()  # rank 0 writes alone; for the others that is no step that takes long
-        self._clock.validated(time.perf_counter() - began)
         self._progress.restart_clock(step)
 
     def _asked(self, step: int) -> dict[str, Callable[[int], None]]:
@@ -90,10 +88,12 @@ class Evaluations:
         return asked
 
     def _validate(self, step: int) -> None:
+        began = time.perf_counter()
         loss, tokens = validation_loss(self._model, self._val_loader, self._precision, self._watchdog.beat)
-        self._log.validation(step, loss, tokens)
+        self._log.validation(step, loss, tokens, seconds=self._took("val", began))
 
     def _answer(self, step: int) -> None:
+        began = time.perf_counter()
         found = hellaswag.score(
             self._model,
             self._examples,
@@ -102,12 +102,14 @@ class Evaluations:
             world_size=self._ranks.world_size,
             report=lambda done: self._watchdog.beat(),
         )
-        self._log.hellaswag(step, acc=found.acc, acc_norm=found.acc_norm, examples=found.examples)
+        seconds = self._took("hella", began)
+        self._log.hellaswag(step, acc=found.acc, acc_norm=found.acc_norm, examples=found.examples, seconds=seconds)
 
     def _write(self, step: int) -> None:
         """Rank 0's alone, without a random number of the training's; the others meet it at the next step."""
         if not self._ranks.is_first:
             return
+        began = time.perf_counter()
         prompts = [[tokenizer.END_OF_TEXT, *tokenizer.gpt2().encode_ordinary(prompt)] for prompt in PROMPTS]
         seeds, stop = range(len(prompts)), tokenizer.END_OF_TEXT
         for found in generate_batch(
@@ -116,4 +118,11 @@ class Evaluations:
             for number, token in found.items():
                 prompts[number].append(token)
         self._model.train()
+        self._took("sample", began)
         self._log.sample(step, "\n\n---\n\n".join(tokenizer.decode(tokens[1:]) for tokens in prompts) + "\n")
+
+    def _took(self, kind: str, began: float) -> float:
+        """Seconds since then, of which the clock is told."""
+        seconds = time.perf_counter() - began
+        self._clock.took(kind, seconds)
+        return seconds

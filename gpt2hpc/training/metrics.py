@@ -24,6 +24,8 @@ from gpt2hpc.training.writers import Writer
 
 _KINDS = (("train", "loss"), ("val", "val_loss"), ("hella", "hellaswag_acc_norm"), ("save", "save_s"))
 """The word in log.txt, and the key in metrics.jsonl of the same value."""
+_SECONDS = (("val", "val_s"), ("hella", "hellaswag_s"), ("save", "save_s"))
+"""What the clock calls it, and the key of how long it took."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class MetricsLog:
                     path.unlink(missing_ok=True)
             rows = [line.split() for line in run.log.read_text().splitlines()]
             self._known = {(row[1], int(row[0])) for row in rows if row[1] in ("val", "hella")}
-            self._spikes = Spikes(_losses(run.metrics))
+            self._spikes = Spikes(loss for _, loss in _logged(run.metrics, (("train", "loss"),)))
             self._files = run.log.open("a", encoding="utf-8"), run.metrics.open("a", encoding="utf-8")
 
     def copy_to(self, writers: Sequence[Writer]) -> None:
@@ -95,17 +97,17 @@ class MetricsLog:
         self._write(f"{record.step} train {record.loss:.6f}", facts)
         self._show(record, steps)
 
-    def validation(self, step: int, loss: float, tokens: int) -> None:
+    def validation(self, step: int, loss: float, tokens: int, *, seconds: float) -> None:
         """`loss` in nats over `tokens` tokens."""
         self._known.add(("val", step))
-        self._write(f"{step} val {loss:.6f}", {"step": step, "val_loss": loss, "val_tokens": tokens})
+        self._write(f"{step} val {loss:.6f}", {"step": step, "val_loss": loss, "val_tokens": tokens, "val_s": seconds})
         self._say(f"step {step}  validation loss {loss:.4f} over {tokens:,} tokens")
 
-    def hellaswag(self, step: int, *, acc: float, acc_norm: float, examples: int) -> None:
+    def hellaswag(self, step: int, *, acc: float, acc_norm: float, examples: int, seconds: float) -> None:
         """Shares of `examples` that were answered rightly."""
         self._known.add(("hella", step))
         facts = {"hellaswag_acc": acc, "hellaswag_acc_norm": acc_norm, "hellaswag_examples": examples}
-        self._write(f"{step} hella {acc_norm:.6f}", {"step": step, **facts})
+        self._write(f"{step} hella {acc_norm:.6f}", {"step": step, **facts, "hellaswag_s": seconds})
         self._say(f"step {step}  HellaSwag acc_norm {acc_norm:.2%}, acc {acc:.2%} of {examples:,} examples")
 
     def save(self, step: int, *, seconds: float, stall_s: float, size: int) -> None:
@@ -128,6 +130,10 @@ class MetricsLog:
         if kind == "sample":
             return self._run is not None and self._run.sample(step).exists()
         return (kind, step) in self._known
+
+    def took(self) -> Iterator[tuple[str, float]]:
+        """What of the run so far took how many seconds, in its order: `save`, `val`, `hella`; rank 0 knows."""
+        return iter(()) if self._path is None else _logged(self._path, _SECONDS)
 
     def put_on_disk(self, step: int) -> Callable[[], dict[str, bytes]]:
         """What a checkpoint of that step asks for, in another thread, before it is published: that what was written is on the
@@ -193,11 +199,10 @@ def furthest(path: Path) -> int:
     return max(map(_step_of, _kept(path, sys.maxsize, _step_of)), default=0)
 
 
-def _losses(path: Path) -> Iterator[float]:
-    """Of the steps in a metrics.jsonl."""
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if isinstance(loss := json.loads(line).get("loss"), float):
-            yield loss
+def _logged(path: Path, kinds: Sequence[tuple[str, str]]) -> Iterator[tuple[str, float]]:
+    """The numbers by these keys in a metrics.jsonl, each with the key's word."""
+    for facts in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+        yield from ((word, facts[key]) for word, key in kinds if isinstance(facts.get(key), float))
 
 
 def _step_of(line: str) -> int:

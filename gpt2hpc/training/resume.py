@@ -220,7 +220,6 @@ def imported(path: Path, directory: Path, config: Config, say: Say) -> Checkpoin
             "samples_consumed": file.step * config.train.tokens_per_step // config.model.block_size,
             "manifest_sha256": config.data.manifest_sha256,
         },
-        "measured": None,
         "scaler": file.scaler,
         "config": dataclasses.asdict(config),
         "files": {state.name: {"bytes": state.stat().st_size, "sha256": checkpoint.file_sha256(state)}},

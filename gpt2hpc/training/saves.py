@@ -97,7 +97,7 @@ class Saves:
     def report(self, log: MetricsLog) -> None:
         """Say and log what was published since the last time."""
         if saved := self._saver.finished():
-            self._clock.saved(saved.seconds)
+            self._clock.took("save", saved.seconds)
             log.save(saved.checkpoint.step, seconds=saved.seconds, stall_s=saved.stall_s, size=saved.bytes)
             self._say(str(saved))
 

@@ -7,7 +7,7 @@ step, so agreement costs no waiting; a peer's death makes the read raise, and no
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,10 @@ import torch.distributed as dist
 from gpt2hpc.cluster.signals import Stop
 from gpt2hpc.config import CheckpointConfig
 from gpt2hpc.training.checkpoint import ASSUMED_BYTES_PER_S
+
+LAST = 3
+"""Of saves, and of evaluations of a kind: the longest of them is what the next one may take. More would keep for ever in mind what
+a disk that hung, or a job that was suspended, drew out once."""
 
 
 @dataclass(frozen=True)
@@ -34,30 +38,16 @@ class Clock:
     def __init__(self, config: CheckpointConfig, job_end: float | None, *, state_bytes: int = 0) -> None:
         self._config, self._job_end = config, job_end
         self._saved_at, self._asked = time.monotonic(), False
-        self._longest_save_s = state_bytes / ASSUMED_BYTES_PER_S  # until one is measured
-        self._measured = False
-        self._longest_validation_s = 0.0
-
-    def facts(self) -> dict[str, float]:
-        """What was measured, for the next attempt."""
-        return {"save_s": self._longest_save_s, "validation_s": self._longest_validation_s}
-
-    def remember(self, facts: Mapping[str, float]) -> None:
-        """What an earlier attempt has measured."""
-        self._longest_save_s, self._measured = facts["save_s"], True
-        self._longest_validation_s = facts["validation_s"]
+        self._assumed_save_s = state_bytes / ASSUMED_BYTES_PER_S  # until one is measured
+        self._took: dict[str, deque[float]] = {}
 
     def begins_to_save(self) -> None:
         """The next interval counts from here."""
         self._saved_at, self._asked = time.monotonic(), False
 
-    def saved(self, seconds: float) -> None:
-        """How long a save took from its beginning until it was there."""
-        self._longest_save_s = max(self._longest_save_s, seconds) if self._measured else seconds
-        self._measured = True
-
-    def validated(self, seconds: float) -> None:
-        self._longest_validation_s = max(self._longest_validation_s, seconds)
+    def took(self, work: str, seconds: float) -> None:
+        """How long a `save` took, from its beginning until it was there, or an evaluation of a kind; now or in an earlier attempt."""
+        self._took.setdefault(work, deque(maxlen=LAST)).append(seconds)
 
     def asks_to_save(self) -> bool:
         """True once when a save is due, then False until it happened."""
@@ -67,11 +57,13 @@ class Clock:
         return True
 
     def is_end_near(self, step_s: float, *, is_saving: bool) -> bool:
-        """Whether what is left of the job is less than agreeing on a step, a validation, the saves and the margin take."""
+        """Whether what is left of the job is less than agreeing on a step, the evaluations, the saves and the margin take."""
         if self._job_end is None:
             return False
         saves = 1.5 + is_saving  # the last one waits for the one under way
-        needed_s = 3 * step_s + self._longest_validation_s + saves * self._longest_save_s + self._config.stop_margin_s
+        longest = {work: max(seconds) for work, seconds in self._took.items()}
+        save_s = longest.pop("save", self._assumed_save_s)
+        needed_s = 3 * step_s + sum(longest.values()) + saves * save_s + self._config.stop_margin_s
         return self._job_end - time.time() < needed_s
 
 

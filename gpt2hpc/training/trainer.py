@@ -146,6 +146,8 @@ class Trainer:
             say=self.say,
             show=self.show,
         )
+        for work, seconds in self.log.took():
+            self.clock.took(work, seconds)
         if self.ranks.is_first:
             self.log.copy_to(writers.opened(self.run_dir, self.config.train, self.say))
         state.restore_rank_state(rank_state, self.ranks.device)  # after what others' libraries may have drawn
@@ -185,8 +187,6 @@ class Trainer:
         self.saves.resumed(found, started=self.run_started)
         these = self.config, self.ranks, self.learner, self.say
         begun = beginning.at_step_0(*these) if found is None else beginning.at(found, *these)
-        if begun.measured:
-            self.clock.remember(begun.measured)
         self.step, self.consumed = begun.step, begun.consumed
         return begun.rank_state
 
@@ -338,7 +338,6 @@ class Trainer:
                 "block_size": self.config.model.block_size,
                 "manifest_sha256": self.manifest_sha256,
             },
-            "measured": self.clock.facts(),
             "scaler": self.learner.scaler_facts(),
             "config": dataclasses.asdict(self.config),
             "versions": {"gpt2hpc": __version__, "torch": torch.__version__, "python": platform.python_version()},

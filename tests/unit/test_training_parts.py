@@ -43,10 +43,10 @@ def opened(run: RunDir, resumed_step: int) -> MetricsLog:
 def test_logs_are_cut_back_to_the_resumed_step(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     log = opened(run, 0)
-    log.validation(0, 10.8, 100)
+    log.validation(0, 10.8, 100, seconds=1.0)
     for step in (1, 2, 3, 4):
         log.step(record(step, loss=float(step)), 10)
-    log.validation(4, 7.5, 100)
+    log.validation(4, 7.5, 100, seconds=1.0)
     log.close()
     with run.log.open("a") as file:
         file.write("5 trai")  # torn by a kill
@@ -103,7 +103,7 @@ def test_a_superseded_attempt_logs_nothing(tmp_path: Path) -> None:
     with pytest.raises(RunDirError):
         log.step(record(2), 10)
     with pytest.raises(RunDirError):
-        log.validation(2, 5.0, 10)
+        log.validation(2, 5.0, 10, seconds=1.0)
     with pytest.raises(RunDirError):
         MetricsLog(run, resumed_step=0, fence=fence, say=lambda text: None)
     assert (run.log.read_text(), run.metrics.read_text()) == before
@@ -175,21 +175,49 @@ def test_the_end_is_near_when_a_save_would_not_fit() -> None:
     clock = Clock(config, job_end=time.time() + 100)
     assert not clock.is_end_near(1.0, is_saving=False)
     assert clock.is_end_near(20.0, is_saving=False), "three long steps do not fit"
-    clock.saved(40.0)
+    clock.took("save", 40.0)
     assert clock.is_end_near(1.0, is_saving=False), "a save as long as the last one does not fit"
     assert Clock(config, job_end=time.time() + 100, state_bytes=12 * 1_557_611_200).is_end_near(1.0, is_saving=False), (
         "nor a first one of 1.5B"
     )
     clock = Clock(config, job_end=time.time() + 100)
-    clock.saved(15.0)
+    clock.took("save", 15.0)
     assert not clock.is_end_near(1.0, is_saving=False)
     assert clock.is_end_near(1.0, is_saving=True), "a save that waits for another does not fit"
     clock = Clock(config, job_end=time.time() + 100)
-    clock.validated(50.0)
-    assert clock.is_end_near(1.0, is_saving=False), "nor a validation that may be due"
-    resumed = Clock(config, job_end=time.time() + 100)
-    resumed.remember(clock.facts())
-    assert resumed.is_end_near(1.0, is_saving=False), "nor in an attempt that has not validated yet"
+    clock.took("val", 20.0)
+    assert not clock.is_end_near(1.0, is_saving=False)
+    clock.took("hella", 30.0)
+    assert clock.is_end_near(1.0, is_saving=False), "nor evaluations that may be due"
+
+
+def test_what_took_long_once_is_forgotten() -> None:
+    """A disk that hung, a job that was suspended: without that each job to come would end after a step."""
+    clock = Clock(CheckpointConfig(stop_margin_s=60), job_end=time.time() + 1000)
+    for work in ("save", "val"):
+        clock.took(work, 2400.0)
+        for seconds in (1.0, 2.0):
+            clock.took(work, seconds)
+            assert clock.is_end_near(1.0, is_saving=False), "one that was shorter says little"
+        clock.took(work, 1.0)
+        assert not clock.is_end_near(1.0, is_saving=False)
+
+
+def test_the_log_tells_the_next_attempt_what_took_how_long(tmp_path: Path) -> None:
+    """Of the save, too, that an attempt ended with."""
+    run = RunDir(tmp_path)
+    log = opened(run, 0)
+    log.validation(0, 10.8, 100, seconds=7.0)
+    log.save(2, seconds=3.0, stall_s=0.1, size=10)
+    log.hellaswag(4, acc=0.25, acc_norm=0.25, examples=8, seconds=9.0)
+    log.save(4, seconds=4.0, stall_s=0.1, size=10)
+    log.save(6, seconds=5.0, stall_s=0.1, size=10)
+    log.close()
+    again = opened(run, 4)
+    assert list(again.took()) == [("val", 7.0), ("save", 3.0), ("hella", 9.0), ("save", 4.0)]
+    again.close()
+    nobody = MetricsLog(None, resumed_step=4, fence=lambda: None, say=lambda text: None)
+    assert list(nobody.took()) == []
 
 
 def test_a_stop_file_is_seen(tmp_path: Path) -> None:
