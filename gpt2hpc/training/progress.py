@@ -42,13 +42,19 @@ class Progress:
         self._pending: _Pending | None = None
         self._last: tuple[int, Mark] = (step, self._mark())
         self._waited_s = 0.0
+        self._timed_from: tuple[int, float] | None = (
+            None  # the first step waits for what comes only once, and does not count
+        )
         self.step_s = 0.0
+        """Seconds a step by this process's clock, since the last save or validation; 0 before there are two steps."""
         self.diverged = False
 
     def restart_clock(self, step: int) -> None:
         """Leave what happened since the last report (a save, a validation) out of the rates."""
         self._last = step, self._mark()
         self._waited_s = 0.0
+        if self._timed_from is not None:
+            self._timed_from = step, time.perf_counter()
 
     def waited(self, seconds: float) -> None:
         """The step that is being queued waited for its tokens."""
@@ -57,6 +63,7 @@ class Progress:
     def add(self, step: int, loss: Tensor, norm: Tensor) -> None:
         """A step was queued: report the one before, then keep this one. `loss` is the rank's mean, `norm` is global."""
         self.flush()
+        self._time(step)
         train = self._config.train
         if step % train.log_every and step != train.steps:
             return
@@ -72,21 +79,30 @@ class Progress:
         self._pending = _Pending(step, step - before, began, ended, self._waited_s, host)
         self._last, self._waited_s = (step, ended), 0.0
 
+    def _time(self, step: int) -> None:
+        """Without asking the device: a host that is ahead of it is soon held up."""
+        now = time.perf_counter()
+        if self._timed_from is None:
+            self._timed_from = step, now
+        else:
+            before, began = self._timed_from
+            self.step_s = (now - began) / (step - before)
+
     def flush(self) -> None:
         """Report what is pending; waits for that step only, not for what was queued since."""
         pending, self._pending = self._pending, None
         if pending is None:
             return
-        self.step_s = _seconds(pending.began, pending.ended) / pending.steps
+        step_s = _seconds(pending.began, pending.ended) / pending.steps
         loss, norm = pending.values.tolist()
-        rate = self._config.train.tokens_per_step / self.step_s
+        rate = self._config.train.tokens_per_step / step_s
         flops = rate * self._config.model.flops_per_token / self._ranks.world_size
         record = StepRecord(
             step=pending.step,
             loss=loss,
             lr=learning_rate(pending.step - 1, self._config),
             grad_norm=norm,
-            ms=self.step_s * 1e3,
+            ms=step_s * 1e3,
             tokens_per_s=rate,
             mfu=flops / self._peak_flops if self._peak_flops else None,
             data_wait_ms=pending.waited_s / pending.steps * 1e3,

@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,11 +18,11 @@ import torch
 
 from gpt2hpc.cluster.dist_env import DistEnv
 from gpt2hpc.cluster.signals import SignalFlag, Stop
-from gpt2hpc.config import CheckpointConfig
+from gpt2hpc.config import CheckpointConfig, Config
 from gpt2hpc.errors import MissingError, NodeError, RunDirError
 from gpt2hpc.jobs import Train
 from gpt2hpc.run_dir import RunDir
-from gpt2hpc.training import metrics
+from gpt2hpc.training import metrics, progress
 from gpt2hpc.training.batches import to_device
 from gpt2hpc.training.metrics import MetricsLog, StepRecord
 from gpt2hpc.training.process_group import select_device
@@ -218,6 +219,29 @@ def test_the_log_tells_the_next_attempt_what_took_how_long(tmp_path: Path) -> No
     again.close()
     nobody = MetricsLog(None, resumed_step=4, fence=lambda: None, say=lambda text: None)
     assert list(nobody.took()) == []
+
+
+def test_steps_are_timed_whether_they_are_logged_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stop before a job's end reckons with them from the second on; the first waits for the first shard, too."""
+    now = 1000.0
+    monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=lambda: now))
+    config, ranks = Config(), SimpleNamespace(device=torch.device("cpu"), world_size=1)
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, log_every=100))
+    log = MetricsLog(None, resumed_step=0, fence=lambda: None, say=lambda text: None)
+    timed = progress.Progress(config, ranks, log, step=0)  # type: ignore[arg-type]
+
+    def step(number: int, seconds: float) -> float:
+        nonlocal now
+        now += seconds
+        timed.add(number, torch.ones(()), torch.ones(()))
+        return timed.step_s
+
+    timed.restart_clock(0)  # a validation
+    assert [step(1, 500.0), step(2, 60.0), step(3, 62.0)] == [0.0, 60.0, 61.0]
+    now += 300.0
+    timed.restart_clock(3)  # a save
+    assert timed.step_s == 61.0
+    assert step(4, 59.0) == 59.0
 
 
 def test_a_stop_file_is_seen(tmp_path: Path) -> None:
