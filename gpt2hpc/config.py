@@ -195,7 +195,7 @@ class DataConfig:
         stage: Copy shards to cache_dir before they are read, for slow shared file systems; streaming does so anyway.
         cache_dir: Directory on each node's own disk (default: below $SLURM_TMPDIR, $TMPDIR or /tmp).
         cache_gib: Most that shards may take there.
-        patience_s: Seconds to wait for a shard to come.
+        patience_s: Seconds to wait for a shard to come, also while the Hub is down.
         verify: Hash the shards in dir before the first step; a start after that hashes only what changed since.
         manifest_sha256: Identity of the data; the first start fills it in, later ones refuse other data.
     """

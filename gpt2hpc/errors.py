@@ -97,13 +97,21 @@ EXIT_CODES: dict[int, str] = {
 }
 
 
+_FORBIDDEN, _FULL = (errno.EACCES, errno.EPERM), (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+def is_users(error: OSError) -> bool:
+    """Whether it is a full or read-only disk, or a lack of permission; any other one may pass."""
+    return error.errno in (*_FORBIDDEN, *_FULL)
+
+
 def as_users(error: OSError) -> RunDirError:
-    """A full or read-only disk, or a lack of permission, is the user's to mend; any other OSError is raised again as it is."""
-    place = f"{error.filename}: " if error.filename else ""
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return RunDirError(f"{place}{error.strerror}; choose a place that you may use, or have it opened to you")
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+    """What is the user's to mend; any other OSError is raised again as it is."""
+    if not is_users(error):
         raise error
+    place = f"{error.filename}: " if error.filename else ""
+    if error.errno in _FORBIDDEN:
+        return RunDirError(f"{place}{error.strerror}; choose a place that you may use, or have it opened to you")
     return RunDirError(f"{place}{error.strerror}; free space and do the same again: what was complete before is kept")
 
 

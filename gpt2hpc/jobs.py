@@ -129,7 +129,8 @@ def refusal_noted(run: RunDir, env: DistEnv) -> Iterator[None]:
     except Gpt2hpcError as error:
         newest = Ledger(run).newest()
         claimed = newest is not None and (newest.job, newest.restart) == (env.job, env.restart)
-        if isinstance(error, USER_ERRORS) and env.is_launched and not claimed:
+        is_final = isinstance(error, USER_ERRORS) and not isinstance(error, StoppedError)
+        if is_final and env.is_launched and not claimed:
             Ledger(run).refuse(env.job, env.restart, error)
         if isinstance(error, NodeError) and not claimed:
             end = Cause.CRASHED, error.exit_code
@@ -191,7 +192,7 @@ def _train(
     shown = screen.chosen(os.environ, is_first=ranks.is_first)
     trainer = None
     try:
-        with ledger.heartbeat(attempt, writes=ranks.is_first):
+        with opening.to_be_restarted(run), ledger.heartbeat(attempt, writes=ranks.is_first):
             with watchdog.phase(PREFLIGHT):
                 Preflight(run, opened.config, opened.manifest, ranks, nodes, os.environ, watchdog.beat).check(
                     ledger, attempt

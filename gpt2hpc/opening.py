@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gpt2hpc import cli, config_io, starting
@@ -10,6 +11,8 @@ from gpt2hpc.cluster.dist_env import LOCAL, DistEnv
 from gpt2hpc.cluster.ledger import Attempt, Cause, Ledger
 from gpt2hpc.config import Config
 from gpt2hpc.data.manifest import Manifest
+from gpt2hpc.data.patience import LateError
+from gpt2hpc.errors import StoppedError
 from gpt2hpc.run_dir import RunDir
 from gpt2hpc.training import writers
 
@@ -40,10 +43,22 @@ def settle(run: RunDir, config: Config) -> None:
     config_io.store(config, run.config)
 
 
+@contextlib.contextmanager
+def to_be_restarted(run: RunDir) -> Iterator[None]:
+    """What is late, as from a Hub that is down, ends only the attempt of a run that has saved something."""
+    try:
+        yield
+    except LateError as error:
+        if not run.has_checkpoints:
+            raise
+        raise StoppedError(error.line) from error
+
+
 def open_run(run: RunDir, config: Config, env: DistEnv) -> Opened:
     """Check, claim an attempt, settle the settings: rank 0's part before anything is computed."""
     writers.check(config.train)
-    config, manifest = starting.check_start(run, config, world_size=env.world_size)
+    with to_be_restarted(run):
+        config, manifest = starting.check_start(run, config, world_size=env.world_size)
     starting.check_repo(config)
     run.create()
     if is_finished(run, config):

@@ -34,7 +34,11 @@ class WrongBytesError(Exception):
     """A download that is not what the repository says it is."""
 
 
-class HubDownError(DataError):
+class LateError(DataError):
+    """What was waited for has not come; later it may."""
+
+
+class HubDownError(LateError):
     """The Hub was not reached, or failed for as long as it was asked; later it may answer. `what` is that alone, without a mend."""
 
     def __init__(self, what: str, mend: str = "") -> None:

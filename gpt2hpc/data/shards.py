@@ -108,7 +108,7 @@ def check_size(path: Path, shard: Shard) -> None:
     """Raise DataError where the file is missing or not of the size that the manifest says."""
     try:
         size = path.stat().st_size
-    except OSError:
+    except FileNotFoundError:
         raise DataError(f"{path} is missing; run `gpt2hpc prepare` again") from None
     if size != shard.bytes:
         raise DataError(f"{path} has {size} bytes, its manifest says {shard.bytes}; run `gpt2hpc prepare` again")

@@ -18,13 +18,16 @@ from gpt2hpc import durable
 from gpt2hpc.config import DataConfig
 from gpt2hpc.data import hub
 from gpt2hpc.data.manifest import Manifest
+from gpt2hpc.data.patience import HubDownError, LateError
 from gpt2hpc.data.shards import Shard, Tokens, has_size, open_shard
-from gpt2hpc.errors import DataError
+from gpt2hpc.errors import DataError, is_users
 
 Fetch = Callable[[Shard, Path], None]
 """Puts a shard at a path, whole and verified, or raises."""
 
 _POLL_S = 0.05
+_DOWN_S = 10.0
+"""Before a Hub that was down through all tries is asked again."""
 _ABANDONED_S = 86_400.0
 _CACHE = re.compile(r"gpt2hpc-.+-[0-9a-f]{16}")
 
@@ -175,7 +178,8 @@ class NodeCache:
     """Shards in a directory of this node, never more than `budget_bytes` of them.
 
     One process of the node fetches, in the order of training, as far ahead as the budget goes, and deletes what training
-    has left behind; the others wait for names to appear, `patience_s` seconds at most. Files come and go by rename and
+    has left behind, through any time in which the Hub is down; whoever needs a shard waits for its name to appear, `patience_s`
+    seconds at most. Files come and go by rename and
     unlink alone, so what an earlier attempt of the job has fetched serves as well.
     """
 
@@ -196,11 +200,14 @@ class NodeCache:
         self._wanted: tuple[Shard, ...] = ()
         self._changed, self._closed = threading.Condition(), False
         self._failure: BaseException | None = None
+        self._down: HubDownError | None = None
         self._impatient = False
         self._thread = threading.Thread(target=self._serve, name="fetch", daemon=True) if fetches else None
         try:
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
+            if not (is_users(error) or isinstance(error, (FileExistsError, NotADirectoryError))):
+                raise
             raise DataError(f"data.cache_dir={directory} cannot be made ({error.strerror}); choose another") from None
         if self._thread:
             for path in directory.glob(".*.tmp"):  # of an attempt that was killed: nobody else fetches here
@@ -225,9 +232,10 @@ class NodeCache:
             if self._impatient:
                 raise DataError(f"{path} is no longer waited for")
             if time.monotonic() > deadline:
-                raise DataError(
-                    f"{path} did not come within data.patience_s={self._patience_s:g} seconds; raise that, or prepare or copy the "
-                    "data where this job can read it"
+                why = f" ({self._down.what})" if self._down else ""
+                raise LateError(
+                    f"{path} did not come within data.patience_s={self._patience_s:g} seconds{why}; raise that, or prepare or copy "
+                    "the data where this job can read it"
                 )
             time.sleep(_POLL_S)
 
@@ -297,13 +305,22 @@ class NodeCache:
                     return
                 if shard is not None:
                     self._make_room(shard.bytes)
-                    self._fetch(shard, self._path(shard))
+                    self._try(shard)
         except OSError as error:
-            self._failure = DataError(
-                f"data.cache_dir={self._directory}: {error.strerror or error}; free space, lower data.cache_gib, or choose another"
-            )
+            told = f"data.cache_dir={self._directory}: {error.strerror}; free space, lower data.cache_gib, or choose another"
+            self._failure = DataError(told) if is_users(error) else error
         except BaseException as error:
             self._failure = error
+
+    def _try(self, shard: Shard) -> None:
+        """Fetch it, unless the Hub is down, which may pass before anybody needs it."""
+        try:
+            self._fetch(shard, self._path(shard))
+            self._down = None
+        except HubDownError as error:
+            self._down = error
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed, timeout=_DOWN_S)
 
     def _next(self) -> Shard | None:
         """The first wanted shard that is not here."""

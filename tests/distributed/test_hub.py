@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from gpt2hpc.cluster.ledger import Ledger
 from gpt2hpc.config import ModelConfig
 from gpt2hpc.data import catalog, manifest, plan
 from gpt2hpc.run_dir import RunDir
@@ -218,6 +219,17 @@ def train(hub: HubServer, out: RunDir, where: str, *more: str, code: int = 0) ->
     return run(hub, "train", "--run-dir", out.path, "--nproc", "2", *settings, cache, *more, code=code)
 
 
+def train_hastily(hub: HubServer, out: RunDir, where: str, *more: str) -> subprocess.CompletedProcess[str]:
+    """One rank, as of a launcher, that asks the Hub for seconds only."""
+    hasty = "import gpt2hpc.data.patience as p; p.TRIES = 2; p.FIRST_WAIT_S = 0.1; "
+    program = f"{hasty}import sys; from gpt2hpc.__main__ import console; sys.exit(console())"
+    settings, cache = tiny.flags(tiny.config(where)), f"--data.cache_dir={out.path.parent / 'cache'}"
+    command = [sys.executable, "-c", program, "train", "--run-dir", str(out.path), *settings, cache, *more]
+    rank = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    environment = {**dict(os.environ), **hub.environment(), **rank}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+
+
 def test_a_stream_trains_as_the_directory_does(
     hub: HubServer, pushed: str, shared_data: manifest.Manifest, tmp_path: Path
 ) -> None:
@@ -251,27 +263,21 @@ def test_a_commit_that_is_gone_is_said(hub: HubServer, pushed: str, tmp_path: Pa
 def test_bytes_that_stay_wrong_end_the_run(hub: HubServer, pushed: str, tmp_path: Path) -> None:
     """No step is taken on them."""
     hub.faults.corrupt("GET .*resolve.*train_000003", 99)
-    hasty = "import gpt2hpc.data.patience as p; p.TRIES = 2; p.FIRST_WAIT_S = 0.1; "
-    program = f"{hasty}import sys; from gpt2hpc.__main__ import console; sys.exit(console())"
-    settings = tiny.flags(tiny.config(pushed))
-    words = [
-        "train",
-        "--run-dir",
-        str(tmp_path / "run"),
-        *settings,
-        f"--data.cache_dir={tmp_path / 'cache'}",
-    ]
-    command = [sys.executable, "-c", program, *words]
-    environment = {
-        **dict(os.environ),
-        **hub.environment(),
-        "RANK": "0",
-        "WORLD_SIZE": "1",
-        "LOCAL_RANK": "0",
-    }
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    done = train_hastily(hub, RunDir(tmp_path / "run"), pushed)
     assert "what came has sha256" in done.stderr
     assert done.returncode == 4, done.stderr
+
+
+def test_a_hub_that_is_down_for_long_ends_an_attempt_alone(hub: HubServer, pushed: str, tmp_path: Path) -> None:
+    """Of a run that has saved something: the job that it is starts again."""
+    run = RunDir(tmp_path / "run")
+    train(hub, run, pushed, "--steps", "6")
+    shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+    hub.faults.error("GET .*resolve.*npy", 999, 503)
+    done = train_hastily(hub, run, pushed, "--steps", "12", "--data.patience_s", "2")
+    assert done.returncode == 6, done.stderr
+    assert "did not come within data.patience_s=2 seconds (hf://datasets/me/tokens@" in done.stderr.splitlines()[-1]
+    assert Ledger(run).attempts()[-1].cause is None
 
 
 def test_shards_of_others_are_streamed(hub: HubServer, tmp_path: Path) -> None:

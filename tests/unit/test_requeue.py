@@ -17,7 +17,8 @@ from gpt2hpc.cluster.ledger import Attempt, Cause, Ledger, Outcome
 from gpt2hpc.cluster.requeue import Action, decide
 from gpt2hpc.cluster.slurm import Job, expand_nodes, parse_show_job
 from gpt2hpc.config import Config, RequeueConfig
-from gpt2hpc.errors import NodeError, UsageError
+from gpt2hpc.data.patience import HubDownError
+from gpt2hpc.errors import Gpt2hpcError, NodeError, UsageError
 from gpt2hpc.run_dir import RunDir
 
 LIMITS = RequeueConfig(crash_budget=2, max_without_progress=4, backoff_s=30.0)
@@ -355,6 +356,28 @@ def test_a_node_that_lacks_gpus_is_left_out(tmp_path: Path) -> None:
     job = Job("7", 0, exit_code=NodeError.exit_code, nodes="n[1-2]", died_on="n1")
     action = requeue.read_and_decide(run, job)
     assert (action.kind, action.exclude_nodes) == ("requeue", "n2")
+
+
+@pytest.mark.parametrize(("has_saved", "action", "code"), [(True, "requeue", 6), (False, "exit", 4)])
+def test_a_hub_that_is_down_at_a_restart_is_no_end(
+    has_saved: bool, action: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that has saved nothing yet says so at once."""
+
+    def down(*args: object, **options: object) -> None:
+        raise HubDownError("hf://datasets/some/data cannot be had: 503", "; try again later")
+
+    monkeypatch.setattr(opening.starting, "check_start", down)
+    run = RunDir(tmp_path)
+    run.create()
+    if has_saved:
+        (run.checkpoints / "20260131-120000_tiny_step0000050").mkdir()
+    env = DistEnv(0, 0, 2, 2, "7", 1, "n1", is_launched=True, node="n1")
+    with pytest.raises(Gpt2hpcError, match="503") as caught, jobs.refusal_noted(run, env):
+        opening.open_run(run, Config(), env)
+    assert caught.value.exit_code == code
+    found = requeue.read_and_decide(run, Job("7", 1, restarts=1, exit_code=code, nodes="n1"))
+    assert (found.kind, found.exit_code, "503" in found.reason) == (action, code, not has_saved)
 
 
 @pytest.mark.parametrize("cause", [Cause.PREEMPTED, Cause.TIME_LIMIT])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import itertools
 import os
 import threading
@@ -20,6 +21,7 @@ from gpt2hpc.config import DataConfig
 from gpt2hpc.data import catalog, shards, store
 from gpt2hpc.data.loader import Slice, TrainLoader, ValLoader
 from gpt2hpc.data.manifest import Manifest
+from gpt2hpc.data.patience import HubDownError, LateError
 from gpt2hpc.data.shards import Shard
 from gpt2hpc.data.store import Directory, NodeCache
 from gpt2hpc.errors import DataError
@@ -222,6 +224,73 @@ def test_a_full_disk_is_said(many: Manifest, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"No space left on device; free space, lower data\.cache_gib"):
         where.tokens(many.shards[1])
     where.close()
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO])
+def test_a_failure_that_may_pass_is_not_the_users(many: Manifest, tmp_path: Path, number: int) -> None:
+    """So that it ends the attempt alone."""
+
+    def stale(shard: Shard, target: Path) -> None:
+        raise OSError(number, os.strerror(number))
+
+    where = NodeCache(stale, tmp_path, budget_bytes=1 << 20, patience_s=10.0, fetches=True)
+    where.follow([many.shards[1]], iter(()))
+    with pytest.raises(OSError, match=os.strerror(number)) as caught:
+        where.tokens(many.shards[1])
+    assert caught.value.errno == number
+    where.close()
+
+
+def test_a_size_that_the_disk_does_not_tell_is_not_a_missing_shard(
+    many: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stale(path: Path) -> os.stat_result:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+
+    monkeypatch.setattr(Path, "stat", stale)
+    with pytest.raises(OSError, match="Stale"):
+        shards.check_size(Path(many.where) / many.shards[1].file, many.shards[1])
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_cache_that_cannot_be_a_directory_is_said(many: Manifest, tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="cannot be made"):
+        cache(many, tmp_path / place, budget=1 << 20)
+
+
+def test_a_hub_that_is_down_is_waited_for(many: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "_DOWN_S", 0.01)
+    genuine, tries = store.fetch_from(many.where), itertools.count(1)
+
+    def fetch(shard: Shard, target: Path) -> None:
+        if next(tries) < 5:
+            raise HubDownError("hf://datasets/some/data cannot be had: 503", "; try again later")
+        genuine(shard, target)
+
+    where = NodeCache(fetch, tmp_path, budget_bytes=1 << 20, patience_s=30.0, fetches=True)
+    where.follow([many.shards[1]], iter(()))
+    assert len(where.tokens(many.shards[1])) == many.shards[1].tokens
+    assert next(tries) == 6
+    where.close()
+
+
+def test_a_hub_that_stays_down_is_said_in_the_end(many: Manifest, tmp_path: Path) -> None:
+    def down(shard: Shard, target: Path) -> None:
+        raise HubDownError("hf://datasets/some/data cannot be had: 503", "; try again later")
+
+    where = NodeCache(down, tmp_path, budget_bytes=1 << 20, patience_s=0.5, fetches=True)
+    where.follow([many.shards[1]], iter(()))
+    with pytest.raises(
+        LateError, match=r"data\.patience_s=0\.5 seconds \(hf://datasets/some/data cannot be had: 503\); raise"
+    ):
+        where.tokens(many.shards[1])
+    began = time.monotonic()
+    where.close()
+    assert where._thread is not None
+    where._thread.join(5)
+    assert not where._thread.is_alive(), "it sleeps on"
+    assert time.monotonic() - began < 5
 
 
 def test_a_budget_that_would_not_do_later_is_refused_at_the_start(many: Manifest, tmp_path: Path) -> None:
