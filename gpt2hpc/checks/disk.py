@@ -53,7 +53,8 @@ def _run_dir(scene: Scene, place: Path) -> list[Finding]:
     kept, each = scene.config.checkpoint.keep_last, scene.checkpoint_bytes
     there = scene.run.checkpoints if scene.run.checkpoints.is_dir() else place
     try:
-        checkpoint.check_space(there, bytes_each=each, config=scene.config.checkpoint)
+        begins = scene.config.decay_begins
+        checkpoint.check_space(there, bytes_each=each, config=scene.config.checkpoint, decay_begins=begins)
     except RunDirError as error:
         found.append(missing("space", error.line))
     else:

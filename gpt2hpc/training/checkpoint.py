@@ -157,21 +157,29 @@ def _whole(given: Checkpoint) -> Checkpoint:
 
 
 def check_space(
-    directory: Path, *, bytes_each: int, config: CheckpointConfig, resumed: Checkpoint | None = None
+    directory: Path,
+    *,
+    bytes_each: int,
+    config: CheckpointConfig,
+    resumed: Checkpoint | None = None,
+    decay_begins: int | None = None,
 ) -> None:
-    """Raise RunDirError if the disk has no room for the last checkpoints, the one being written and the one `resumed` from, if it
-    is there. Those of `keep_every_steps`, which somebody may take away meanwhile, are not counted."""
-    every = config.keep_every_steps
-    replaced = [checkpoint for checkpoint in found(directory) if every is None or checkpoint.step % every]
+    """Raise RunDirError if the disk has no room for the last checkpoints, the one being written, the one `resumed` from, if it is
+    there, and the one of the step at which the decay begins, which stays, if it is still to come. Those of `keep_every_steps`, which
+    somebody may take away meanwhile, are not counted."""
+    every, saved = config.keep_every_steps, found(directory)
+    replaced = [each for each in saved if each.step != decay_begins and (every is None or each.step % every)]
     there = sum(path.stat().st_size for checkpoint in replaced for path in checkpoint.path.iterdir() if path.is_file())
     beside = resumed in replaced
-    needed = (config.keep_last + 1 + beside) * bytes_each - there
+    decays = decay_begins is not None and all(each.step < decay_begins for each in saved)
+    needed = (config.keep_last + 1 + beside + decays) * bytes_each - there
     free = shutil.disk_usage(directory).free
     if free < needed:
-        others = "one being written and the one resumed from" if beside else "and one being written"
+        counted = [f"checkpoint.keep_last={config.keep_last}", "one being written"]
+        counted += ["the one resumed from"] * beside + ["the one from before the decay"] * decays
         raise RunDirError(
             f"{directory} has {free / 1e9:,.1f} GB free, but checkpoints of {bytes_each / 1e9:,.1f} GB each need another "
-            f"{needed / 1e9:,.1f} GB (checkpoint.keep_last={config.keep_last}, {others}); free space, lower "
+            f"{needed / 1e9:,.1f} GB ({', '.join(counted[:-1])} and {counted[-1]}); free space, lower "
             "--checkpoint.keep_last, or choose another --run-dir"
         )
 

@@ -108,7 +108,10 @@ class Preflight:
         """Before minutes are spent on loading; what a killed save has left is cleared away only then, and the space looked at again."""
         if not any(self.run.checkpoints.glob("*.tmp")):
             checkpoint.check_space(
-                self.run.checkpoints, bytes_each=self.config.state_bytes, config=self.config.checkpoint
+                self.run.checkpoints,
+                bytes_each=self.config.state_bytes,
+                config=self.config.checkpoint,
+                decay_begins=self.config.decay_begins,
             )
 
     def _submitter(self, attempt: Attempt) -> Iterator[Fault]:

@@ -123,6 +123,7 @@ class Trainer:
                     bytes_each=self.learner.state_bytes,
                     config=self.config.checkpoint,
                     resumed=self.saves.resumed_from,
+                    decay_begins=self.config.decay_begins,
                 )
         self.start_up.done("checkpoint")
         with self.micro_batch.watched():

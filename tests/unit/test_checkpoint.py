@@ -211,6 +211,30 @@ def test_what_stays_for_good_makes_no_room(tmp_path: Path, ranks: Ranks, monkeyp
         checkpoint.check_space(tmp_path, bytes_each=size, config=CheckpointConfig(keep_last=2, keep_every_steps=10))
 
 
+def test_the_one_from_before_the_decay_needs_space_too(
+    tmp_path: Path, ranks: Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For itself as long as it is to come, and then it makes no room."""
+    save(tmp_path, 10, ranks)
+    save(tmp_path, 20, ranks)
+    size = sum(path.stat().st_size for path in tmp_path.rglob("*.*") if path.is_file()) // 2
+    config = CheckpointConfig(keep_last=2)
+
+    def check(free: float, begins: int) -> None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=int(free * size)))
+        checkpoint.check_space(tmp_path, bytes_each=size, config=config, decay_begins=begins)
+
+    for begins in (30, 20):
+        check(2.1, begins)
+        with pytest.raises(RunDirError):
+            check(1.9, begins)
+    check(1.1, 15)  # which somebody has deleted
+    with pytest.raises(
+        RunDirError, match=r"checkpoint\.keep_last=2, one being written and the one from before the decay\)"
+    ):
+        check(1.1, 30)
+
+
 def test_a_save_copies_before_it_returns(tmp_path: Path, ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
     """The steps go on while it is written: what they change must not get into it."""
     may_write, genuine = threading.Event(), saver.durable.write_bytes
