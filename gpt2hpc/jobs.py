@@ -75,7 +75,8 @@ class Train:
                 opened = None
                 with ranks.first_decides():
                     if ranks.is_first:
-                        opened = opening.open_run(run, config, env)
+                        with refusal_noted(run, env):  # before the others are told, whose nodes are not to blame
+                            opened = opening.open_run(run, config, env)
                 opened = ranks.from_first(opened)
                 start_up.done("settings")
                 if opened.attempt is not None:

@@ -12,7 +12,8 @@ from gpt2hpc.cluster.ledger import Attempt, Cause, Ledger
 from gpt2hpc.config import Config
 from gpt2hpc.data.manifest import Manifest
 from gpt2hpc.data.patience import LateError
-from gpt2hpc.errors import StoppedError
+from gpt2hpc.data.shards import AbsentError
+from gpt2hpc.errors import NodeError, StoppedError
 from gpt2hpc.run_dir import RunDir
 from gpt2hpc.training import writers
 
@@ -54,10 +55,21 @@ def to_be_restarted(run: RunDir) -> Iterator[None]:
         raise StoppedError(error.line) from error
 
 
+@contextlib.contextmanager
+def _seen_before(run: RunDir, config: Config, node: str) -> Iterator[None]:
+    """What a run has trained on, and is not there, is there for other nodes: this one has not mounted it."""
+    try:
+        yield
+    except AbsentError as error:
+        if config.data.manifest_sha256 is None or not run.has_checkpoints:
+            raise
+        raise NodeError(f"{node} does not see the data that the run has trained on: {error.what}") from error
+
+
 def open_run(run: RunDir, config: Config, env: DistEnv) -> Opened:
     """Check, claim an attempt, settle the settings: rank 0's part before anything is computed."""
     writers.check(config.train)
-    with to_be_restarted(run):
+    with to_be_restarted(run), _seen_before(run, config, env.node):
         config, manifest = starting.check_start(run, config, world_size=env.world_size)
     starting.check_repo(config)
     run.create()

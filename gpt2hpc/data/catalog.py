@@ -12,7 +12,7 @@ import numpy as np
 
 from gpt2hpc.data import hub, manifest, plan, tokenizer
 from gpt2hpc.data.manifest import Manifest
-from gpt2hpc.data.shards import BIN_HEADER_BYTES, BIN_MAGIC, BIN_VERSION, Shard, Split
+from gpt2hpc.data.shards import BIN_HEADER_BYTES, BIN_MAGIC, BIN_VERSION, AbsentError, Shard, Split
 from gpt2hpc.errors import DataError
 
 _SPLIT = re.compile(r"(?:^|[_-])(train|val)(?=[_.-]|$)")
@@ -47,9 +47,9 @@ def _from_directory(directory: Path) -> Manifest:
     shards = _of_others(files, read_start)
     if not shards:
         where = "" if directory.is_absolute() else f" ({directory.absolute()})"
-        raise DataError(
-            f"data.dir={directory} holds no {manifest.NAME}{where}, nor *_train_*.npy or .bin shards; "
-            f"make it with `gpt2hpc prepare --source … --out {directory}`"
+        raise AbsentError(
+            f"data.dir={directory} holds no {manifest.NAME}{where}, nor *_train_*.npy or .bin shards",
+            f"; make it with `gpt2hpc prepare --source … --out {directory}`",
         )
     edges = {shard.file: _edges(directory / shard.file) for shard in shards}
     return Manifest(str(directory), shards, tokenizer.VOCAB_SIZE, {"edges": edges})

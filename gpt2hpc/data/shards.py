@@ -27,6 +27,14 @@ BIN_HEADER_BYTES = 256 * 4
 """llm.c's `.bin`: 256 int32, of which the first three are magic, version and the number of uint16 tokens that follow."""
 
 
+class AbsentError(DataError):
+    """Data that is not where it should be on a disk. `what` is that alone, without a mend."""
+
+    def __init__(self, what: str, mend: str = "") -> None:
+        super().__init__(f"{what}{mend}")
+        self.what = what
+
+
 @dataclass(frozen=True)
 class Shard:
     """What is known of a shard: `tokens` and `documents` are counts, `bytes` and `sha256` are the file's; None if nobody knows."""
@@ -105,11 +113,11 @@ def has_size(path: Path, shard: Shard) -> bool:
 
 
 def check_size(path: Path, shard: Shard) -> None:
-    """Raise DataError where the file is missing or not of the size that the manifest says."""
+    """Raise AbsentError where the file is missing, DataError where it is not of the size that the manifest says."""
     try:
         size = path.stat().st_size
     except FileNotFoundError:
-        raise DataError(f"{path} is missing; run `gpt2hpc prepare` again") from None
+        raise AbsentError(f"{path} is missing", "; run `gpt2hpc prepare` again") from None
     if size != shard.bytes:
         raise DataError(f"{path} has {size} bytes, its manifest says {shard.bytes}; run `gpt2hpc prepare` again")
 

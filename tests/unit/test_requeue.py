@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gpt2hpc import config_io, jobs, opening
+from gpt2hpc import config_io, jobs, opening, starting
 from gpt2hpc.cluster import requeue
 from gpt2hpc.cluster.dist_env import DistEnv
 from gpt2hpc.cluster.ledger import Attempt, Cause, Ledger, Outcome
@@ -20,6 +20,7 @@ from gpt2hpc.config import Config, RequeueConfig
 from gpt2hpc.data.patience import HubDownError
 from gpt2hpc.errors import Gpt2hpcError, NodeError, UsageError
 from gpt2hpc.run_dir import RunDir
+from tests import tiny
 
 LIMITS = RequeueConfig(crash_budget=2, max_without_progress=4, backoff_s=30.0)
 
@@ -378,6 +379,37 @@ def test_a_hub_that_is_down_at_a_restart_is_no_end(
     assert caught.value.exit_code == code
     found = requeue.read_and_decide(run, Job("7", 1, restarts=1, exit_code=code, nodes="n1"))
     assert (found.kind, found.exit_code, "503" in found.reason) == (action, code, not has_saved)
+
+
+@pytest.mark.parametrize("lost", ["all", "a shard"])
+@pytest.mark.parametrize(("has_saved", "action", "excluded"), [(True, "requeue", "n1"), (False, "exit", "")])
+def test_a_node_that_does_not_see_the_data_is_left_out(
+    has_saved: bool, action: str, excluded: str, lost: str, tmp_path: Path
+) -> None:
+    """Where the run has trained on it, so that it is somewhere."""
+    data = tiny.make_data(tmp_path / "data")
+    run = RunDir(tmp_path / "run")
+    run.create()
+    config = starting.check_start(run, tiny.config(data.where), world_size=1)[0]
+    if has_saved:
+        (run.checkpoints / "20260131-120000_tiny_step0000050").mkdir()
+    if lost == "all":
+        (tmp_path / "data").rename(tmp_path / "elsewhere")
+    else:
+        (tmp_path / "data" / data.shards[0].file).unlink()
+    env = DistEnv(0, 0, 2, 1, "7", 0, "n[1-2]", is_launched=True, node="n1")
+    with pytest.raises(Gpt2hpcError) as caught, jobs.refusal_noted(run, env):
+        opening.open_run(run, config, env)
+    kind = type(caught.value)
+    other = dataclasses.replace(env, rank=1, node="n2")  # which is told of it
+    with pytest.raises(kind), jobs.refusal_noted(run, other):
+        raise caught.value
+    found = requeue.read_and_decide(run, Job("7", 0, exit_code=kind.exit_code, nodes="n[1-2]", died_on="n2"))
+    assert (found.kind, found.exclude_nodes) == (action, excluded)
+    if has_saved:
+        assert caught.value.line.startswith("n1 does not see the data that the run has trained on: ")
+    else:
+        assert "gpt2hpc prepare" in caught.value.line
 
 
 @pytest.mark.parametrize("cause", [Cause.PREEMPTED, Cause.TIME_LIMIT])
