@@ -48,7 +48,10 @@ def at_step_0(config: Config, ranks: Ranks, learner: Learner, say: Say) -> Begin
 
 
 def at(found: Checkpoint, config: Config, ranks: Ranks, learner: Learner, say: Say) -> Beginning:
-    """With all that was saved: bit-identical on as many ranks with as many threads, else with random generators of their own."""
+    """With all that was saved: bit-identical on as many ranks with as many threads and micro batches as large.
+
+    Other ranks have random generators of their own.
+    """
     facts, threads = found.manifest(), torch.get_num_threads()
     learner.load(found, facts["scaler"])
     step, same = facts["step"], facts["world_size"] == ranks.world_size
@@ -58,6 +61,9 @@ def at(found: Checkpoint, config: Config, ranks: Ranks, learner: Learner, say: S
         say(warning)
     if same and facts["threads"] != threads:
         say(f"warning: {threads} threads a rank instead of {facts['threads']}: not bit-identical on a CPU")
+    rows, before = config.train.rows, facts["config"]["train"]["micro_batch_size"]
+    if same and rows != before:
+        say(f"warning: micro batches of {rows} instead of {before}: not bit-identical")
     rank_state = found.rank_state(ranks.rank) if same else _fresh(config, ranks, step)
     return Beginning(step, facts["data"]["samples_consumed"], rank_state)
 

@@ -2,8 +2,9 @@
 
 A model of its own takes steps of few sequences; what they need is measured, and what more would need follows by a straight line. On
 CUDA the answer is then tried, and given up for the next smaller one where it does not fit. A CPU is not tried: who takes too much
-there is killed and catches nothing. What is found is kept in RUN/micro-batch.json, so that the next attempt on as many ranks of the
-same kind takes the same one, to the same bytes. One that ran out of memory after all is noted there too, and not taken again.
+there is killed and catches nothing. What is found is kept in RUN/micro-batch.json, and in each checkpoint for an empty disk, so that
+the next attempt on as many ranks of the same kind takes the same one, to the same bytes. One that ran out of memory after all is
+noted in RUN/micro-batch.json too, and not taken again.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from gpt2hpc.config_rules import grad_accum_steps
 from gpt2hpc.errors import ConfigError, Gpt2hpcError, PeerGoneError
 from gpt2hpc.run_dir import RunDir
 from gpt2hpc.training import meters
+from gpt2hpc.training.checkpoint import Checkpoint
 from gpt2hpc.training.footprint import Way, bytes_of_a_sequence
 from gpt2hpc.training.learner import Learner
 from gpt2hpc.training.meters import CudaMeter, HostMeter, Meter, is_out_of_memory
@@ -38,20 +40,33 @@ class MicroBatch:
         config: Settings of the run; the size is settled at once, which is collective.
         run: Where it is noted.
         ranks: This process among its peers.
+        resumed: What the attempt goes on from.
         say: Prints a line; a no-op on ranks other than 0.
         beat: Called as the search gets on.
     """
 
     def __init__(
-        self, config: Config, run: RunDir, ranks: Ranks, *, say: Callable[[str], None], beat: Callable[[], object]
+        self,
+        config: Config,
+        run: RunDir,
+        ranks: Ranks,
+        *,
+        resumed: Checkpoint | None,
+        say: Callable[[str], None],
+        beat: Callable[[], object],
     ) -> None:
-        self._run, self._ranks = run, ranks
+        self._run, self._ranks, self._resumed = run, ranks, resumed
         self._found: dict[str, Any] | None = None
         self.config = config
         """The settings with a number for `auto`."""
         if config.train.micro_batch_size == "auto":
             self._found = self._settled(config, say, beat)
             self.config = _with_rows(config, self._found["micro_batch_size"])
+
+    @property
+    def found(self) -> dict[str, Any] | None:
+        """What was found, and in which situation, for a checkpoint; None where a number was given."""
+        return self._found and {key: self._found[key] for key in ("micro_batch_size", "of")}
 
     def is_tried(self) -> None:
         """The first step is about to be taken; one that dies before `is_proven` has taken too much, on a CPU."""
@@ -92,13 +107,14 @@ class MicroBatch:
     def _settled(self, config: Config, say: Callable[[str], None], beat: Callable[[], object]) -> dict[str, Any]:
         """What is noted of the same situation, or else found anew."""
         of = _situation(config, self._ranks)
-        known = self._ranks.from_first(durable.read_json(self._run.micro_batch) if self._ranks.is_first else None)
+        noted = self._ranks.from_first(self._noted() if self._ranks.is_first else [])
+        known = next((each for each in noted if each.get("of") == of), None)
         below: int | None = None
-        if isinstance(known, dict) and known.get("of") == of:
+        if known is not None:
             size, state = known["micro_batch_size"], known["state"]
             died = state == "tried" and self._ranks.device.type == "cpu"
             if not died and state != "too large":
-                say(f"micro batches of {size}, as found before ({self._run.micro_batch.name})")
+                say(f"micro batches of {size}, as found before")
                 return dict(known)
             below = size
         size = self._search(config, below, say, beat)
@@ -106,6 +122,12 @@ class MicroBatch:
         if self._ranks.is_first:
             durable.publish_json(self._run.micro_batch, found)
         return found
+
+    def _noted(self) -> list[dict[str, Any]]:
+        """In the run directory, and in the checkpoint, which may be all that there is."""
+        saved = self._resumed.manifest().get("micro_batch") if self._resumed is not None else None
+        noted = [durable.read_json(self._run.micro_batch), saved and {**saved, "state": "found"}]
+        return [each for each in noted if isinstance(each, dict)]
 
     def _search(self, config: Config, below: int | None, say: Callable[[str], None], beat: Callable[[], object]) -> int:
         """The largest on which all ranks agree; ConfigError where not even one sequence fits."""

@@ -250,8 +250,9 @@ def _own_keys(config: Config) -> list[str]:
 
 
 def _keys(config: Config) -> list[str]:
-    """Settings that tell runs apart; where the first weights came from does not matter to later ones."""
-    return [key for key, _ in config_io.flat(dataclasses.asdict(config)) if key != "train.init"]
+    """Settings that tell runs apart: not where the first weights came from, nor a size that may be found (`beginning` tells)."""
+    others = ("train.init", "train.micro_batch_size")
+    return [key for key, _ in config_io.flat(dataclasses.asdict(config)) if key not in others]
 
 
 def _config_of(found: Checkpoint) -> dict[str, Any]:

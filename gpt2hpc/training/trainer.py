@@ -73,9 +73,12 @@ class Trainer:
     ) -> None:
         self.run_dir, self.ranks = run, ranks
         self.say, self.show, self.watchdog, self.start_up = screen.say, screen.show, watchdog, start_up
-        self.micro_batch = MicroBatch(config, run, ranks, say=screen.say, beat=watchdog.beat)
-        self.config = config = self.micro_batch.config
         self.ledger, self.attempt, self.run_started, self.signals = ledger, attempt, run_started, signals
+        self.resumed, self.identity = ranks.first_works(lambda: self._find(config))
+        watchdog.beat()
+        start_up.done("checkpoint")
+        self.micro_batch = MicroBatch(config, run, ranks, resumed=self.resumed, say=screen.say, beat=watchdog.beat)
+        self.config = config = self.micro_batch.config
         self.step = self.consumed = 0
         self._build(manifest)
         self.saves = Saves(run, config, ranks=ranks, ledger=ledger, attempt=attempt, clock=self.clock, say=screen.say)
@@ -113,7 +116,7 @@ class Trainer:
     # Start ------------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Resume if there is a checkpoint, wrap the model, warm up, open the logs."""
+        """Load the checkpoint if there is one, wrap the model, warm up, open the logs."""
         self.say(self._described())
         rank_state = self._resume()
         with self.ranks.first_decides():
@@ -183,17 +186,16 @@ class Trainer:
 
     def _resume(self) -> state.RankState:
         """Load what there is to go on from, if anything; returns the random generators to begin with."""
-        found, self.identity = self.ranks.first_works(self._find)
-        self.watchdog.beat()
+        found = self.resumed
         self.saves.resumed(found, started=self.run_started)
         these = self.config, self.ranks, self.learner, self.say
         begun = beginning.at_step_0(*these) if found is None else beginning.at(found, *these)
         self.step, self.consumed = begun.step, begun.consumed
         return begun.rank_state
 
-    def _find(self) -> tuple[Checkpoint | None, str]:
+    def _find(self, config: Config) -> tuple[Checkpoint | None, str]:
         self.ledger.fence(self.attempt)
-        return beginning.find(self.run_dir, self.config, self.say)
+        return beginning.find(self.run_dir, config, self.say)
 
     def _examples(self) -> list[examples.Example]:
         """HellaSwag's, read once for all ranks."""
@@ -339,6 +341,7 @@ class Trainer:
                 "block_size": self.config.model.block_size,
                 "manifest_sha256": self.manifest_sha256,
             },
+            "micro_batch": self.micro_batch.found,
             "scaler": self.learner.scaler_facts(),
             "config": dataclasses.asdict(self.config),
             "versions": {"gpt2hpc": __version__, "torch": torch.__version__, "python": platform.python_version()},

@@ -123,13 +123,13 @@ def _add_faults(arguments: argparse.Namespace) -> None:
     Evaluations._validate = _validate  # type: ignore[method-assign]
     _slow_down(arguments)
     if arguments.pause_start:
-        resume = Trainer._resume
+        find = Trainer._find
 
-        def _resume(self: Trainer) -> state.RankState:
+        def _find(self: Trainer, config: Config) -> Any:
             os.kill(os.getpid(), signal.SIGSTOP)
-            return resume(self)
+            return find(self, config)
 
-        Trainer._resume = _resume  # type: ignore[method-assign]
+        Trainer._find = _find  # type: ignore[method-assign]
     if os.environ.get("RANK", "0") == str(arguments.full):
 
         def full(path: Path, contents: bytes | memoryview) -> None:

@@ -197,6 +197,25 @@ def test_auto_goes_on_with_what_it_found(shared_data: Manifest, tmp_path: Path) 
 
 
 @pytest.mark.timeout(1200)
+def test_auto_goes_on_with_what_a_checkpoint_knows(
+    shared_data: Manifest, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """An empty disk has but that, and more memory may be free than there was; other micro batches are said to be others."""
+    run = RunDir(tmp_path / "run")
+    auto = settings_with(shared_data, micro_batch_size="auto")
+    assert tiny.run_ranks(run, auto, nproc=2, options=["--signal", "4", "1"]) == 0
+    facts = json.loads(run.micro_batch.read_text())
+    assert tiny.newest(run).manifest()["micro_batch"] == {"micro_batch_size": 6, "of": facts["of"]}
+    run.micro_batch.write_text(json.dumps({**facts, "micro_batch_size": 3}))
+    assert tiny.run_ranks(run, auto, nproc=2, restart=1, options=["--signal", "8", "1"]) == 0
+    assert "warning: micro batches of 3 instead of 6: not bit-identical" in capfd.readouterr().out
+    run.micro_batch.unlink()
+    assert tiny.run_ranks(run, auto, nproc=2, restart=2) == 0
+    assert noted(run) == (3, "proven")
+    assert "not bit-identical" not in capfd.readouterr().out
+
+
+@pytest.mark.timeout(1200)
 def test_auto_after_a_lack_of_memory(shared_data: Manifest, tmp_path: Path) -> None:
     """Rank 1 asks for more than the machine has in step 5; the next attempt takes less, and other ranks find anew."""
     run = RunDir(tmp_path / "run")

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.alone
 
 PHASES = (
     *("imports", "device", "process group", "settings", "preflight", "data check"),
-    *("model", "checkpoint", "warm-up", "logs", "validation", "first step"),
+    *("checkpoint", "model", "warm-up", "logs", "validation", "first step"),
 )
 
 
