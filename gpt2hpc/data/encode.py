@@ -142,12 +142,12 @@ def _documents(plan: Plan, unit: Unit, locate: Locate) -> Iterator[readers.Docum
 
 
 def _batches(documents: Iterator[readers.Document]) -> Iterator[list[readers.Document]]:
-    """About a million characters at once, so that a batch costs little beside its documents."""
+    """About a million characters at once, so that a batch costs little beside its documents; one that is bad is told at once."""
     batch: list[readers.Document] = []
     characters = 0
     for document in documents:
         batch.append(document)
-        characters += len(document) if isinstance(document, str) else 0
+        characters += len(document) if isinstance(document, str) else _BATCH_CHARACTERS
         if characters >= _BATCH_CHARACTERS:
             yield batch
             batch, characters = [], 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import glob
 import io
 import json
@@ -126,13 +127,14 @@ def _jsonl(place: _Place, reading: Reading) -> Iterator[Document]:
     stop, compressed = place.piece.stop, place.file.compression is not None
     with place.open() as file:
         begun = position = _first_line(file, place.piece.start)
+        lines_before = functools.cache(lambda: _lines_before(place.local, begun))  # only if a line is bad
         for number, line in enumerate(file, start=1):
             if position >= stop and not compressed:
                 return
             if line.strip():
                 found = _record(line, reading.text_key)
                 if isinstance(found, Bad):
-                    found = Bad(f"{place.local}:{number + _lines_before(place.local, begun)}", found.why)
+                    found = Bad(f"{place.local}:{number + lines_before()}", found.why)
                 yield found
             position += len(line)
 

@@ -4,6 +4,7 @@ import gzip
 import itertools
 import json
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -315,6 +316,40 @@ def test_bad_documents_within_the_limit_are_named_in_the_manifest(tmp_path: Path
         "b.parquet row group 0 row 1",
     ]
     assert "is not UTF-8" in named[0]["why"]
+
+
+def test_nothing_is_read_after_the_document_that_is_one_too_many(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+
+    def bad(*arguments: object) -> Iterator[readers.Document]:
+        for number in range(10):
+            read.append(number)
+            yield readers.Bad(f"line {number}", "is bad")
+
+    monkeypatch.setattr(readers, "documents", bad)
+    the_plan = new_plan(texts)
+    with pytest.raises(DataError, match=r"3 documents cannot be read.*the first: line 0 is bad"):
+        encoded(tmp_path, the_plan, the_plan.units[0], max_bad_documents=2)
+    assert read == [0, 1, 2]
+
+
+def test_the_lines_before_a_piece_are_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a"}\n' * 10 + "{\n" * 5)
+    file = sources.find_files([str(path)], Selection())[0]
+    counted, count = [], readers._lines_before
+
+    def counting(path: Path, position: int) -> int:
+        counted.append(position)
+        return count(path, position)
+
+    monkeypatch.setattr(readers, "_lines_before", counting)
+    piece = plan.Piece(0, 50, file.bytes)
+    found = [each for each in readers.documents(file, path, piece, Reading()) if isinstance(each, readers.Bad)]
+    assert [each.where for each in found] == [f"{path}:{number}" for number in range(11, 16)]
+    assert counted == [56]
 
 
 def test_a_column_that_is_not_there_is_named(tmp_path: Path) -> None:
