@@ -6,13 +6,14 @@ import contextlib
 import itertools
 import multiprocessing
 import os
+import queue
 import signal
 import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
@@ -106,8 +107,7 @@ class Task:
         `report` is called several times a second. Ends early, without an error, when `stop` says so.
         """
         waiting, running = deque(units), dict[Future[Record | None], Unit]()
-        with self._cleared_up(), ThreadPoolExecutor(_FILES_AHEAD, "download") as downloads:
-            coming = _Coming(self.work, downloads, waiting)
+        with self._cleared_up(), contextlib.closing(_Coming(self.work, waiting)) as coming:
             while (waiting or running) and not self._stop():
                 while waiting and len(running) < self._processes and coming.has(waiting[0]):
                     unit = waiting.popleft()
@@ -126,7 +126,6 @@ class Task:
                     yield unit, record
                 self.counts.characters, self.counts.tokens = self._characters.value, self._tokens.value
                 report(self.counts)
-            coming.cancel()
 
     def _result(self, future: Future[Record | None]) -> Record | None:
         try:
@@ -169,11 +168,17 @@ class Task:
 
 
 class _Coming:
-    """Files of the Hub, fetched in the order of the units that need them, a few ahead."""
+    """Files of the Hub, fetched in the order of the units that need them, a few ahead.
 
-    def __init__(self, work: Work, downloads: ThreadPoolExecutor, waiting: deque[Unit]) -> None:
-        self._work, self._downloads, self._waiting = work, downloads, waiting
+    The threads are daemons: one that waits for the Hub, for minutes perhaps, must not hold up a task that is told to stop.
+    """
+
+    def __init__(self, work: Work, waiting: deque[Unit]) -> None:
+        self._work, self._waiting = work, waiting
         self._started: dict[int, Future[None]] = {}
+        self._queue = queue.SimpleQueue[tuple[int, Future[None]] | None]()
+        for _ in range(_FILES_AHEAD):
+            threading.Thread(target=self._download, name="download", daemon=True).start()
 
     def has(self, unit: Unit) -> bool:
         """Whether all files of the unit are here; begins to fetch them, and those of the next units. Raises what a download raised."""
@@ -190,7 +195,8 @@ class _Coming:
         )
         for number in [*lacking, *list(soon)[:_FILES_AHEAD]]:
             if number not in self._started and not self._is_here(number):
-                self._started[number] = self._downloads.submit(self._fetch, number)
+                self._started[number] = Future()
+                self._queue.put((number, self._started[number]))
         return not lacking
 
     def _is_here(self, number: int) -> bool:
@@ -198,14 +204,26 @@ class _Coming:
         path = self._work.locate(file)
         return path.is_file() and path.stat().st_size == file.bytes
 
+    def _download(self) -> None:
+        for number, future in iter(self._queue.get, None):
+            if future.set_running_or_notify_cancel():
+                try:
+                    self._fetch(number)
+                    future.set_result(None)
+                except BaseException as error:  # raised again by `has`
+                    future.set_exception(error)
+
     def _fetch(self, number: int) -> None:
         file = self._work.plan.files[number]
         dataset, inside = hub.split_path(file.path)
         hub.fetch(dataset, inside, self._work.locate(file), size=file.bytes, sha256=file.hash.removeprefix("sha256:"))
 
-    def cancel(self) -> None:
+    def close(self) -> None:
+        """Begin no further download, and wait for none."""
         for future in self._started.values():
             future.cancel()
+        for _ in range(_FILES_AHEAD):
+            self._queue.put(None)
 
 
 def allowed_cores() -> int:

@@ -6,8 +6,10 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -101,6 +103,32 @@ def test_a_dataset_is_prepared_through_failures(hub: HubServer, dataset: str, tm
     facts = json.loads((out / "manifest.json").read_text())["plan"]
     assert facts["sources"] == [dataset]
     assert facts["commits"] == {dataset: hub.repo(dataset).commits[-1].sha}
+
+
+def test_a_stop_waits_for_no_download(hub: HubServer, dataset: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ("--source", dataset, "--config", "sample", "--out", str(out), "--unit-tokens", "500")
+    run(hub, "prepare", *words, "--step", "plan")
+    hub.faults.rate_limit("GET .*resolve.*parquet", 1, 60)
+    command = [sys.executable, "-m", "gpt2hpc", "prepare", *words, "--step", "encode"]
+    environment = {**os.environ, **hub.environment()}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            deadline = time.monotonic() + 60
+            while hub.faults.unspent():
+                assert process.poll() is None, process.communicate()
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            process.send_signal(signal.SIGUSR2)
+            told = time.monotonic()
+            _, error = process.communicate(timeout=100)
+            took_s = time.monotonic() - told
+        finally:
+            process.kill()
+    assert process.returncode == 6, error
+    assert error.splitlines()[-1].endswith("it does the others alone")
+    assert took_s < 20
+    assert list(out.rglob(".*.tmp")) == []
 
 
 def test_the_plan_stays_at_its_commit(hub: HubServer, dataset: str, tmp_path: Path) -> None:
