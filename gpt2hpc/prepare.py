@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ def main(argv: Sequence[str]) -> int:
 def new_plan(arguments: argparse.Namespace) -> Plan:
     """Look at the sources; those on the Hub stay at the commits of a plan that is there."""
     if not arguments.source:
-        return plan.load(arguments.out)
+        return _there(arguments)
     commits = plan.load(arguments.out).commits if plan.asked_before(arguments.out) is not None else {}
     selection = Selection(arguments.config, arguments.split, arguments.revision, commits)
     files = sources.find_files(arguments.source, selection)
@@ -119,21 +119,16 @@ def settled_plan(arguments: argparse.Namespace, *, look_again: bool) -> Plan:
             raise DataError(f"--out={out} holds data without its {plan.NAME}; choose another --out, or delete it first")
         return _published(arguments)
     if not arguments.source:
-        return plan.load(out)
+        return _there(arguments)
     may_replace = look_again and not any(out.glob("unit_*.json"))  # nothing is lost by a better plan
     now = prepare_options.asked(arguments)
     if now["source"] != before.get("source"):  # a file that was freed can no longer be told from a dataset's name
         absolute = [os.path.abspath(each) for each in arguments.source]  # noqa: PTH100
         now["source"] = before["source"] if absolute == before.get("source") else now["source"]
-    differing = [key for key, value in now.items() if before.get(key) != value]
-    if differing and may_replace:
+    if may_replace and _differing(before, now):
         (out / plan.NAME).unlink(missing_ok=True)
         return _published(arguments)
-    if differing:
-        listed = ", ".join(f"{key.replace('_', '-')} was {before.get(key)}" for key in differing)
-        raise DataError(
-            f"--out={out} holds data of another source or rule ({listed}); choose another --out, or delete it first"
-        )
+    _check_same(out, before, now)
     there = plan.load(out)
     if look_again and not any(_was_freed(file) for file in there.files):
         made = new_plan(arguments)
@@ -141,6 +136,25 @@ def settled_plan(arguments: argparse.Namespace, *, look_again: bool) -> Plan:
             (out / plan.NAME).unlink(missing_ok=True)
         return plan.publish(out, made, now)
     return there
+
+
+def _there(arguments: argparse.Namespace) -> Plan:
+    """The plan in --out where no --source is given; DataError where an option says otherwise than it was asked."""
+    there = plan.load(arguments.out)
+    _check_same(arguments.out, plan.asked_before(arguments.out) or {}, prepare_options.given(arguments))
+    return there
+
+
+def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return [key for key, value in now.items() if before.get(key) != value]
+
+
+def _check_same(out: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    if differing := _differing(before, now):
+        listed = ", ".join(f"{key.replace('_', '-')} was {before.get(key)}" for key in differing)
+        raise DataError(
+            f"--out={out} holds data of another source or rule ({listed}); choose another --out, or delete it first"
+        )
 
 
 def _published(arguments: argparse.Namespace) -> Plan:

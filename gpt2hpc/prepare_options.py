@@ -113,6 +113,13 @@ def asked(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def given(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Those of them that are not the default, which stands for the plan's own where no --source is given."""
+    parser = argparse.ArgumentParser()
+    add_plan_options(parser)
+    return {key: value for key, value in asked(arguments).items() if value not in (parser.get_default(key), [])}
+
+
 def _named(source: str) -> str:
     """A path as an absolute one; a dataset on the Hub, and the demo, as they are."""
     is_path = Path(source).exists() or not (source == DEMO or hub.looks_like_dataset(source))

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gpt2hpc import prepare
 from gpt2hpc.data import backends, catalog, demo, encode, plan, readers, shards, sources, tokenizer
 from gpt2hpc.data.manifest import Manifest
 from gpt2hpc.data.plan import Plan, Reading, Unit
@@ -158,6 +159,24 @@ def test_a_plan_of_which_nothing_is_done_may_be_replaced(texts: Path, tmp_path: 
     refused = gpt2hpc(*words, "--text-key", "other")
     assert refused.returncode == 4
     assert "text-key was content" in refused.stderr
+
+
+@pytest.mark.parametrize("others", [[], ["--dry-run"], ["--step", "plan"]])
+def test_an_option_that_is_not_the_plans_is_refused_without_a_source_too(
+    others: list[str], texts: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    options = ("--out", str(out), "--unit-tokens", "500")
+    assert prepare.main([*options, "--source", str(texts), "--step", "plan"]) == 0
+    assert prepare.main([*options, *others]) == 0
+    assert prepare.main(["--out", str(out), *others]) == 0
+    for name, value, was in (
+        ("text-key", "body", "text"),
+        ("val-fraction", "0.2", "None"),
+        ("unit-tokens", "7", "500"),
+    ):
+        with pytest.raises(DataError, match=rf"another source or rule \({name} was {was}\)"):
+            prepare.main(["--out", str(out), f"--{name}", value, *others])
 
 
 def test_data_without_its_plan_is_not_overwritten(texts: Path, tmp_path: Path) -> None:
