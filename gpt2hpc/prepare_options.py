@@ -22,8 +22,9 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
         "--source",
         action="append",
         metavar="S",
-        help="a file (.txt .md .rst .jsonl .parquet .csv .tsv .json .arrow, also .gz and .zst), a directory of the first five, a "
-        "dataset on the Hugging Face Hub as USER/NAME, or `demo`; may be given more than once; not needed where --out has a plan",
+        help="a file (.txt .md .rst .jsonl, also .gz and .zst; .csv .tsv .json, also .gz; .parquet; .arrow), a directory of texts, "
+        ".jsonl and .parquet, a dataset on the Hugging Face Hub as USER/NAME, or `demo`; may be given more than once; not needed "
+        "where --out has a plan",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory for shards and manifest.json")
     of_hub = "of a Hub dataset"

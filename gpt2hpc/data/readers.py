@@ -8,6 +8,7 @@ import glob
 import io
 import json
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,7 @@ def _guarded(local: Path, found: Iterator[Document]) -> Iterator[Document]:
     """Truncated gzip, a torn parquet page, no CSV at all: there is no telling what is lost, so the unit must fail."""
     try:
         yield from found
-    except (OSError, ValueError) as error:  # Arrow's and pandas's errors too
+    except (OSError, ValueError, EOFError, zlib.error) as error:  # Arrow's and pandas's errors too
         raise DataError(
             f"{local} cannot be read: {' '.join(str(error).split())}; mend it, or fetch it again"
         ) from error
@@ -193,7 +194,10 @@ def _table(place: _Place, reading: Reading) -> Iterator[Document]:
     if builder == "csv":  # a text that reads NA is a text
         options = {"sep": "\t" if suffix == ".tsv" else ",", "keep_default_na": False, "na_filter": False}
     name = glob.escape(str(place.local))  # it takes patterns
-    rows = load_dataset(builder, data_files=name, split="train", streaming=True, **options)
+    try:
+        rows = load_dataset(builder, data_files=name, split="train", streaming=True, **options)
+    except StopIteration:  # of an empty file
+        raise ValueError(f"it holds no {builder}") from None
     for number, row in enumerate(rows):
         yield _checked(row.get(reading.text_key), f"{place.local} row {number}", reading.text_key)
 

@@ -22,6 +22,8 @@ FORMATS: dict[str, Format] = {
     **dict.fromkeys((".csv", ".tsv", ".json", ".arrow"), "table"),
 }
 COMPRESSIONS: dict[str, Literal["gzip", "zstd"]] = {".gz": "gzip", ".zst": "zstd"}
+PACKED = (*(f"{suffix}.zst" for suffix in (".csv", ".tsv", ".json", ".arrow", ".parquet")), ".arrow.gz", ".parquet.gz")
+"""Kinds that are not read as they are."""
 
 _EDGE_BYTES = 8 << 20
 
@@ -75,6 +77,8 @@ def find_files(sources: Sequence[str], selection: Selection) -> list[SourceFile]
     found = [file for source in sources for file in _files(source, selection)]
     seen: dict[str, str] = {}
     for file in found:
+        if file.path.endswith(PACKED):
+            raise DataError(f"--source: {file.path} is read unpacked only; unpack it, and name what comes of it")
         real = file.path if file.is_remote else os.path.realpath(file.path)
         if real in seen:
             raise DataError(f"--source names {file.path} twice (as {seen[real]}); name it once")

@@ -525,6 +525,34 @@ def test_what_a_library_cannot_read_is_a_line(name: str, content: bytes, words: 
     assert done.stderr.count("\n") == 1, done.stderr
 
 
+ROWS = json.dumps([{"text": text, "n": number} for number, text in enumerate(TEXTS * 20)]).encode()
+
+
+DAMAGED = {
+    "truncated.json.gz": gzip.compress(ROWS)[:-100],
+    "truncated.csv.gz": gzip.compress(b"n,text\n" + b"1,a\n" * 1000)[:-10],
+    "flipped.json.gz": gzip.compress(ROWS)[:200] + b"\xff" * 50 + gzip.compress(ROWS)[250:],
+    "empty.json": b"",
+    "empty.json.gz": gzip.compress(b""),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_table_is_named(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(DAMAGED[name])
+    file = sources.find_files([str(path)], Selection())[0]
+    with pytest.raises(DataError, match=f"{name} cannot be read"):
+        list(readers.documents(file, path, plan.Piece(0, 0, file.bytes), Reading()))
+
+
+@pytest.mark.parametrize("kind", [".csv.zst", ".tsv.zst", ".json.zst", ".arrow.gz", ".arrow.zst", ".parquet.gz"])
+def test_an_archive_that_cannot_be_read_is_refused_by_its_name(kind: str, tmp_path: Path) -> None:
+    (tmp_path / f"a{kind}").write_bytes(b"anything")
+    with pytest.raises(DataError, match=rf"a{kind} is read unpacked only; unpack it"):
+        sources.find_files([str(tmp_path / f"a{kind}")], Selection())
+
+
 def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfhello")
     file = sources.find_files([str(tmp_path / "a.txt")], Selection())[0]
