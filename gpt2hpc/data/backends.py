@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import metadata, resources
 from importlib.resources.abc import Traversable
 from typing import Any, Literal, Protocol
@@ -33,6 +33,10 @@ _DISPUTED = {
     b"\xea": re.compile(rb"\xea\x9f[\x8e\x8f\x92\x94\xb1]"),
     b"\xf0": re.compile(rb"\xf0[\x90\x91\x96\x98\x9e\xab\xac\xb2\xb3]"),
 }
+
+_SPACE = re.compile(r"[^\S\x1c-\x1f]+")  # as tiktoken's; Python's own has four separators more
+_LONGEST_SPACE = 100_000
+"""Of a million whitespace characters before another one, tiktoken's `\\s+(?!\\S)` says that its stack is too small."""
 
 
 class Backend(Protocol):
@@ -70,7 +74,8 @@ class Tiktoken:
         return [self.encode_document(text) for text in texts]
 
     def encode_document(self, text: str) -> Tokens:
-        return _document(self._encoding.encode_to_numpy(text, disallowed_special=()))
+        parts = [self._encoding.encode_to_numpy(part, disallowed_special=()) for part in _parts(text)]
+        return _document(np.concatenate(parts))
 
 
 class Gigatoken:
@@ -111,6 +116,16 @@ class Gigatoken:
             raise DataError(
                 f"{self.name} and {self._reference.name} encode the text {text[:40]!r}… differently; use --tokenizer tiktoken"
             )
+
+
+def _parts(text: str, longest: int = _LONGEST_SPACE) -> Iterator[str]:
+    """A text cut where GPT-2's pattern cuts it too: before the last of more than `longest` whitespace characters within it."""
+    start = 0
+    for run in _SPACE.finditer(text) if len(text) > longest else ():
+        if run.end() - run.start() > longest and run.end() < len(text):
+            yield text[start : run.end() - 1]
+            start = run.end() - 1
+    yield text[start:]
 
 
 def _name(package: str) -> str:

@@ -100,6 +100,13 @@ def _is_disputed(letter: str) -> bool:
     return any(each.search(letter.encode()) for each in backends._DISPUTED.values())
 
 
+@pytest.mark.parametrize("space", [" ", "\n", "\u2003", "\n "])
+def test_a_million_spaces(unchecked: Backend, space: str) -> None:
+    """Which tiktoken alone cannot split."""
+    run = space * (1_000_000 // len(space))
+    assert_same(unchecked, [f"a{run}{end}" for end in ("b", " b", "\n.", "\x1c", "'s", "", f"b{run}")])
+
+
 def test_gigatoken_on_prose(unchecked: Backend) -> None:
     assert_same(unchecked, [text for _, text in sorted(pydoc_data.topics.topics.items())])
     sources = sorted(
@@ -117,10 +124,34 @@ PIECES = st.one_of(
 )
 
 
+SPACES = st.text(st.sampled_from(" \t\n\r\x0b\x0c\x1c\x1f\x85\xa0\u1680\u2003\u2028\u3000"), max_size=6)
+
+
 @settings(max_examples=1000, deadline=None)
 @given(pieces=st.lists(PIECES, max_size=30))
 def test_gigatoken_on_any_text(unchecked: Backend, pieces: list[str]) -> None:
     assert_same(unchecked, ["".join(pieces)])
+
+
+def test_a_cut_before_the_last_space_changes_no_token_by_any_code_point() -> None:
+    letters = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
+    for start in range(0, len(letters), 1000):
+        assert_same_if_cut(
+            "".join(f"a{each} {each}{each}b \n{each}\nc\n\n{each}" for each in letters[start : start + 1000])
+        )
+
+
+@settings(max_examples=1000, deadline=None)
+@given(pieces=st.lists(st.one_of(PIECES, SPACES), max_size=30))
+def test_a_cut_before_the_last_space_changes_no_token(pieces: list[str]) -> None:
+    assert_same_if_cut("".join(pieces))
+
+
+def assert_same_if_cut(text: str) -> None:
+    parts = list(backends._parts(text, longest=1))
+    assert "".join(parts) == text
+    encode = tokenizer.gpt2().encode_ordinary
+    assert [token for part in parts for token in encode(part)] == encode(text), text
 
 
 def test_a_unit_whose_tokens_differ_fails(liar: Gigatoken) -> None:
