@@ -188,7 +188,7 @@ def _table(place: _Place, reading: Reading) -> Iterator[Document]:
 
     logging.set_verbosity(logging.CRITICAL)  # errors come as exceptions too
     tqdm.set_lock(threading.RLock())  # its own would be a semaphore of the system, for all processes
-    suffix = Path(place.file.path.removesuffix(".gz").removesuffix(".zst")).suffix
+    suffix = Path(place.file.path.lower().removesuffix(".gz")).suffix
     builder = {".csv": "csv", ".tsv": "csv", ".json": "json", ".arrow": "arrow"}[suffix]
     options: dict[str, Any] = {}
     if builder == "csv":  # a text that reads NA is a text

@@ -49,7 +49,7 @@ class SourceFile:
 
     @property
     def compression(self) -> Literal["gzip", "zstd"] | None:
-        return COMPRESSIONS.get(Path(self.path).suffix)
+        return COMPRESSIONS.get(Path(self.path).suffix.lower())
 
     @property
     def is_remote(self) -> bool:
@@ -77,7 +77,7 @@ def find_files(sources: Sequence[str], selection: Selection) -> list[SourceFile]
     found = [file for source in sources for file in _files(source, selection)]
     seen: dict[str, str] = {}
     for file in found:
-        if file.path.endswith(PACKED):
+        if file.path.lower().endswith(PACKED):
             raise DataError(f"--source: {file.path} is read unpacked only; unpack it, and name what comes of it")
         real = file.path if file.is_remote else os.path.realpath(file.path)
         if real in seen:
@@ -133,8 +133,8 @@ def _on_hub(source: str, selection: Selection) -> list[SourceFile]:
 
 
 def format_of(path: str | Path) -> Format | None:
-    """By the suffix, below that of a compression; None for a file that is no source."""
-    name = Path(path)
+    """By the suffix, in whichever case, below that of a compression; None for a file that is no source."""
+    name = Path(str(path).lower())
     if name.suffix in COMPRESSIONS:
         name = name.with_suffix("")
     return FORMATS.get(name.suffix)
@@ -164,18 +164,21 @@ def _walk(directory: Path) -> list[Path]:
     found, seen = [], set()
     for folder, folders, names in os.walk(directory, followlinks=True, onerror=unreadable):
         real = os.path.realpath(folder)
-        folders[:] = [] if real in seen else [each for each in folders if not each.startswith(".")]
+        # Sorted: of several names of one folder it is always the same that counts.
+        folders[:] = [] if real in seen else sorted(each for each in folders if not each.startswith("."))
         if real not in seen:
             found += [Path(folder) / name for name in names if not name.startswith(".")]
         seen.add(real)
-    return sorted(each for each in found if each.is_file())
+    return sorted(each for each in found if each.is_file() or not each.exists())  # a link to nothing is an error later
 
 
 def _pinned(path: Path) -> SourceFile:
     try:
         return SourceFile(str(path.absolute()), path.stat().st_size, hash_of(path))
     except OSError as error:
-        raise DataError(f"--source={path} cannot be read ({error.strerror}); check its permissions") from None
+        raise DataError(
+            f"--source={path} cannot be read ({error.strerror}); check its permissions, and where it leads if it is a link"
+        ) from None
 
 
 def hash_of(path: Path) -> str:

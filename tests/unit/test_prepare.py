@@ -3,10 +3,12 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
+import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -509,6 +511,47 @@ def test_links_are_followed_once(texts: Path, tmp_path: Path) -> None:
     assert len(sources.find_files([str(folder)], Selection())) == len(TEXTS)
 
 
+def test_one_name_of_a_folder_counts_however_it_is_listed(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "z"):
+        (tmp_path / name).symlink_to(texts)
+    walk, found = os.walk, []
+    for backwards in (False, True):
+
+        def listed(
+            *arguments: Any, backwards: bool = backwards, **options: Any
+        ) -> Iterator[tuple[str, list[str], list[str]]]:
+            for folder, folders, names in walk(*arguments, **options):
+                folders.sort(reverse=backwards)
+                yield folder, folders, names
+
+        monkeypatch.setattr(os, "walk", listed)
+        found.append(sources.find_files([str(tmp_path)], Selection()))
+    assert found[0] == found[1]
+    assert {Path(file.path).relative_to(tmp_path).parts[0] for file in found[0]} == {"a"}
+
+
+def test_a_link_to_nothing_is_no_gap(texts: Path) -> None:
+    (texts / "notes").symlink_to("gone")
+    assert len(sources.find_files([str(texts)], Selection())) == len(TEXTS)
+    (texts / "part.jsonl").symlink_to("gone.jsonl")
+    with pytest.raises(DataError, match=r"part\.jsonl cannot be read \(No such file or directory\)"):
+        sources.find_files([str(texts)], Selection())
+
+
+def test_capitals_of_a_suffix_do_not_matter(tmp_path: Path) -> None:
+    records = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS).encode()
+    (tmp_path / "LINES.JSONL").write_bytes(records)
+    (tmp_path / "packed.Jsonl.GZ").write_bytes(gzip.compress(records))
+    assert len(sources.find_files([str(tmp_path)], Selection())) == 2
+    (tmp_path / "ROWS.JSON.GZ").write_bytes(gzip.compress(records))
+    (tmp_path / "TABLE.TSV").write_text("text\n" + "".join(f'"{text}"\n' for text in TEXTS))
+    for path in tmp_path.iterdir():
+        (file,) = sources.find_files([str(path)], Selection())
+        assert list(readers.documents(file, path, plan.Piece(0, 0, file.bytes), Reading())) == TEXTS, path
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
@@ -546,7 +589,9 @@ def test_a_damaged_table_is_named(name: str, tmp_path: Path) -> None:
         list(readers.documents(file, path, plan.Piece(0, 0, file.bytes), Reading()))
 
 
-@pytest.mark.parametrize("kind", [".csv.zst", ".tsv.zst", ".json.zst", ".arrow.gz", ".arrow.zst", ".parquet.gz"])
+@pytest.mark.parametrize(
+    "kind", [".csv.zst", ".tsv.zst", ".json.zst", ".arrow.gz", ".arrow.zst", ".parquet.gz", ".CSV.ZST"]
+)
 def test_an_archive_that_cannot_be_read_is_refused_by_its_name(kind: str, tmp_path: Path) -> None:
     (tmp_path / f"a{kind}").write_bytes(b"anything")
     with pytest.raises(DataError, match=rf"a{kind} is read unpacked only; unpack it"):
