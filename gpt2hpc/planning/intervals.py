@@ -2,7 +2,8 @@
 
 Young 1974, "A first order approximation to the optimum checkpoint interval" (doi:10.1145/361147.361115); Daly 2006, "A higher
 order estimate of the optimum checkpoint interval for restart dumps" (doi:10.1016/j.future.2004.11.016). Failures are
-exponential. A save here costs the steps only its stall; it counts, for a restart, only once it is written, `lag_s` later.
+exponential. A save here costs the steps only its stall; it counts, for a restart, only once it is written, `lag_s` later. The
+next one waits for that.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ class Losses:
     """What a run loses besides its work.
 
     Args:
-        stall_s: That the steps wait for a save.
+        stall_s: That the steps wait for a save, if none is under way.
         lag_s: From then until it is on disk, beside the steps.
         restart_s: From a failure to the first step after it.
         mtbf_s: Mean time between failures of the whole job.
@@ -42,13 +43,17 @@ class Losses:
         """Daly's interval; not shorter than a save takes, since the next one would wait for it."""
         return max(self.daly_s(), self.stall_s + self.lag_s)
 
+    def waited_s(self, interval_s: float) -> float:
+        """That the steps wait for a save every `interval_s`: the stall, and until the save before is on disk."""
+        return max(self.stall_s, self.stall_s + self.lag_s - interval_s)
+
     def expected_s(self, work_s: float, interval_s: float) -> float:
-        """Wall time of `work_s` of computing: Daly's complete model, M·e^(R/M)·(e^((τ+δ)/M) − 1)·W/τ; formula (9).
+        """Wall time of `work_s` of computing: Daly's complete model, M·e^(R/M)·(e^((τ+δ)/M) − 1)·W/τ, δ what is waited; formula (9).
 
         A failure before a save is on disk loses one interval more: lag/(τ+δ) of the failures, τ each, so R has the lag in it.
         """
         failing = (self.restart_s + self.lag_s) / self.mtbf_s
-        segment = (interval_s + self.stall_s) / self.mtbf_s
+        segment = (interval_s + self.waited_s(interval_s)) / self.mtbf_s
         if failing + segment > 700:  # past what a float can hold
             return math.inf
         return self.mtbf_s * math.exp(failing) * math.expm1(segment) * work_s / interval_s

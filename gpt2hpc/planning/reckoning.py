@@ -38,9 +38,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Saving:
-    """An interval between saves and what it costs: of the wall time of the computing, in expectation."""
+    """An interval between saves and what it costs: of the wall time of the computing, in expectation.
+
+    `waited_s` is how long the steps wait for each.
+    """
 
     interval_s: float
+    waited_s: float
     overhead: float
     expected_s: float
 
@@ -123,10 +127,7 @@ def reckon(inputs: Inputs) -> Plan:
     usable_s = _usable_s(inputs, reserve_s)
     computing_s = configured.expected_s
     if configured.overhead > MOST_OVERHEAD:
-        raise UsageError(
-            f"--mtbf-hours: a failure every {inputs.mtbf_s:,.0f} s makes a run that saves every {configured.interval_s:,.0f} s lose "
-            f"over {MOST_OVERHEAD:g} times its work; save more often (--checkpoint.every_minutes), use fewer nodes, or give another"
-        )
+        raise UsageError(_too_lossy(inputs, configured, best))
     jobs = 1 if usable_s is None else math.ceil(computing_s / usable_s)
     return Plan(
         inputs=inputs,
@@ -189,7 +190,23 @@ def _interval_s(inputs: Inputs, step: Step) -> float:
 
 
 def _saving(losses: Losses, work_s: float, interval_s: float) -> Saving:
-    return Saving(interval_s, losses.overhead(interval_s), losses.expected_s(work_s, interval_s))
+    return Saving(
+        interval_s, losses.waited_s(interval_s), losses.overhead(interval_s), losses.expected_s(work_s, interval_s)
+    )
+
+
+def _too_lossy(inputs: Inputs, configured: Saving, best: Saving) -> str:
+    """Why a run loses more than `MOST_OVERHEAD`, and the mend: it saves too seldom, or too often."""
+    lost = f"lose over {MOST_OVERHEAD:g} times its work"
+    if configured.interval_s < best.interval_s:
+        return (
+            f"--checkpoint.every_steps, --checkpoint.every_minutes: a save every {configured.interval_s:,.3g} s, which takes "
+            f"{inputs.save_s:,.0f} s, makes a run {lost}; save every {best.interval_s:,.0f} s"
+        )
+    return (
+        f"--mtbf-hours: a failure every {inputs.mtbf_s:,.0f} s makes a run that saves every {configured.interval_s:,.0f} s {lost}; "
+        "save more often (--checkpoint.every_minutes), use fewer nodes, or give another"
+    )
 
 
 def _usable_s(inputs: Inputs, reserve_s: float) -> float | None:

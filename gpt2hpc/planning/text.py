@@ -35,13 +35,18 @@ def _result(plan: Plan) -> str:
     chained = f"of at most {cli.duration(limit)}, one after another" if limit else "without a time limit"
     restarts = f"failures, {plan.failures:,.2f} expected, restart one of them"
     interval, advice = _minutes(configured.interval_s), f"--checkpoint.every_minutes {_plain(best.interval_s / 60)}"
+    waits = (
+        f"; EACH WAITS: a save takes {_minutes(plan.inputs.save_s)}"
+        if configured.waited_s > plan.losses.stall_s
+        else ""
+    )
     lines = [
         ("GPU-hours", f"{plan.gpu_hours:,.1f}", f"{plan.wall_s / 3600:,.2f} h × {step.gpus:,} GPUs (12)"),
         ("hours", f"{plan.wall_s / 3600:,.2f}", f"of running jobs, without the queue; {plan.row.remark} (11)"),
         ("jobs", f"{plan.jobs:,}", f"{chained}; {restarts} (10)"),
         ("tokens/s", f"{step.tokens_per_s:,.0f}", f"{step.tokens_per_s_per_gpu:,.0f} a GPU, MFU {plan.mfu:.1%} (6)"),
         ("disk", f"{plan.storage.peak / 1e9:,.1f} GB", f"at most: {_disk(plan)} (13)"),
-        ("lost", f"{configured.overhead:.2%}", f"to saves and failures, with a save every {interval} (9)"),
+        ("lost", f"{configured.overhead:.2%}", f"to saves and failures, with a save every {interval}{waits} (9)"),
         ("save every", _minutes(best.interval_s), f"loses least, {best.overhead:.2%}: {advice} (8)"),
         ("GPU memory", f"{plan.memory.total / 1e9:,.1f} GB", _memory(plan)),
     ]

@@ -46,12 +46,15 @@ def _step(plan: Plan) -> list[str]:
 
 def _intervals(plan: Plan) -> list[str]:
     """(7) to (9): saves and failures."""
-    losses, saved = plan.losses, plan.inputs.save_s
+    losses, saved, configured = plan.losses, plan.inputs.save_s, plan.configured
+    stalls = f"{configured.waited_s:.3g} s"
+    if configured.waited_s > losses.stall_s:
+        stalls += f" = {saved:,.1f} s of the save before − {configured.interval_s:,.1f} s"
     return [
         f"Young {losses.young_s():,.1f} s = √(2 × {losses.stall_s:.3g} s × {losses.mtbf_s:,.0f} s)",
         f"Daly {losses.daly_s():,.1f} s; a save takes {saved:,.1f} s, so every {plan.best.interval_s:,.1f} s loses least",
-        f"expected time / work {1 + plan.configured.overhead:.5f}, saving every {plan.configured.interval_s:,.1f} s: a save stalls "
-        f"{losses.stall_s:.3g} s; a failure, one in {losses.mtbf_s / 3600:,.1f} h, costs about half an interval, {losses.lag_s:,.1f} s "
+        f"expected time / work {1 + configured.overhead:.5f}, saving every {configured.interval_s:,.1f} s: a save stalls "
+        f"{stalls}; a failure, one in {losses.mtbf_s / 3600:,.1f} h, costs about half an interval, {losses.lag_s:,.1f} s "
         f"of a save not yet on disk, and {losses.restart_s:,.0f} s until the next first step",
     ]
 

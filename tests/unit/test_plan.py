@@ -132,6 +132,21 @@ def test_the_interval_that_loses_least_loses_less(capsys: pytest.CaptureFixture[
     assert slow["best"]["interval_s"] == 500
 
 
+def test_saves_closer_together_than_one_takes_cost_hours(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each waits for the one before, so 953 saves of 65.6 s take 17 h, though the steps take 7."""
+    arguments = ["--preset", "gpt2-1558m", "--gpu", "a100", "--gpus-per-node", "4", "--nodes", "8"]
+    often = facts(capsys, *arguments, "--checkpoint.every_steps", "10")
+    save_s, configured = often["inputs"]["save_s"], often["configured"]
+    assert configured["interval_s"] + configured["waited_s"] == pytest.approx(save_s)
+    assert often["wall_s"] > often["steps"] / 10 * save_s > 17 * 3600
+    seldom = facts(capsys, *arguments)
+    assert seldom["wall_s"] < 7 * 3600
+    assert seldom["configured"]["waited_s"] == seldom["inputs"]["stall_s"]
+    text = told(capsys, *arguments, "--checkpoint.every_steps", "10")
+    assert "with a save every 0.42 min; EACH WAITS: a save takes 1.1 min (9)" in text
+    assert "EACH WAITS" not in told(capsys, *arguments)
+
+
 def test_the_interval_is_told_so_that_it_can_be_copied(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--gpu", "a100", "--gpus-per-node", "1", "--stall-s"]
     assert "--checkpoint.every_minutes 337 " in told(capsys, *arguments, "9")
@@ -341,6 +356,11 @@ WRONG: dict[str, tuple[list[str], type[Gpt2hpcError], str]] = {
     "three nodes": (["--nodes", "3"], UsageError, "--nodes=3: train.tokens_per_step=524288 is not a multiple of 1024 × 24 GPUs"),
     "constant failure": (["--mtbf-hours", "1e-4"], UsageError, "over 10 times its work; save more often"),
     "near to it": (["--mtbf-hours", "0.07", "--gpu", "a100"], UsageError, "over 10 times its work; save more often"),
+    "constant saves": (
+        ["--gpu", "a100", "--checkpoint.every_steps", "1", "--save-s", "60"],
+        UsageError,
+        "--checkpoint.every_minutes: a save every 0.401 s, which takes 60 s, makes a run lose over 10 times its work; save every",
+    ),
     "half a word": (["--mtbf-of", "job"], UsageError, "give that too"),
     "no run": (["--from", "/nowhere"], RunDirError, "--from=/nowhere is not a run directory"),
     "a typo": (["--nodse", "3"], UsageError, "did you mean --nodes?"),
