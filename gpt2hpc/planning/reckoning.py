@@ -121,7 +121,8 @@ def reckon(inputs: Inputs) -> Plan:
         restart_s=inputs.start_s + inputs.requeue_s,
         mtbf_s=inputs.mtbf_s,
     )
-    configured = _saving(losses, work_s, _interval_s(inputs, step))
+    interval_s, save_steps = _interval(inputs, step)
+    configured = _saving(losses, work_s, interval_s)
     best = _saving(losses, work_s, max(losses.best_s(), step.seconds))
     reserve_s = 3 * step.seconds + validation_s + 1.5 * inputs.save_s + config.checkpoint.stop_margin_s
     usable_s = _usable_s(inputs, reserve_s)
@@ -148,7 +149,7 @@ def reckon(inputs: Inputs) -> Plan:
         jobs=jobs,
         computing_s=computing_s,
         wall_s=computing_s + jobs * (inputs.start_s + inputs.save_s),
-        storage=storage(config, data_tokens=inputs.data_tokens, ranks=step.gpus),
+        storage=storage(config, data_tokens=inputs.data_tokens, ranks=step.gpus, save_steps=save_steps),
         memory=memory.needed(config, gpus=step.gpus, micro_batch=step.share.micro_batch),
     )
 
@@ -182,11 +183,13 @@ def _validations(inputs: Inputs, rate: float, gpus: int) -> tuple[int, float]:
     return count, train.eval_tokens / (3 * rate * gpus)
 
 
-def _interval_s(inputs: Inputs, step: Step) -> float:
-    """Between saves as the settings have it; whichever comes first."""
+def _interval(inputs: Inputs, step: Step) -> tuple[float, int | None]:
+    """Between saves as the settings have it, in seconds and in steps; whichever comes first. No steps where time decides."""
     saves = inputs.config.checkpoint
-    by_time = 60 * saves.every_minutes
-    return by_time if saves.every_steps is None else min(by_time, saves.every_steps * step.seconds)
+    by_time, every = 60 * saves.every_minutes, saves.every_steps
+    if every is None or by_time < every * step.seconds:
+        return by_time, None
+    return every * step.seconds, every
 
 
 def _saving(losses: Losses, work_s: float, interval_s: float) -> Saving:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gpt2hpc.config import CheckpointConfig, Config, ModelConfig
+from gpt2hpc.config import Config, ModelConfig
 from gpt2hpc.data.plan import UNIT_TOKENS
 from gpt2hpc.data.shards import HEADER_BYTES
+from gpt2hpc.training.checkpoint import outdated
 
 TOKEN_BYTES = 2
 """uint16: `data/shards.py`."""
@@ -21,6 +22,8 @@ RANK_BYTES = 15_400
 MANIFEST_BYTES = 2_700
 METRICS_LINE_BYTES = 250
 LOG_LINE_BYTES = 20
+BESIDE = 2
+"""Checkpoints beside those that are kept: one being written, and the one that an attempt has resumed from."""
 
 
 def stored_parameters(model: ModelConfig) -> int:
@@ -30,7 +33,7 @@ def stored_parameters(model: ModelConfig) -> int:
 
 @dataclass(frozen=True)
 class Storage:
-    """Bytes on disk at the end, and at most; `checkpoints` is how many are kept, one being written beside them."""
+    """Bytes on disk at the end, and at most; `checkpoints` is how many are kept, `BESIDE` not counted."""
 
     data: int
     shards: int
@@ -40,7 +43,7 @@ class Storage:
 
     @property
     def peak(self) -> int:
-        return self.data + (self.checkpoints + 1) * self.checkpoint + self.logs
+        return self.data + (self.checkpoints + BESIDE) * self.checkpoint + self.logs
 
 
 def checkpoint_bytes(config: Config, *, ranks: int) -> int:
@@ -51,14 +54,19 @@ def checkpoint_bytes(config: Config, *, ranks: int) -> int:
     return state + TENSOR_BYTES * tensors + RANK_BYTES * ranks + MANIFEST_BYTES
 
 
-def kept(config: CheckpointConfig, *, steps: int) -> int:
-    """Checkpoints at the end: the last ones, and those of `keep_every_steps` before them."""
-    every = config.keep_every_steps
-    return config.keep_last + (max(0, steps // every - 1) if every else 0)
+def kept(config: Config, *, save_steps: int | None) -> int:
+    """Checkpoints at the end, where each `save_steps` steps are saved; at most, where time decides and that is None."""
+    steps, saves, begins = config.train.steps, config.checkpoint, config.decay_begins
+    for_decay = set() if begins is None else {begins}
+    if save_steps is None:
+        every = saves.keep_every_steps
+        return saves.keep_last + ((steps - 1) // every if every else 0) + len(for_decay)
+    saved = {*range(save_steps, steps, save_steps), steps, *for_decay}
+    return len(saved - (outdated(saved, saves) - for_decay))
 
 
-def storage(config: Config, *, data_tokens: int, ranks: int) -> Storage:
-    """Of a run that reads `data_tokens` different tokens of training, and its validation's."""
+def storage(config: Config, *, data_tokens: int, ranks: int, save_steps: int | None) -> Storage:
+    """Of a run that reads `data_tokens` different tokens of training, and its validation's; `save_steps` as for `kept`."""
     train = config.train
     tokens = data_tokens + train.eval_tokens
     shards = -(-data_tokens // UNIT_TOKENS) + 1
@@ -68,6 +76,6 @@ def storage(config: Config, *, data_tokens: int, ranks: int) -> Storage:
         data=TOKEN_BYTES * tokens + HEADER_BYTES * shards,
         shards=shards,
         checkpoint=checkpoint_bytes(config, ranks=ranks) + lines * METRICS_LINE_BYTES,
-        checkpoints=kept(config.checkpoint, steps=train.steps) + (config.decay_begins is not None),
+        checkpoints=kept(config, save_steps=save_steps),
         logs=logs,
     )

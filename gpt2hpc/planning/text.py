@@ -8,6 +8,7 @@ from gpt2hpc import cli
 from gpt2hpc.planning import memory
 from gpt2hpc.planning.assumptions import Assumption
 from gpt2hpc.planning.reckoning import Plan, Row
+from gpt2hpc.planning.storage import BESIDE
 from gpt2hpc.planning.workings import workings
 
 
@@ -61,7 +62,7 @@ def _memory(plan: Plan) -> str:
 
 def _disk(plan: Plan) -> str:
     stored = plan.storage
-    checkpoints = f"{stored.checkpoints} + 1 checkpoints of {stored.checkpoint / 1e9:,.3f}"
+    checkpoints = f"{stored.checkpoints} + {BESIDE} checkpoints of {stored.checkpoint / 1e9:,.3f}"
     return f"data {stored.data / 1e9:,.2f} in {stored.shards:,} shards, {checkpoints}, logs {stored.logs / 1e9:,.3f}"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from gpt2hpc.planning.memory import USABLE
 from gpt2hpc.planning.reckoning import Plan
 from gpt2hpc.planning.scaling import BACKWARD_SHARE
+from gpt2hpc.planning.storage import BESIDE
 
 
 def workings(plan: Plan) -> list[str]:
@@ -80,7 +81,7 @@ def _disk(plan: Plan) -> str:
     inputs, stored = plan.inputs, plan.storage
     return (
         f"disk {stored.peak / 1e9:,.1f} GB = 2 bytes × ({inputs.data_tokens:,} + {inputs.config.train.eval_tokens:,} tokens) + "
-        f"{stored.checkpoints + 1} × (12 bytes × {inputs.traffic.parameters:,} parameters + small) + logs"
+        f"{stored.checkpoints + BESIDE} × (12 bytes × {inputs.traffic.parameters:,} parameters + small) + logs"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import random
 import re
 import shlex
 from collections.abc import Sequence
@@ -15,13 +16,14 @@ import pytest
 
 from gpt2hpc import config_io, plan
 from gpt2hpc.cluster.ledger import Cause
-from gpt2hpc.config import Config, OptimizerConfig, TrainConfig
+from gpt2hpc.config import CheckpointConfig, Config, OptimizerConfig, TrainConfig
 from gpt2hpc.data.manifest import Manifest
 from gpt2hpc.errors import ConfigError, DataError, Gpt2hpcError, RunDirError, UsageError
 from gpt2hpc.planning import measured, memory, storage
 from gpt2hpc.planning.inputs import traffic_of
 from gpt2hpc.planning.scaling import Fabric
 from gpt2hpc.run_dir import RunDir
+from gpt2hpc.training import checkpoint
 from tests import tiny, written_runs
 from tests.written_runs import attempt
 
@@ -220,8 +222,8 @@ def test_a_real_checkpoint_is_as_large_as_foretold(shared_data: Manifest, tmp_pa
     assert state - storage.STATE_BYTES * storage.stored_parameters(settings.model) < 0.03 * state
     lines = run.metrics.read_text().splitlines()
     assert metrics <= len(lines) * storage.METRICS_LINE_BYTES < 2 * metrics
-    assert storage.kept(settings.checkpoint, steps=12) == len(list(run.checkpoints.iterdir())) == 4
-    whole = storage.storage(settings, data_tokens=12_100, ranks=2)
+    assert storage.kept(settings, save_steps=3) == len(list(run.checkpoints.iterdir())) == 4
+    whole = storage.storage(settings, data_tokens=12_100, ranks=2, save_steps=3)
     shards = [path.stat().st_size for path in Path(shared_data.where).glob("*.npy")]
     assert sum(shards) == pytest.approx(2 * (12_100 + 1000) + 128 * len(shards))
     assert whole.data == 2 * (12_100 + 512) + 128 * 2
@@ -240,11 +242,60 @@ def test_what_was_measured_of_124m() -> None:
 
 
 def test_what_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
-    found = facts(capsys, "--gpu", "a100", "--checkpoint.keep_last", "2", "--checkpoint.keep_every_steps", "1000")
-    stored = found["storage"]
-    assert stored["checkpoints"] == 2 + 18  # of 19,073 steps; the 19th thousand is among the last
+    arguments = ["--gpu", "a100", "--checkpoint.keep_last", "2", "--checkpoint.keep_every_steps", "1000"]
+    stored = facts(capsys, *arguments)["storage"]
+    assert (
+        stored["checkpoints"] == 2 + 19
+    )  # of 19,073 steps, saved every 15 min: no thousand need be among the last two
+    often = facts(capsys, *arguments, "--checkpoint.every_steps", "1000")
+    assert often["storage"]["checkpoints"] == 1 + 19  # of these the 19th thousand is
+    assert "at most: data 20.02 in 101 shards, 20 + 2 checkpoints" in told(
+        capsys, *arguments, "--checkpoint.every_steps", "1000"
+    )
     assert (stored["data"], stored["shards"]) == (2 * (19_073 * 524_288 + 10_485_760) + 128 * 101, 101)
     assert facts(capsys, "--gpu", "a100", "--data-tokens", "1e9")["storage"]["shards"] == 11
+
+
+def left_by_pruning(config: Config, saved: Sequence[int]) -> set[int]:
+    """What a run keeps of the steps it saves, one after another."""
+    there: set[int] = set()
+    for step in sorted(saved):
+        there.add(step)
+        there -= checkpoint.outdated(there, config.checkpoint) - {config.decay_begins}
+    return there
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "wsd"])
+@pytest.mark.parametrize("keep_every", [None, 7, 100, 300])
+@pytest.mark.parametrize("keep_last", [1, 2, 5])
+@pytest.mark.parametrize("steps", [30, 1190, 1200])
+def test_what_is_kept_is_what_pruning_leaves(schedule: Any, keep_every: int | None, keep_last: int, steps: int) -> None:
+    config = Config(
+        train=TrainConfig(total_steps=steps),
+        optimizer=OptimizerConfig(schedule=schedule),
+        checkpoint=CheckpointConfig(keep_last=keep_last, keep_every_steps=keep_every),
+    )
+    always = [steps] if config.decay_begins is None else [steps, config.decay_begins]
+    for save_steps in (1, 10, 100, 500):
+        left = left_by_pruning(config, [*range(save_steps, steps, save_steps), *always])
+        assert storage.kept(config, save_steps=save_steps) == len(left), save_steps
+    source = random.Random(1)
+    for _ in range(20):  # times that nobody knows before
+        left = left_by_pruning(config, [*source.sample(range(1, steps), k=20), *always])
+        assert storage.kept(config, save_steps=None) >= len(left)
+
+
+def test_what_is_kept_by_hand() -> None:
+    """Saved every 10 steps up to 1190: 300, 600 and 900, and the last two."""
+    saves = CheckpointConfig(keep_last=2, keep_every_steps=300)
+    config = Config(train=TrainConfig(total_steps=1190), checkpoint=saves)
+    assert storage.kept(config, save_steps=10) == storage.kept(config, save_steps=None) == 5
+
+
+def test_the_disk_has_room_for_the_one_resumed_from() -> None:
+    """As the check before the first step asks for it: the last three, one being written, and that."""
+    stored = storage.storage(Config(), data_tokens=10**9, ranks=8, save_steps=None)
+    assert stored.peak == stored.data + 5 * stored.checkpoint + stored.logs
 
 
 # A run's own numbers ----------------------------------------------------------------------------------------------
