@@ -42,8 +42,12 @@ def check_start(run: RunDir, config: Config, *, world_size: int) -> tuple[Config
     """
     _check_settings(config, world_size=world_size)
     manifest = catalog.load(_same_commit(run, config.data.dir))
-    _check_data(run, config, manifest)
+    check_data(run, config, manifest)
     if not hub.is_remote(manifest.where):
+        if any(shard.sha256 is None for shard in manifest.shards):
+            cli.warn(
+                f"data.dir={manifest.where} has no hashes to compare its shards with; `gpt2hpc verify --adopt` notes them"
+            )
         where = os.path.abspath(manifest.where)  # noqa: PTH100 -- a restart may begin elsewhere; links stay as they are
         manifest = dataclasses.replace(manifest, where=where)
     data = dataclasses.replace(config.data, dir=manifest.where, manifest_sha256=manifest.sha256)
@@ -71,7 +75,8 @@ def _check_settings(config: Config, *, world_size: int) -> None:
         )
 
 
-def _check_data(run: RunDir, config: Config, manifest: Manifest) -> None:
+def check_data(run: RunDir, config: Config, manifest: Manifest) -> None:
+    """Raise ConfigError or DataError where the run cannot be trained on this data, or shards are not there whole."""
     if manifest.vocab_size > config.model.vocab_size:
         raise ConfigError(
             f"model.vocab_size={config.model.vocab_size} is below the {manifest.vocab_size} tokens of data.dir="
@@ -85,10 +90,6 @@ def _check_data(run: RunDir, config: Config, manifest: Manifest) -> None:
         )
     loader.check_windows(manifest, config.model.block_size)
     if not hub.is_remote(manifest.where):
-        if any(shard.sha256 is None for shard in manifest.shards):
-            cli.warn(
-                f"data.dir={manifest.where} has no hashes to compare its shards with; `gpt2hpc verify --adopt` notes them"
-            )
         for shard in manifest.shards:
             shards.check_size(Path(manifest.where) / shard.file, shard)
 

@@ -10,13 +10,14 @@ from pathlib import Path
 from gpt2hpc.checks.programs import ask
 from gpt2hpc.checks.scene import Scene
 from gpt2hpc.cluster import file_system
-from gpt2hpc.errors import RunDirError
+from gpt2hpc.errors import DataError, RunDirError
 from gpt2hpc.finding import Finding, missing, ok, warn
 from gpt2hpc.training import checkpoint
 
 FILES_EACH = 100
 """Of a checkpoint, generously: two a rank and three more."""
 SMALL_SHM_BYTES = 512 << 20
+SMALL_SCRATCH_BYTES = 1 << 30
 
 
 def look(scene: Scene) -> list[Finding]:
@@ -26,6 +27,7 @@ def look(scene: Scene) -> list[Finding]:
         *_file_system(scene, place),
         *_quota(scene, place),
         _scratch(scene),
+        *_shard_cache(scene),
         *_shared_memory(),
     ]
 
@@ -52,15 +54,19 @@ def _run_dir(scene: Scene, place: Path) -> list[Finding]:
     found = [ok(name, f"{scene.run.path} can be written")]
     kept, each = scene.config.checkpoint.keep_last, scene.checkpoint_bytes
     there = scene.run.checkpoints if scene.run.checkpoints.is_dir() else place
+    resumed = checkpoint.furthest(there)
     try:
         begins = scene.config.decay_begins
-        checkpoint.check_space(there, bytes_each=each, config=scene.config.checkpoint, decay_begins=begins)
+        checkpoint.check_space(
+            there, bytes_each=each, config=scene.config.checkpoint, resumed=resumed, decay_begins=begins
+        )
     except RunDirError as error:
         found.append(missing("space", error.line))
     else:
         facts = os.statvfs(place)
         free = facts.f_bavail * facts.f_frsize
-        text = f"{free / 1e9:,.0f} GB free; {kept + 1} checkpoints of {scene.config.model.tag} take {(kept + 1) * each / 1e9:,.1f} GB"
+        count = kept + 1 + (resumed is not None)
+        text = f"{free / 1e9:,.0f} GB free; {count} checkpoints of {scene.config.model.tag} take {count * each / 1e9:,.1f} GB"
         found.append(ok("space", text))
     facts = os.statvfs(place)
     needed = (kept + 1) * FILES_EACH
@@ -125,7 +131,7 @@ def blocks_left(said: str, where: str | None) -> int | None:
 
 
 def _scratch(scene: Scene) -> Finding:
-    """The node's own disk: compilers' caches, and shards with --data.stage or from the Hub."""
+    """The node's own disk: compilers' caches."""
     name = next((name for name in ("SLURM_TMPDIR", "TMPDIR") if scene.env.get(name)), None)
     place = Path(scene.env[name] if name else "/tmp")
     what = f"{place} (${name})" if name else str(place)
@@ -139,12 +145,34 @@ def _scratch(scene: Scene) -> Finding:
     if mount and mount.kind.startswith(("nfs", "lustre", "gpfs", "beegfs")):
         text = f"{what} is on {mount.kind}, which nodes share: compilers' caches break there; set TMPDIR to the node's own disk"
         return warn("scratch", text)
-    needed = scene.config.data.cache_gib * 2**30 if _is_staged(scene) else 2**30
-    if free < needed:
-        text = f"{what} has {free / 1e9:,.1f} GB free, and {needed / 1e9:,.1f} GB may be needed; lower --data.cache_gib, or set TMPDIR"
+    if free < SMALL_SCRATCH_BYTES:
+        text = f"{what} has {free / 1e9:,.1f} GB free, and {SMALL_SCRATCH_BYTES / 1e9:,.1f} GB may be needed; free space, or set TMPDIR"
         return warn("scratch", text)
     kind = f", {mount.kind}" if mount else ""
     return ok("scratch", f"{what}{kind}, {free / 1e9:,.0f} GB free")
+
+
+def _shard_cache(scene: Scene) -> list[Finding]:
+    """Where a node keeps shards, with --data.stage or from the Hub; a login node may lack what nodes that compute have."""
+    from gpt2hpc.data import store
+
+    if not _is_staged(scene):
+        return []
+    name, data = "shard cache", scene.config.data
+    lacking = warn if scene.is_login_node else missing
+    try:
+        directory = store.cache_directory(data.cache_dir, scene.env)
+    except DataError as error:
+        return [lacking(name, error.line)]
+    place = existing(directory)
+    if not (place.is_dir() and os.access(place, os.W_OK)):
+        return [lacking(name, f"data.cache_dir={directory} cannot be made below {place}; choose another")]
+    facts, needed = os.statvfs(place), data.cache_gib * 2**30
+    free = facts.f_bavail * facts.f_frsize
+    if free < needed:
+        text = f"{directory} has {free / 1e9:,.1f} GB free, and data.cache_gib={data.cache_gib:g} are {needed / 1e9:,.1f} GB"
+        return [warn(name, f"{text}; lower that, or choose another --data.cache_dir")]
+    return [ok(name, f"{directory}, {free / 1e9:,.0f} GB free")]
 
 
 def _is_staged(scene: Scene) -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 from importlib import metadata
-from pathlib import Path
 
 from gpt2hpc.checks.scene import Scene
 from gpt2hpc.errors import Gpt2hpcError
@@ -35,24 +35,20 @@ def _tokenizer() -> Finding:
 
 
 def _data(scene: Scene) -> list[Finding]:
-    """Prepared data that was named; on the Hub it is not asked for here."""
+    """Prepared data that was named, as a start looks at it; on the Hub it is not asked for here."""
     if scene.data is None:
         return []
     if scene.data.startswith("hf://"):
         return [ok("data", f"{scene.data}, on the Hub: every start asks for it")]
+    from gpt2hpc import starting
     from gpt2hpc.data import catalog
 
+    data = dataclasses.replace(scene.config.data, dir=scene.data)
     try:
         manifest = catalog.load(scene.data)
+        starting.check_data(scene.run, dataclasses.replace(scene.config, data=data), manifest)
     except (Gpt2hpcError, OSError) as error:
         return [missing("data", " ".join(str(error).split()))]
-    lacking = [shard.file for shard in manifest.shards if not (Path(manifest.where) / shard.file).is_file()]
-    if lacking:
-        return [
-            missing(
-                "data", f"{scene.data}: {lacking[0]} is not there; `gpt2hpc prepare` with the same options makes it"
-            )
-        ]
     train, val = manifest.tokens("train"), manifest.tokens("val")
     text = f"{scene.data}: {train:,} tokens to train on, {val:,} to validate; `gpt2hpc verify {scene.data}` hashes them"
     return [ok("data", text)]

@@ -117,6 +117,11 @@ def found(directory: Path) -> list[Checkpoint]:
     return sorted(named, key=lambda checkpoint: (checkpoint.step, checkpoint.path.name), reverse=True)
 
 
+def furthest(directory: Path) -> Checkpoint | None:
+    """Which a start will resume from, unless it is damaged."""
+    return next(iter(found(directory)), None)
+
+
 def newest_valid(directory: Path, say: Callable[[str], None]) -> Checkpoint | None:
     """The furthest checkpoint that verifies; a damaged one is skipped aloud."""
     for checkpoint in found(directory):

@@ -106,11 +106,13 @@ class Preflight:
 
     def _check_space(self) -> None:
         """Before minutes are spent on loading; what a killed save has left is cleared away only then, and the space looked at again."""
-        if not any(self.run.checkpoints.glob("*.tmp")):
+        directory = self.run.checkpoints
+        if not any(directory.glob("*.tmp")):
             checkpoint.check_space(
-                self.run.checkpoints,
+                directory,
                 bytes_each=self.config.state_bytes,
                 config=self.config.checkpoint,
+                resumed=checkpoint.furthest(directory),
                 decay_begins=self.config.decay_begins,
             )
 

@@ -7,10 +7,13 @@ import importlib.util
 import json
 import os
 import resource
+import shutil
 import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -35,8 +38,11 @@ from gpt2hpc.checks.rounds import Group
 from gpt2hpc.checks.scene import Scene
 from gpt2hpc.cluster import file_system, inventory
 from gpt2hpc.cluster.site_profile import Site
+from gpt2hpc.config import CheckpointConfig, Config, DataConfig
 from gpt2hpc.finding import Finding, ok
 from gpt2hpc.run_dir import RunDir
+from gpt2hpc.training import checkpoint
+from tests import tiny
 
 JOB = {"SLURM_JOB_ID": "1", "SLURMD_NODENAME": "n1"}
 SETTINGS = {"PreemptType": "preempt/partition_prio", "KillWait": "20 sec", "PreemptMode": "REQUEUE"}
@@ -364,11 +370,65 @@ def test_files_larger_than_the_shell_allows(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_data_with_a_shard_that_is_gone(data: Path) -> None:
-    assert [finding.state for finding in tokens.look(Scene({}, data=str(data)))] == ["OK", "OK"]
+    scene = Scene({}, config=tiny.config(data), data=str(data))
+    assert [finding.state for finding in tokens.look(scene)] == ["OK", "OK"]
     next(data.glob("*train*.npy")).unlink()
-    found = tokens.look(Scene({}, data=str(data)))
-    assert (found[1].state, "is not there" in found[1].text) == ("MISSING", True)
+    found = tokens.look(scene)
+    assert (found[1].state, "is missing; run `gpt2hpc prepare` again" in found[1].text) == ("MISSING", True)
     assert tokens.look(Scene({}, data="/nowhere"))[1].state == "MISSING"
+
+
+def test_data_that_a_start_refuses(data: Path) -> None:
+    config = tiny.config(data)
+    wide = dataclasses.replace(config, model=dataclasses.replace(config.model, block_size=1024))
+    (found,) = tokens._data(Scene({}, config=wide, data=str(data)))
+    assert (found.state, "too few for one window of model.block_size=1024" in found.text) == ("MISSING", True)
+    few = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=10, padded_vocab_size=10))
+    (found,) = tokens._data(Scene({}, config=few, data=str(data)))
+    assert (found.state, "model.vocab_size=10 is below the 256 tokens" in found.text) == ("MISSING", True)
+    shard = next(data.glob("*train*.npy"))
+    shard.write_bytes(shard.read_bytes()[:-2])
+    (found,) = tokens._data(Scene({}, config=config, data=str(data)))
+    assert (found.state, f"{shard} has " in found.text) == ("MISSING", True)
+
+
+# Disks: the run's checkpoints, and shards on the node ---------------------------------------------------------------
+
+
+def test_the_checkpoint_that_a_run_goes_on_from_needs_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three, one being written and that one, which is there, four are to come."""
+    run, config = RunDir(tmp_path / "run"), Config(checkpoint=CheckpointConfig(keep_last=3))
+    scene = Scene({}, run=run, config=config)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=int(3.5 * config.state_bytes)))
+    there = run.checkpoints / checkpoint.name(started="20260131-120000", tag="x", step=10)
+    there.mkdir(parents=True)
+    with (there / "state").open("wb") as file:
+        file.truncate(config.state_bytes)
+    found = disk._run_dir(scene, tmp_path)
+    assert ("space", "MISSING") in states(found)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=int(4.5 * config.state_bytes)))
+    told = next(finding for finding in disk._run_dir(scene, tmp_path) if finding.name == "space")
+    assert (told.state, "5 checkpoints of" in told.text) == ("OK", True)
+
+
+def test_where_shards_are_staged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+
+    def found(env: dict[str, str], **data: Any) -> list[tuple[str, str]]:
+        return states(disk._shard_cache(Scene(env, config=Config(data=DataConfig(stage=True, **data)))))
+
+    assert disk._shard_cache(Scene({})) == []
+    assert found({}, cache_dir=str(tmp_path / "a" / "b"), cache_gib=1e-6) == [("shard cache", "OK")]
+    assert found({"X": str(tmp_path)}, cache_dir="$X/a", cache_gib=1e-6) == [("shard cache", "OK")]
+    assert found({}, cache_dir="$X/a") == [("shard cache", "MISSING")]
+    assert found({}, cache_dir=str(tmp_path), cache_gib=1e9) == [("shard cache", "WARN")]
+    (tmp_path / "file").touch()
+    assert found({}, cache_dir=str(tmp_path / "file" / "a")) == [("shard cache", "MISSING")]
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text("")
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert found({}, cache_dir="$X/a") == [("shard cache", "WARN")], "a login node"
 
 
 # All together ---------------------------------------------------------------------------------------------------

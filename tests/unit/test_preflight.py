@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,10 +15,10 @@ from gpt2hpc import __version__
 from gpt2hpc.cluster.dist_env import DistEnv
 from gpt2hpc.cluster.file_system import Mount
 from gpt2hpc.cluster.submitter import other_version
-from gpt2hpc.config import Config, TrainConfig
-from gpt2hpc.errors import ConfigError, DataError, MissingError
+from gpt2hpc.config import CheckpointConfig, Config, TrainConfig
+from gpt2hpc.errors import ConfigError, DataError, MissingError, RunDirError
 from gpt2hpc.run_dir import RunDir
-from gpt2hpc.training import rank_facts
+from gpt2hpc.training import checkpoint, rank_facts
 from gpt2hpc.training.bandwidth import meetings, pair_gb_s, standing_out
 from gpt2hpc.training.preflight import Preflight, too_slow
 from gpt2hpc.training.process_group import Ranks, joined
@@ -220,3 +221,17 @@ def test_the_sites_floor_is_of_its_network(
     environ = {"GPT2HPC_MIN_ALLREDUCE_GB_S": "20"}
     manifest = tiny.make_data(tmp_path / "data", shard_tokens=(100,))
     assert Preflight(RunDir(tmp_path), config, manifest, ranks, nodes, environ).floor == floor
+
+
+def test_space_for_the_checkpoint_that_is_resumed_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is there; of the last three and the one being written, none is."""
+    run, manifest = RunDir(tmp_path / "run"), tiny.make_data(tmp_path / "data", shard_tokens=(100,))
+    config = Config(checkpoint=CheckpointConfig(keep_last=3))
+    there = run.checkpoints / checkpoint.name(started="20260131-120000", tag="x", step=10)
+    there.mkdir(parents=True)
+    with (there / "state").open("wb") as file:
+        file.truncate(config.state_bytes)
+    ranks = Ranks(DistEnv(0, 0, 1, 1, "7", 0, "n0"), torch.device("cpu"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=int(3.5 * config.state_bytes)))
+    with pytest.raises(RunDirError, match="one being written and the one resumed from"):
+        Preflight(run, config, manifest, ranks, ["n0"], {})._check_space()
