@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from gpt2hpc.errors import EXIT_CODES, Gpt2hpcError, StoppedError, UsageError, as_users
@@ -99,6 +100,12 @@ def _print(text: str, stream: TextIO, end: str = "\n") -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
+
+
+def check_out(path: Path, *, example: str) -> None:
+    """Raise UsageError where `--out` is to be a file, and names a directory."""
+    if path.is_dir():
+        raise UsageError(f"--out={path} is a directory; name a file in it, as --out {path / example}")
 
 
 class Parser(argparse.ArgumentParser):

@@ -95,6 +95,7 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError("nothing to measure: give --val DATA, or leave out --hellaswag none")
     jobs.require_torch()
     if arguments.out is not None:
+        cli.check_out(arguments.out, example="results.json")
         arguments.out.parent.mkdir(parents=True, exist_ok=True)  # now, rather than after an hour
     env = DistEnv.from_env(os.environ)
     if env.is_launched:

@@ -42,6 +42,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = new_parser().parse_args(argv)
     own = site_profile.own_path(os.environ)
     out = arguments.out.expanduser() if arguments.out else own
+    cli.check_out(out, example="site.yaml")
     if out.exists() and not arguments.force and not arguments.dry_run:
         raise UsageError(
             f"{out} is there already; look at it, then --force to write over it, or --out FILE for another"

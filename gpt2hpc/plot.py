@@ -62,6 +62,7 @@ def main(argv: Sequence[str]) -> int:
     suffix = arguments.out.suffix.lower().removeprefix(".")
     if suffix not in FORMATS:
         raise UsageError(f"--out={arguments.out} has no known suffix; end it in .{', .'.join(FORMATS)}")
+    cli.check_out(arguments.out, example="loss.png")
     if arguments.smooth < 1:
         raise UsageError(f"--smooth={arguments.smooth} must be 1 or more")
     if importlib.util.find_spec("matplotlib") is None:

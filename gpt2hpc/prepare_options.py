@@ -89,7 +89,9 @@ def add_task_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Raise UsageError for a number that cannot be."""
+    """Raise UsageError for a number that cannot be, and for a source without a name."""
+    if "" in (arguments.source or ()):
+        raise UsageError("--source is empty; give a file, a directory, a Hub dataset as USER/NAME, or `demo`")
     if arguments.val_fraction is not None and not 0 < arguments.val_fraction < 1:
         raise UsageError(f"--val-fraction={arguments.val_fraction} must be above 0 and below 1; try 0.1")
     for name, least in (("unit_tokens", 1), ("processes", 1), ("max_bad_documents", 0)):

@@ -33,13 +33,14 @@ def new_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str]) -> int:
     arguments = new_parser().parse_args(argv)
+    out: Path = arguments.out or RunDir(arguments.runs[0]).report
+    cli.check_out(out, example="report.html")
     for path in arguments.runs:
         if not path.is_dir():
             raise RunDirError(f"{path} is not a directory; give a run directory, or several")
     found = [facts.read(path) for path in arguments.runs]
     found = facts.told_apart(found)
     states = [run_status.read_status(run.run).state for run in found]
-    out: Path = arguments.out or RunDir(arguments.runs[0]).report
     out.parent.mkdir(parents=True, exist_ok=True)
     text = page.render(found, states, made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
     durable.publish_text(out, text)

@@ -146,6 +146,22 @@ def test_wrong_words_are_one_line(
     assert said in told.err
 
 
+@pytest.mark.parametrize("words", ["report run", "plot run", "evaluate run", "init --force"])
+def test_a_directory_is_no_file_to_write(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for out in ("there.png", "."):
+        Path(out).mkdir(exist_ok=True)
+        assert cli.run(main, [*words.split(), "--out", out]) == UsageError.exit_code
+        told = capsys.readouterr().err
+        assert told.startswith(f"gpt2hpc: error: --out={out} ")
+        assert told.count("\n") == 1
+        assert ("is a directory; name a file in it, as --out " in told) == ((words, out) != ("plot run", "."))
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["run", "there.png"]
+
+
 def test_the_help_of_an_option_shows_no_code(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["submit", "--help"])

@@ -387,6 +387,7 @@ def test_a_column_that_is_not_there_is_named(tmp_path: Path) -> None:
     ("arguments", "code", "words"),
     [
         (["--source", "/nowhere"], 4, "--source=/nowhere does not exist"),
+        (["--source", ""], 2, "--source is empty; give a file"),
         (["--source", "demo", "--val-fraction", "2"], 2, "--val-fraction=2.0"),
         (["--source", "demo", "--out", "/proc/nowhere"], 4, "--out=/proc/nowhere cannot be written"),
         (["--source", "demo", "--task", "3/3"], 2, "--task=3/3 must be K/N"),
