@@ -76,12 +76,7 @@ def time_limit_min(text: str | None, config: Config) -> float | None:
     """Minutes of `--time`; UsageError where a run would stop as soon as it starts."""
     if text is None:
         return None
-    try:
-        minutes: float = float(text)
-    except ValueError:
-        minutes = slurm.minutes(text)
-    if not math.isfinite(minutes):
-        raise UsageError(f"--time={text} is not a time; write minutes, HH:MM:SS or DAYS-HH:MM:SS")
+    minutes = slurm.exact_minutes(text)
     margin_s = config.checkpoint.stop_margin_s
     if not minutes * 60 > margin_s:
         raise UsageError(

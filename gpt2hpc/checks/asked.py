@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
 from collections.abc import Mapping, Sequence
@@ -178,6 +179,9 @@ def _trial(scene: Scene) -> Finding:
     """Slurm's own word: `sbatch --test-only` with all that would be asked for, which submits nothing."""
     options = {"nodes": scene.nodes, **{name: value for name, value in scene.asked.items() if value is not None}}
     words = " ".join(f"--{name}={value}" for name, value in options.items())
+    if "time" in options:
+        with contextlib.suppress(UsageError):  # what is no time, Slurm refuses itself
+            options["time"] = slurm.minutes(str(options["time"]))  # as jobs ask: it takes no part of a minute
     refusal = inventory.refusal(options)
     if refusal is None:
         return ok("sbatch", f"would take a job with {words}")

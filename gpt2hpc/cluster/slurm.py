@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -96,7 +97,14 @@ def expand_nodes(nodes: str) -> list[str]:
 
 
 def minutes(text: str) -> int:
-    """Whole minutes of a time as sbatch reads it: `90`, `90:00`, `1:30:00`, `1-12`, `1-12:30`, `1-12:30:00`; rounded up."""
+    """Whole minutes of a time limit, rounded up as Slurm does."""
+    return math.ceil(exact_minutes(text))
+
+
+def exact_minutes(text: str) -> float:
+    """Of a time as sbatch reads it: `90`, `90:00`, `1:30:00`, `1-12`, `1-12:30`, `1-12:30:00`; and `0.5`."""
+    if re.fullmatch(r"\d+\.?\d*|\.\d+", text.strip()):
+        return float(text)
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text.strip())
     if not match:
         raise UsageError(f"--time={text} is not a time; write minutes, HH:MM:SS or DAYS-HH:MM:SS")
@@ -107,7 +115,7 @@ def minutes(text: str) -> int:
         seconds = (first * 60 + second) * 60 + third
     else:
         seconds = first * 60 + second
-    return -(-seconds // 60)
+    return seconds / 60
 
 
 def seconds(text: str) -> int | None:

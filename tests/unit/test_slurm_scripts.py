@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from gpt2hpc import __version__
+from gpt2hpc import __version__, plan, prepare_array, train_job
+from gpt2hpc.checks import asked
+from gpt2hpc.checks.scene import Scene
 from gpt2hpc.cluster import batch, script, site_profile
 from gpt2hpc.cluster.dist_env import DistEnv
 from gpt2hpc.cluster.slurm import minutes, seconds
+from gpt2hpc.config import CheckpointConfig, Config
 from gpt2hpc.errors import EXIT_CODES, ConfigError, UsageError
 from tests.tiny import gpt2hpc
 
@@ -261,13 +264,43 @@ def test_without_slurm_nothing_is_submitted(data: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("90", 90), ("90:30", 91), ("1:30:00", 90), ("1-12", 2160), ("1-12:30", 2190), ("2-00:00:01", 2881), ("0:30", 1)],
+    [
+        ("90", 90),
+        ("90:30", 91),
+        ("1:30:00", 90),
+        ("1-12", 2160),
+        ("1-12:30", 2190),
+        ("2-00:00:01", 2881),
+        ("0:30", 1),
+        ("0.5", 1),
+        ("1.", 1),
+    ],
 )
 def test_times_are_read_as_sbatch_reads_them(text: str, expected: int) -> None:
     assert minutes(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "soon", "1:2:3:4", "-5", "1-", "1.5h"])
+@pytest.mark.parametrize(
+    ("text", "expected"), [("90", 90), ("0.5", 0.5), (".25", 0.25), ("0:30", 0.5), ("1-0:00:15", 1440.25)]
+)
+def test_times_of_a_local_run_are_exact(text: str, expected: float) -> None:
+    assert train_job.time_limit_min(text, Config(checkpoint=CheckpointConfig(stop_margin_s=0))) == expected
+
+
+def test_every_verb_reads_the_same_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of a minute too, which Slurm itself is not asked for."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    words = ["--source", "demo", "--out", str(tmp_path / "out"), "--cluster", "slurm", "--time", "0.5"]
+    assert prepare_array.array_job(prepare_array.parsed(words))[0].minutes == 1
+    with pytest.raises(UsageError, match="--time is 60 s, of which a start takes 180 s"):
+        plan.main(["--time", "0.5"])
+    scene, tried = Scene({}, asked={"time": "0.5"}), list[object]()
+    monkeypatch.setattr(asked.inventory, "refusal", lambda options: tried.append(options["time"]))
+    assert asked._limit("main", {"MaxTime": "00:30:00"}, scene).state == asked._trial(scene).state == "OK"
+    assert tried == [1]
+
+
+@pytest.mark.parametrize("text", ["", "soon", "1:2:3:4", "-5", "1-", "1.5h", ".", "1.5:00", "inf", "nan"])
 def test_times_that_are_none(text: str) -> None:
     with pytest.raises(UsageError, match="--time="):
         minutes(text)
