@@ -148,8 +148,10 @@ def batch_job(run: RunDir, config: Config, options: jsonargparse.Namespace) -> t
     if config.train.device == "cpu" and options.gpus_per_node is None:
         gpus = 0
         chosen.note("gpus-per-node", gpus, "train.device=cpu")
-    elif gpus is None and (gpus := inventory.gpus_of(chosen.of("partition"))) is not None:
-        chosen.note("gpus-per-node", gpus, "what sinfo tells")
+    elif gpus is None:
+        partition = chosen.of("partition") or chosen.site.sbatch.get("partition") or os.environ.get("SBATCH_PARTITION")
+        if (gpus := inventory.gpus_of(partition)) is not None:
+            chosen.note("gpus-per-node", gpus, "what sinfo tells")
     ranks = chosen.of("nproc", gpus or 1)
     if gpus and ranks > gpus:
         raise UsageError(f"--nproc={ranks} is more than --gpus-per-node={gpus}; one process uses one GPU")

@@ -10,6 +10,7 @@ from typing import Any
 
 from gpt2hpc.cluster import inventory, mounts, script
 from gpt2hpc.cluster.batch import (
+    as_from_a_login_shell,
     new_executor,
     refusals_explained,
     set_up_lines,
@@ -98,9 +99,10 @@ class ArrayJob:
         size = inventory.max_array_size()
         groups = [tasks[start : start + size] for start in range(0, len(tasks), size)]
         numbers = []
-        with refusals_explained():
+        parameters = self.parameters(max(1, at_once // len(groups)))
+        with refusals_explained(), as_from_a_login_shell(parameters):
             for group in groups:
-                executor = new_executor(self.folder, self.parameters(max(1, at_once // len(groups))))
+                executor = new_executor(self.folder, parameters)
                 with executor.batch():
                     jobs = [executor.submit(task) for task in group]
                 numbers.append(jobs[0].job_id.partition("_")[0])
@@ -108,5 +110,6 @@ class ArrayJob:
 
     def submit_after(self, task: Callable[[], int], dependency: str | None) -> str:
         """A single job for when that dependency, in sbatch's words, is met, or at once; returns its number."""
-        with refusals_explained():
-            return new_executor(self.folder, self.parameters(1, dependency)).submit(task).job_id
+        parameters = self.parameters(1, dependency)
+        with refusals_explained(), as_from_a_login_shell(parameters):
+            return new_executor(self.folder, parameters).submit(task).job_id

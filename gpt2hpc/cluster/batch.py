@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import re
 import shlex
 import shutil
@@ -19,12 +20,14 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from gpt2hpc import durable
 from gpt2hpc.cluster import compile_cache, job_environment, mounts, queries, run_jobs, script, submitter
-from gpt2hpc.cluster.site_profile import OF_SIF, Site
+from gpt2hpc.cluster.site_profile import OF_SIF, OWNED, Site
 from gpt2hpc.errors import MissingError, UsageError
 from gpt2hpc.run_dir import RunDir
 
 SILENT = ("Unable to contact", "Could not establish a configuration source")
 """sbatch's words where no controller answers, or is known."""
+OF_THE_CLUSTER = ("SLURM_CONF", "SLURM_CLUSTERS")
+"""Variables that say where jobs go, not what the one is that they are seen in."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ class BatchJob:
 
     def submit(self, task: Callable[[], int]) -> str:
         """Hand the job to Slurm, each rank to run `task`; returns its number."""
-        with refusals_explained():
+        with refusals_explained(), as_from_a_login_shell(self.parameters()):
             return self._executor().submit(task).job_id
 
     def _executor(self) -> SlurmExecutor:
@@ -165,6 +168,28 @@ def refusals_explained() -> Iterator[None]:
                 f"Slurm does not answer: {said}; is SLURM_CONF right, and its controller up? --cluster local works on this machine"
             ) from error
         raise UsageError(f"sbatch refused the job: {said}") from error
+
+
+@contextlib.contextmanager
+def as_from_a_login_shell(parameters: Mapping[str, Any]) -> Iterator[None]:
+    """Without the variables of a job that this process may be in, which sbatch would pass on, and srun refuse; and without those that
+    would win over what the script itself asks for (sbatch(1), "INPUT ENVIRONMENT VARIABLES")."""
+    asked = {**parameters, **parameters.get("additional_parameters", {})}
+    written = [*(name for name, value in asked.items() if value is not None), *(set(OWNED) - {"time"})]
+    win = {_input_variable(option) for option in written}
+    before = dict(os.environ)
+    for name in before:
+        if name in win or (name.startswith(("SLURM_", "SLURMD_", "SRUN_")) and name not in OF_THE_CLUSTER):
+            del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(before)
+
+
+def _input_variable(option: str) -> str:
+    word = option.upper().replace("-", "_")
+    return "SBATCH_" + {"TIME": "TIMELIMIT", "MEM": "MEM_PER_NODE", "ARRAY": "ARRAY_INX"}.get(word, word)
 
 
 def new_executor(folder: Path, parameters: Mapping[str, Any]) -> SlurmExecutor:

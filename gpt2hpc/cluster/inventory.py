@@ -139,11 +139,16 @@ def partitions() -> list[Partition] | None:
 
 
 def gpus_of(partition: str | None) -> int | None:
-    """GPUs on the nodes that have most, of this partition or the default one; None without a Slurm."""
+    """GPUs on the nodes that have most, of this partition or the default one; None without a Slurm.
+
+    Of several, `a,b`, Slurm takes any: the fewest of those that have GPUs at all.
+    """
     found = partitions()
     if found is None:
         return None
-    return max((each.gpus for each in found if (each.name == partition if partition else each.is_default)), default=0)
+    names = partition.split(",") if partition else [each.name for each in found if each.is_default]
+    most = [max((each.gpus for each in found if each.name == name), default=0) for name in names]
+    return min((gpus for gpus in most if gpus), default=0)
 
 
 def max_array_size() -> int:

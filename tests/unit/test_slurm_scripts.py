@@ -14,8 +14,9 @@ import pytest
 from gpt2hpc import __version__, plan, prepare_array, train_job
 from gpt2hpc.checks import asked
 from gpt2hpc.checks.scene import Scene
-from gpt2hpc.cluster import batch, script, site_profile
+from gpt2hpc.cluster import batch, inventory, script, site_profile
 from gpt2hpc.cluster.dist_env import DistEnv
+from gpt2hpc.cluster.inventory import Partition
 from gpt2hpc.cluster.slurm import minutes, seconds
 from gpt2hpc.config import CheckpointConfig, Config
 from gpt2hpc.errors import EXIT_CODES, ConfigError, UsageError
@@ -472,13 +473,91 @@ def test_a_dry_run_of_a_pipeline_that_would_be_refused_says_so(words: list[str],
 def test_what_is_kept_to_submit_again_drops_what_was_that_jobs_alone() -> None:
     """Else a task of an array would begin the whole array again, and a job of a pipeline wait for one that is gone."""
     (rule,) = re.findall(r"sed -i -E '([^']+)'", script.text_of("set-up"))
-    lines = [
-        "#SBATCH --array=0-3",
-        "#SBATCH -a 0-3",
-        "#SBATCH --dependency=afterok:7",
-        "#SBATCH --kill-on-invalid-dep=yes",
+    lines = {
+        "#SBATCH --array=0-3": None,
+        "#SBATCH -a 0-3": None,
+        "#SBATCH -a0-3 --nodes=2": "#SBATCH --nodes=2",
+        "#SBATCH --nodes=1 --array 0-3 --gres=gpu:8": "#SBATCH --nodes=1 --gres=gpu:8",
+        "#SBATCH --dependency=afterok:7": None,
+        "#SBATCH -d afterok:7 -H --kill-on-invalid-dep=yes -t 9": "#SBATCH -t 9",
+        "#SBATCH --hold": None,
+        **dict.fromkeys(
+            (
+                "#SBATCH --account=a",
+                "#SBATCH --hint=nomultithread",
+                "#SBATCH -A a",
+                '#SBATCH --comment="as -a was"',
+                "#SBATCH --nodes=2",
+                "echo --array 0-3 --hold",
+            ),
+            "",
+        ),
+    }
+    done = subprocess.run(["sed", "-E", rule], input="\n".join(lines), capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [kept or line for line, kept in lines.items() if kept is not None]
+
+
+@pytest.mark.parametrize(
+    ("feature", "count"),
+    [("", 5), ("a100", 3), ("ib", 2), ("h100", 2), ("h10", 0), ("a100&ib", 5), ("[a100|h100]", 5)],
+)
+def test_nodes_that_a_job_can_use_beside_those_that_are_left_out(feature: str, count: int) -> None:
+    """By sinfo's `%N %T %f`, a row for each partition of a node. Those that are powered down, or planned for another job, count."""
+    (usable,) = re.findall(r"(?ms)^usable\(\) \{.*?^\}", script.text_of("set-up"))
+    rows = [
+        *(
+            "n1 idle a100,ib",
+            "n1 idle a100,ib",
+            "n2 mixed a100,ib",
+            "n3 idle~ a100",
+            "n4 planned h100",
+            "n5 idle% h100",
+        ),
+        *("out1 idle a100", "n6 down* a100", "n7 drained a100", "n8 draining a100", "n9 maint a100", "n10 idle* a100"),
+        *("n11 reserved a100", "n12 failing a100"),
     ]
-    kept = ["#SBATCH --account=a", "#SBATCH --hint=nomultithread", "#SBATCH -A a", "#SBATCH --nodes=2", "echo --array"]
-    text = "\n".join([*lines, "#SBATCH --hold", *kept])
-    done = subprocess.run(["sed", "-E", rule], input=text, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == kept
+    command = ["bash", "-c", f"{usable}\nusable ' out1 out2 ' '{feature}'"]
+    done = subprocess.run(command, input="\n".join(rows), capture_output=True, text=True, check=True)
+    assert done.stdout == f"{count}\n"
+
+
+def test_what_is_around_submit_does_not_change_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Variables of a job that `submit` is called in, and those of sbatch's that win over what is written in a script."""
+    around = {
+        "SLURM_MEM_PER_NODE": "100",
+        "SLURM_JOB_ID": "7",
+        "SLURMD_NODENAME": "n1",
+        "SBATCH_PARTITION": "other",
+        "SBATCH_TIMELIMIT": "1",
+        "SBATCH_ARRAY_INX": "0-3",
+        "SBATCH_NO_REQUEUE": "1",
+        "SBATCH_SIGNAL": "9",
+    }
+    kept = {"SLURM_CONF": "/etc/slurm.conf", "SLURM_CLUSTERS": "a", "SBATCH_QOS": "long", "OMP_NUM_THREADS": "4"}
+    for name, value in {**around, **kept}.items():
+        monkeypatch.setenv(name, value)
+    before = dict(os.environ)
+    asked = {"partition": "gpu", "time": 30, "qos": None, "additional_parameters": {"requeue": True}}
+    with batch.as_from_a_login_shell(asked):
+        assert not around.keys() & os.environ.keys()
+        assert kept.items() <= os.environ.items()
+    assert dict(os.environ) == before
+    with batch.as_from_a_login_shell({"time": None}):
+        assert (os.environ["SBATCH_TIMELIMIT"], os.environ["SBATCH_PARTITION"]) == ("1", "other")
+
+
+@pytest.mark.parametrize(
+    ("partition", "gpus"), [(None, 0), ("gpu1", 4), ("gpu1,gpu2", 2), ("cpu,gpu1", 4), ("cpu", 0), ("none", 0)]
+)
+def test_gpus_are_those_of_the_partitions_that_are_named(
+    partition: str | None, gpus: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [("cpu", 0), ("gpu1", 2), ("gpu1", 4), ("gpu2", 2)]
+    found = [
+        Partition(
+            name=name, is_default=name == "cpu", time_limit="1:00:00", nodes=1, cpus=8, gpus=count, gres="", features=""
+        )
+        for name, count in rows
+    ]
+    monkeypatch.setattr(inventory, "partitions", lambda: found)
+    assert inventory.gpus_of(partition) == gpus

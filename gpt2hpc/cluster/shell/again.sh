@@ -22,7 +22,8 @@ again=$RUN_DIR/slurm/resume.sh
 keep_again() (
     umask 077 # the script may hold what is nobody else's business
     scontrol write batch_script "$SLURM_JOB_ID" "$RUN_DIR/slurm/job.sh" >/dev/null || return
-    sed -i -E '/^#SBATCH +(--(array|dependency|kill-on-invalid-dep|hold)|-[adH])\b/d' "$RUN_DIR/slurm/job.sh" # those of this job alone
+    # Without what was that job's alone, however many options a line has.
+    sed -i -E ':more; s/^(#SBATCH[^"]*)[[:space:]](--(array|dependency|kill-on-invalid-dep)([[:space:]]+|=)[^[:space:]]+|-[ad][[:space:]]*[^[:space:]]+|--hold|-H)([[:space:]].*)?$/\1\5/; t more; /^#SBATCH[[:space:]]*$/d' "$RUN_DIR/slurm/job.sh"
     if [ -n "${PICKLES:-}" ]; then # submitit looks for one of the job's own number
         own=$PICKLES/${job}_submitted.pkl pickle=$RUN_DIR/slurm/submitted.pkl
         if [ -e "$own" ]; then cp "$own" "$pickle"; else cp "$pickle" "$own"; fi
