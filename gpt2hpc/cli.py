@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
+from gpt2hpc import garbage
 from gpt2hpc.errors import EXIT_CODES, Gpt2hpcError, StoppedError, UsageError, as_users
 
 Main = Callable[[Sequence[str]], int]
@@ -35,6 +36,8 @@ def run(main: Main, argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _print("gpt2hpc: interrupted", sys.stderr)
         return StoppedError.exit_code
+    finally:
+        garbage.leave()
 
 
 def _write_whole_lines() -> None:

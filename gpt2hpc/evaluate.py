@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from gpt2hpc import cli, durable, jobs
+from gpt2hpc import cli, durable, garbage, jobs
 from gpt2hpc.cluster import compile_cache
 from gpt2hpc.cluster.dist_env import DistEnv, new_local_job
 from gpt2hpc.cluster.launch import LocalJob, SignalRelay, count_gpus, run_attempt
@@ -129,8 +129,9 @@ def _started(argv: Sequence[str], nproc: int) -> int:
 
 
 def _rank(arguments: argparse.Namespace, env: DistEnv) -> None:
-    from gpt2hpc.training import heap, precision
-    from gpt2hpc.training.process_group import joined, select_device
+    with garbage.unsought():
+        from gpt2hpc.training import heap, precision
+        from gpt2hpc.training.process_group import joined, select_device
 
     device = select_device(arguments.device, env)
     if device.type == "cpu":

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpt2hpc import __version__, cli, durable, jobs
+from gpt2hpc import __version__, cli, durable, garbage, jobs
 from gpt2hpc.config import ModelConfig
 from gpt2hpc.data import hub, hub_commit, tokenizer
 from gpt2hpc.data.hub import Repository
@@ -61,9 +61,10 @@ def main(argv: Sequence[str]) -> int:
     if arguments.public and arguments.push is None:
         raise UsageError("--public is for --push USER/NAME; add it, or leave --public out")
     jobs.require_torch()
-    from gpt2hpc.model import hf_weights
-    from gpt2hpc.training import checkpoint, initial
-    from gpt2hpc.training.model_card import model_card
+    with garbage.unsought():
+        from gpt2hpc.model import hf_weights
+        from gpt2hpc.training import checkpoint, initial
+        from gpt2hpc.training.model_card import model_card
 
     hf_weights.require_transformers()
     out = arguments.out.resolve()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpt2hpc import cli, durable, opening, starting
+from gpt2hpc import cli, durable, garbage, opening, starting
 from gpt2hpc.cluster import compile_cache
 from gpt2hpc.cluster.dist_env import LOCAL, DistEnv
 from gpt2hpc.cluster.ledger import Attempt, Cause, Ledger, Outcome
@@ -59,9 +59,9 @@ class Train:
         with refusal_noted(run, env):
             require_torch()
             compile_cache.settle(os.environ, env)
-            from gpt2hpc.training import heap
-            from gpt2hpc.training.process_group import joined, make_deterministic, select_device
-
+            with garbage.unsought():
+                from gpt2hpc.training import heap
+                from gpt2hpc.training.process_group import joined, make_deterministic, select_device
             start_up.done("imports")
             config = self.config or _settings_here(run, env)
             if config.train.deterministic:
@@ -179,12 +179,12 @@ def _train(
     start_up: StartUp,
 ) -> None:
     """Train, then write how it ended; rank 0 writes."""
-    import torch._dynamo  # noqa: F401 -- AdamW does, and its seconds are not the model's
+    with garbage.unsought():
+        import torch._dynamo  # noqa: F401 -- AdamW does, and its seconds are not the model's
 
-    from gpt2hpc.training import screen
-    from gpt2hpc.training.preflight import Preflight
-    from gpt2hpc.training.trainer import Trainer
-
+        from gpt2hpc.training import screen
+        from gpt2hpc.training.preflight import Preflight
+        from gpt2hpc.training.trainer import Trainer
     start_up.done("imports")
     assert opened.attempt is not None
     ledger, attempt = Ledger(run), opened.attempt

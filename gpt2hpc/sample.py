@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpt2hpc import cli, jobs
+from gpt2hpc import cli, garbage, jobs
 from gpt2hpc.cluster.dist_env import DistEnv
 from gpt2hpc.config import ModelConfig
 from gpt2hpc.data import tokenizer
@@ -86,7 +86,8 @@ def main(argv: Sequence[str]) -> int:
     _check(arguments)
     prompts = _prompts(arguments)
     jobs.require_torch()
-    from gpt2hpc.training import checkpoint, initial
+    with garbage.unsought():
+        from gpt2hpc.training import checkpoint, initial
 
     device = _device(arguments.device)
     if arguments.init is not None:

@@ -12,11 +12,17 @@ import pytest
 # Or a failed assert of a module that tests share would not say with what values.
 pytest.register_assert_rewrite("tests.tiny", "tests.peaks", "tests.hub_server", "tests.cluster", "tests.container")
 
+from gpt2hpc import garbage
 from gpt2hpc.data.manifest import Manifest
 from tests import first_calls, tiny
 from tests.cluster import slurm
 from tests.cluster.kit import PAIRS, Kit, new_kit
 from tests.cluster.slurm import Cluster
+
+
+def pytest_collection_finish() -> None:
+    """What all tests import stays."""
+    garbage.leave()
 
 
 @pytest.fixture(scope="session", autouse=True)

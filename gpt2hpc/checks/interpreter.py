@@ -21,7 +21,8 @@ PATIENCE_S = 90.0
 MARK = "gpt2hpc-probe:"
 OF_PYXIS = "pyxis runs it in a job alone"
 PROBE = r"""
-import ctypes, json, sys
+import ctypes, gc, json, os, sys
+gc.disable()
 facts = {"python": "%d.%d.%d" % sys.version_info[:3]}
 try:
     ctypes.CDLL("libibverbs.so.1")
@@ -47,7 +48,8 @@ try:
             facts["nccl_version"] = ".".join(map(str, torch.cuda.nccl.version()))
 except Exception as error:
     facts["torch_error"] = "%s: %s" % (type(error).__name__, error)
-print("gpt2hpc-probe:" + json.dumps(facts))
+print("gpt2hpc-probe:" + json.dumps(facts), flush=True)
+os._exit(0)  # all is said, and torch is slow to go
 """
 
 

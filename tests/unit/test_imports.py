@@ -26,6 +26,7 @@ LAYERS = (
         "config_errors",
         "config_origins",
         "cli",
+        "garbage",
         "finding",
         "gpu_peaks",
     },
