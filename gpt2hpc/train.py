@@ -56,16 +56,18 @@ def main(argv: Sequence[str]) -> int:
         cli.be_quiet()
     run = RunDir(Path(options.run_dir))
     starting.refuse_a_misnamed_run(run, argv)
-    job = local_job(run, config, nproc=options.nproc, job=env.job)
+    job = local_job(
+        run, config, nproc=options.nproc
+    )  # not the batch job's that it may be called in, which is the user's
     if job is None:
         return 0
     with SignalRelay().installed() as relay, foreground.announced(job):
-        code = run_attempt(job, restart=env.restart, relay=relay)
+        code = run_attempt(job, restart=0, relay=relay)
         if (
             code - 128 in _DEADLY and not relay.last_attempt
         ):  # a rank that was killed cannot tell, but this process has seen it
-            Ledger(run).close_for(job.job, env.restart, socket.gethostname(), Cause.CRASHED, code)
-    return _exit_code(code, job, env.restart, stopped=relay.last_attempt)
+            Ledger(run).close_for(job.job, 0, socket.gethostname(), Cause.CRASHED, code)
+    return _exit_code(code, job, stopped=relay.last_attempt)
 
 
 def _one_rank(argv: Sequence[str], env: DistEnv) -> int:
@@ -91,13 +93,11 @@ def _named_run_dir(argv: Sequence[str]) -> Path:
     return Path(named[0] if named and named[0] else "runs/train")
 
 
-def local_job(
-    run: RunDir, config: Config, *, nproc: int | None, job: str | None = None, time_limit_s: float | None = None
-) -> LocalJob | None:
+def local_job(run: RunDir, config: Config, *, nproc: int | None, time_limit_s: float | None = None) -> LocalJob | None:
     """Check all that can be checked without torch and write the settings; None if the run is finished."""
     jobs.require_torch()
     writers.check(config.train)
-    local = describe(run, config, nproc=nproc, job=job, time_limit_s=time_limit_s)
+    local = describe(run, config, nproc=nproc, time_limit_s=time_limit_s)
     config, _ = starting.check_start(run, config, world_size=local.nproc)
     starting.check_repo(config)
     for line in warnings(config):
@@ -111,10 +111,8 @@ def local_job(
     return local
 
 
-def describe(
-    run: RunDir, config: Config, *, nproc: int | None, job: str | None = None, time_limit_s: float | None
-) -> LocalJob:
-    """The local job that these settings make, with a name of its own unless `job` is given; nothing is written."""
+def describe(run: RunDir, config: Config, *, nproc: int | None, time_limit_s: float | None) -> LocalJob:
+    """The local job that these settings make, with a name of its own; nothing is written."""
     if nproc is not None and nproc < 1:
         raise UsageError(f"--nproc={nproc} must be 1 or more")
     gpus = 0 if config.train.device == "cpu" else count_gpus()
@@ -128,15 +126,15 @@ def describe(
         str(run.path),
         *(["--quiet"] if cli.is_quiet() else []),
     )
-    return LocalJob(command, run, nproc or max(1, gpus), job or new_local_job(), gpus=gpus, time_limit_s=time_limit_s)
+    return LocalJob(command, run, nproc or max(1, gpus), new_local_job(), gpus=gpus, time_limit_s=time_limit_s)
 
 
-def _exit_code(code: int, job: LocalJob, restart: int, *, stopped: bool) -> int:
+def _exit_code(code: int, job: LocalJob, *, stopped: bool) -> int:
     """What the attempt's end means to the caller."""
     ledger = Ledger(job.run)
     if ledger.is_finished(config_io.load(job.run.config).train.steps):
         return 0
-    outcome = ledger.own_outcome(job.job, restart)
+    outcome = ledger.own_outcome(job.job, 0)
     if outcome and outcome.cause is Cause.DIVERGED:
         return DivergedError.exit_code
     if outcome and outcome.cause is Cause.ERROR:

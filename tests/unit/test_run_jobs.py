@@ -8,11 +8,12 @@ import pytest
 from submitit.core.utils import FailedSubmissionError
 
 from gpt2hpc.cluster import batch, orders, queries, run_jobs
-from gpt2hpc.cluster.dist_env import DistEnv
+from gpt2hpc.cluster.dist_env import LOCAL, DistEnv
 from gpt2hpc.cluster.ledger import Ledger
 from gpt2hpc.cluster.queries import Queued
 from gpt2hpc.errors import Gpt2hpcError, MissingError, UsageError
 from gpt2hpc.run_dir import RunDir
+from tests import tiny
 
 
 @pytest.fixture
@@ -111,3 +112,14 @@ def test_a_refusal_is_not_taken_for_silence(
     told = "sbatch refused" if error is UsageError else "does not answer"
     with pytest.raises(error, match=told), batch.refusals_explained():
         raise FailedSubmissionError(f"sbatch: error: {said}")
+
+
+def test_a_training_by_hand_is_not_the_job_that_it_was_called_in(data: Path, run: RunDir) -> None:
+    """Of `salloc` or `srun --pty bash`, say, which goes on, and which `cancel` must not end."""
+    settings = tiny.config(data, total_steps=3)
+    session = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NODELIST": "n1", "SLURM_RESTART_COUNT": "2"}
+    done = tiny.gpt2hpc("train", "--run-dir", run.path, *tiny.flags(settings), env=session)
+    assert done.returncode == 0, done.stderr
+    (attempt,) = Ledger(run).attempts()
+    assert (attempt.job.startswith(LOCAL), attempt.restart) == (True, 0)
+    assert run_jobs.numbers(run) == set()
