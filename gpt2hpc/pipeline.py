@@ -21,7 +21,7 @@ from pathlib import Path
 import jsonargparse
 
 from gpt2hpc import cli, config_io, evaluate, export, prepare, prepare_array, starting, train_job
-from gpt2hpc.cluster import orders, queries, run_jobs, submitter
+from gpt2hpc.cluster import orders, queries, run_jobs, slurm, submitter
 from gpt2hpc.cluster.array_job import ArrayJob
 from gpt2hpc.cluster.batch import BatchJob
 from gpt2hpc.config import Config
@@ -30,6 +30,7 @@ from gpt2hpc.errors import Gpt2hpcError, MissingError, UsageError
 from gpt2hpc.run_dir import RunDir
 
 MINUTES = {"evaluate": 120, "export": 30}
+"""The time limit of what comes after a training, unless that has a shorter one."""
 SHARED = ("partition", "account", "qos", "constraint", "exclude", "container", "runtime", "site")
 """Options of Slurm that hold for `prepare` too, unless --prepare has others."""
 
@@ -62,14 +63,14 @@ def new_parser() -> jsonargparse.ArgumentParser:
         metavar="S",
         help="Text, as for `gpt2hpc prepare`, which writes to --data.dir; may be given more than once; none where that is prepared.",
     )
-    words = "Further options of `gpt2hpc {}`, in quotes, as '{}'."
+    words = "Further options of `gpt2hpc {}`{}, in quotes, as '{}'."
     for verb, example in (
         ("prepare", "--array 64 --partition cpu --time 2:00:00"),
-        ("evaluate", "--hellaswag /scratch/stage"),
+        ("evaluate", "--hellaswag /scratch/stage --time 4:00:00"),
         ("export", "--push USER/NAME"),
     ):
-        named = f"submit {verb}" if verb == "prepare" else verb
-        parser.add_argument(f"--{verb}", type=str, default="", metavar="WORDS", help=words.format(named, example))
+        named = ("submit prepare", "") if verb == "prepare" else (verb, " and a --time limit")
+        parser.add_argument(f"--{verb}", type=str, default="", metavar="WORDS", help=words.format(*named, example))
     return parser
 
 
@@ -189,34 +190,44 @@ def _evaluation(job: BatchJob, config: Config, words: str) -> Check:
     given: tuple[str, ...] = (str(job.run.path), "--val", data, "--hellaswag", config.train.hellaswag or "none")
     given += ("--device", config.train.device, "--out", str(out))
     with _named("--evaluate"):
-        given += tuple(shlex.split(words))
+        minutes, more = _limited(job, "evaluate", words)
+        given += more
         arguments = evaluate.new_parser().parse_args(given)
     variables = {"MODEL": str(job.run.path), "OUT": str(out), "DATA": "" if hub.is_remote(data) else data}
     if Path(arguments.hellaswag).exists():
         variables["HELLASWAG"] = os.path.abspath(arguments.hellaswag)  # noqa: PTH100
-    return Check(
-        Verb("evaluate", given), _after(job, "evaluate", variables, job.ranks_per_node, job.gpus_per_node), out
-    )
+    after = _after(job, "evaluate", variables, minutes, job.ranks_per_node, job.gpus_per_node)
+    return Check(Verb("evaluate", given), after, out)
 
 
 def _export(job: BatchJob, words: str) -> Check:
     out = job.run.exported
     given: tuple[str, ...] = (str(job.run.path), "--out", str(out))
     with _named("--export"):
-        given += tuple(shlex.split(words))
+        minutes, more = _limited(job, "export", words)
+        given += more
         arguments = export.new_parser().parse_args(given)
     made = Path(os.path.abspath(arguments.out)) / export.RECORD  # noqa: PTH100
     variables = {"MODEL": str(job.run.path), "OUT": str(made.parent)}
     gpus = min(1, job.gpus_per_node)  # it needs none, but the partition may insist
-    return Check(Verb("export", given), _after(job, "export", variables, 1, gpus), made)
+    return Check(Verb("export", given), _after(job, "export", variables, minutes, 1, gpus), made)
 
 
-def _after(job: BatchJob, verb: str, variables: dict[str, str], ranks: int, gpus: int) -> ArrayJob:
+def _limited(job: BatchJob, verb: str, words: str) -> tuple[int, tuple[str, ...]]:
+    """Its time limit in minutes, `--time` of the words or what is usual, and the other words."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--time", type=slurm.minutes)
+    given, rest = parser.parse_known_args(shlex.split(words))
+    usual = min(MINUTES[verb], job.minutes or MINUTES[verb])  # the partition may not let it have more
+    return usual if given.time is None else given.time, tuple(rest)
+
+
+def _after(job: BatchJob, verb: str, variables: dict[str, str], minutes: int, ranks: int, gpus: int) -> ArrayJob:
     return ArrayJob(
         folder=job.run.after / verb,  # else they would count as jobs of the training
         name=f"{job.name}-{verb}",
         cpus=job.options.get("cpus_per_task"),
-        minutes=MINUTES[verb],
+        minutes=minutes,
         options={name: value for name, value in job.options.items() if name != "cpus_per_task"},
         site=job.site,
         image=job.image,

@@ -470,6 +470,32 @@ def test_a_dry_run_of_a_pipeline_that_would_be_refused_says_so(words: list[str],
     assert not (tmp_path / "data").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "minutes"),
+    [
+        ([], [30, 120, 30]),
+        (["--time", "20"], [20, 20, 20]),
+        (["--time", "1-0", "--evaluate", "--time 4:00:00 --hellaswag none", "--export", "--time 5"], [1440, 240, 5]),
+    ],
+    ids=["no limit", "a short one", "one for each"],
+)
+def test_what_comes_after_a_training_has_a_limit_that_the_partition_takes(
+    words: list[str], minutes: list[int], tmp_path: Path
+) -> None:
+    done = dry_run(
+        "pipeline", "--source", "texts/", "--data.dir", "data", "--prepare", "--time 30", *words, cwd=tmp_path
+    )
+    limits = [int(limit) for limit in re.findall(r"(?m)^#SBATCH --time=(\d+)", done.stdout)]
+    assert limits == [30, *(minutes if words else minutes[1:])]
+    assert "'--time'" not in done.stdout
+
+
+def test_a_limit_that_is_no_time_is_told_with_its_option(tmp_path: Path) -> None:
+    done = dry_run("pipeline", "--source", "texts/", "--data.dir", "data", "--evaluate", "--time soon", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("gpt2hpc: error: --evaluate: --time=soon is not a time; ")
+
+
 def test_what_is_kept_to_submit_again_drops_what_was_that_jobs_alone() -> None:
     """Else a task of an array would begin the whole array again, and a job of a pipeline wait for one that is gone."""
     (rule,) = re.findall(r"sed -i -E '([^']+)'", script.text_of("set-up"))
