@@ -6,6 +6,7 @@ Tasks of arrays, evaluations and exports look as they begin, trainings in their 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -48,8 +49,12 @@ def refuse_other_version(environ: Mapping[str, str]) -> None:
 def run_task(main: cli.Main, arguments: Sequence[str], *, waited: bool = False) -> int:
     """A verb as a task of a batch job: the process ends with a documented exit code.
 
-    Of a job that `waited` for others, weeks perhaps, another version is but said.
+    Of a job that `waited` for others, weeks perhaps, another version is but said. A signal ends it, unless the verb sees
+    to that itself, and its batch script decides what then: submitit ignores SIGTERM, so that a preemption would kill all, and requeues
+    for itself.
     """
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_DFL)
 
     def checked(words: Sequence[str]) -> int:
         if not waited:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
+from submitit.core.utils import DelayedSubmission
 
 from gpt2hpc import __version__, pipeline, prepare_array
+from gpt2hpc.cluster import submitter
 from gpt2hpc.errors import MissingError
 
 TASKS = [prepare_array.Step(("--help",)), pipeline.Verb("prepare", ("--help",))]
@@ -46,3 +54,35 @@ def test_it_goes_on_where_it_is_the_same_or_newer_by_a_restart(
         said = capsys.readouterr()
         assert "usage: gpt2hpc prepare" in said.out
         assert ("gpt2hpc 0.0.9 submitted the job" in said.err) is warned
+
+
+class Sleeper:
+    """A task whose verb sees to no signal."""
+
+    def __call__(self) -> int:
+        def sleeps(words: Sequence[str]) -> int:
+            print("ready", flush=True)
+            time.sleep(60)
+            return 0
+
+        return submitter.run_task(sleeps, ())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2], ids=["SIGTERM", "SIGUSR2"])
+def test_a_signal_ends_what_submitit_runs(number: signal.Signals, tmp_path: Path) -> None:
+    """At once: of a preemption's grace nothing is to be waited for, and the batch script decides what comes then."""
+    DelayedSubmission(Sleeper()).dump(tmp_path / "7_submitted.pkl")
+    job = {"SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "7", "GPT2HPC_SUBMITTED_VERSION": __version__}
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "submitit.core._submit", str(tmp_path)],
+        env={**os.environ, **job},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    with process:
+        assert process.stdout is not None
+        until_ready = next((line for line in process.stdout if line == "ready\n"), None)
+        assert until_ready is not None
+        process.send_signal(number)
+        assert process.wait(timeout=20) == -number

@@ -1,4 +1,8 @@
 rc=$?
+if { [ "$rc" = 138 ] || [ "$rc" = 140 ]; } && [ "$(fact PreemptTime)" = None ]; then # Slurm's warning, by USR1 or USR2
+    echo "gpt2hpc: job $job ends with its time limit, and would not get further if it were begun anew; give it more time"
+    exit 1
+fi
 # Nothing is kept between starts. Signalled, as by a preemption: begun anew, unless it was cancelled, or requeued by Slurm itself.
 if [ "$rc" -ge 128 ] && [ "$SLURM_RESTART_COUNT" -lt 5 ] && [ "$(fact JobState)" = RUNNING ]; then
     scontrol update "JobId=$job" Requeue=1
