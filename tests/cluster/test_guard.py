@@ -149,8 +149,15 @@ def test_a_job_that_slurm_has_forgotten_is_not_waited_for(kit: Kit) -> None:
 
 
 def drive_resumed_by_hand(kit: Kit) -> list[Ended]:
+    """Submitted in a session that is a job itself, whose memory is not this one's; its `sbatch` has a limit of its own."""
+    session = {
+        "SLURM_MEM_PER_NODE": "90",
+        "SLURM_MEM_PER_CPU": "80",
+        "SLURM_JOB_NUM_NODES": "1",
+        "SBATCH_TIMELIMIT": "1",
+    }
     with kit.nodes() as nodes:
-        job = kit.submit("by hand", nodes=nodes)
+        job = kit.submit("by hand", nodes=nodes, env=session)
         kit.until_step(job, SAVE_EVERY + 5)
         kit.signal(job)
         ended = Ended(job, kit.until_ended(job))
