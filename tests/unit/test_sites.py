@@ -412,7 +412,7 @@ def test_nodes_without_internet_are_spoken_of(tmp_path: Path) -> None:
         "--data.dir",
         "hf://datasets/me/data",
     ]
-    done = dry_run(*words, cwd=tmp_path)
+    done = dry_run(*words, cwd=tmp_path, env={"HF_HUB_OFFLINE": "1"})
     assert "checkpoints for me/model wait until you run `gpt2hpc sync RUN_DIR` on a login node" in done.stderr
     assert "data.dir=hf://datasets/me/data will do only where" in done.stderr
 
