@@ -24,6 +24,12 @@ def unsought() -> Iterator[None]:
             gc.enable()
 
 
+def collect() -> None:
+    """Search all once, also what was left: a cycle may go through it."""
+    gc.unfreeze()
+    gc.collect()
+
+
 def leave() -> None:
     """Nothing that is there now is looked through again: it stays until the process ends, which takes it all."""
     gc.freeze()

@@ -10,7 +10,6 @@ import contextlib
 import ctypes
 import dataclasses
 import datetime
-import gc
 import os
 import signal
 import sys
@@ -25,6 +24,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import FileStore, HashStore
 from torch.distributed.rendezvous import rendezvous
 
+from gpt2hpc import garbage
 from gpt2hpc.cluster import interface
 from gpt2hpc.cluster.dist_env import LOCAL, DistEnv
 from gpt2hpc.errors import Gpt2hpcError, MissingError, NodeError, PeerGoneError, UsageError, error_for
@@ -148,7 +148,7 @@ def joined(env: DistEnv, device: torch.device, timeout: datetime.timedelta = TIM
     finally:
         # DDP keeps the group alive in reference cycles. Its threads must end before the interpreter does: one that still
         # wants the GIL then aborts the process, after all went well.
-        gc.collect()
+        garbage.collect()
         dist.destroy_process_group()
 
 

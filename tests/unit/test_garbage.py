@@ -40,6 +40,19 @@ def test_what_is_made_inside_is_left_and_what_comes_later_is_not() -> None:
     assert (inside() is None, outside() is None) == (False, True)
 
 
+def test_a_cycle_through_what_was_left_is_found_at_the_end() -> None:
+    """As one of a watchdog, which was there before the trainer was imported, and that trainer."""
+    left = Cycle()
+    garbage.leave()
+    left.me = later = Cycle()
+    later.me, gone = left, weakref.ref(later)
+    del left, later
+    gc.collect()
+    assert gone() is not None
+    garbage.collect()
+    assert gone() is None
+
+
 def test_an_error_inside_is_no_reason_to_search_no_more() -> None:
     with pytest.raises(ImportError), garbage.unsought():
         raise ImportError
