@@ -31,7 +31,8 @@ DEFAULT_CONFIGS = {"HuggingFaceFW/fineweb-edu": "sample-10BT"}
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 T = TypeVar("T")
-_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+_NAME = re.compile(r"(?!.*--|.*\.\.|.*\.git$)\w(?:[\w.-]{0,94}\w)?/\w(?:[\w.-]{0,94}\w)?", re.ASCII)
+"""As the Hub's client takes them: huggingface_hub, `validate_repo_id`."""
 
 
 @dataclass(frozen=True)
