@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import functools
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2hpc import cli
 from gpt2hpc.data import hub, manifest, staging
+from gpt2hpc.data.downloads import Downloads
 from gpt2hpc.data.hub import HubFile, Repository
 from gpt2hpc.data.shards import sha256_of
 from gpt2hpc.data.staging import StagedFile
@@ -133,13 +135,13 @@ def _wanted(arguments: argparse.Namespace) -> Iterator[Wanted]:
 
 def _name_and_revision(text: str) -> tuple[str, str | None]:
     name, _, revision = text.partition("@")
-    if name.count("/") != 1:
+    if not hub.is_name(name):
         raise UsageError(f"--weights={text} must be USER/NAME, as openai-community/gpt2")
     return name, revision or None
 
 
 def _fetch(wanted: Wanted, out: Path) -> None:
-    """Several files at once; those that are there are noted in stage.json now and then."""
+    """Several files at once; those that are there are noted in stage.json now and then, and in the end, whatever that is."""
     known = {file.path: file for file in staging.read(out)} if staging.is_staged(out) else {}
 
     def one(file: HubFile) -> StagedFile | None:
@@ -147,24 +149,28 @@ def _fetch(wanted: Wanted, out: Path) -> None:
         path, origin = out / relative, f"{wanted.repository}/{file.path}"
         before = known.get(relative)
         same = before is not None and (before.origin == origin or before.sha256 == file.sha256)
-        if same and path.is_file() and path.stat().st_size == file.bytes:
+        is_here = path.is_file() and path.stat().st_size == file.bytes
+        if same and is_here:
             return None
-        hub.fetch(wanted.repository, file.path, path, size=file.bytes, sha256=file.sha256)
+        if not (is_here and file.is_same_as(hub.file_here(path))):  # of one that was killed before it could note it
+            hub.fetch(wanted.repository, file.path, path, size=file.bytes, sha256=file.sha256)
         return StagedFile(relative, file.bytes, file.sha256 or sha256_of(path), origin)
 
-    downloads = ThreadPoolExecutor(_AT_ONCE)
+    downloads = Downloads(_AT_ONCE)
+    coming = [downloads.submit(functools.partial(one, file)) for file in wanted.files]
     fresh: list[StagedFile] = []
     noted = time.monotonic()
     try:
-        for number, staged in enumerate(downloads.map(one, wanted.files), start=1):
-            if staged is not None:
+        for number, future in enumerate(as_completed(coming), start=1):
+            if (staged := future.result()) is not None:
                 fresh.append(staged)
                 cli.say(f"{number / len(wanted.files):4.0%}  {staged.path}  {staged.bytes / 1e6:,.1f} MB")
             if fresh and time.monotonic() - noted > NOTE_EVERY_S:
                 staging.add(out, fresh)
                 noted, fresh = time.monotonic(), []
     finally:
-        downloads.shutdown(cancel_futures=True)
+        downloads.close()
+        hub.clear_leftovers(out / wanted.folder)
         if fresh:
             staging.add(out, fresh)
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import multiprocessing
 import os
-import queue
 import signal
 import socket
 import threading
@@ -24,6 +24,7 @@ from gpt2hpc import durable
 from gpt2hpc.cluster.signals import SIGNALS
 from gpt2hpc.data import encode, hub
 from gpt2hpc.data.backends import Wanted, new_backend
+from gpt2hpc.data.downloads import Downloads
 from gpt2hpc.data.encode import Record
 from gpt2hpc.data.plan import Plan, Unit
 from gpt2hpc.data.sources import SourceFile
@@ -168,17 +169,13 @@ class Task:
 
 
 class _Coming:
-    """Files of the Hub, fetched in the order of the units that need them, a few ahead.
-
-    The threads are daemons: one that waits for the Hub, for minutes perhaps, must not hold up a task that is told to stop.
-    """
+    """Files of the Hub, fetched in the order of the units that need them, a few ahead."""
 
     def __init__(self, work: Work, waiting: deque[Unit]) -> None:
         self._work, self._waiting = work, waiting
         self._started: dict[int, Future[None]] = {}
-        self._queue = queue.SimpleQueue[tuple[int, Future[None]] | None]()
-        for _ in range(_FILES_AHEAD):
-            threading.Thread(target=self._download, name="download", daemon=True).start()
+        self._downloads = Downloads(_FILES_AHEAD)
+        self.close = self._downloads.close
 
     def has(self, unit: Unit) -> bool:
         """Whether all files of the unit are here; begins to fetch them, and those of the next units. Raises what a download raised."""
@@ -195,8 +192,7 @@ class _Coming:
         )
         for number in [*lacking, *list(soon)[:_FILES_AHEAD]]:
             if number not in self._started and not self._is_here(number):
-                self._started[number] = Future()
-                self._queue.put((number, self._started[number]))
+                self._started[number] = self._downloads.submit(functools.partial(self._fetch, number))
         return not lacking
 
     def _is_here(self, number: int) -> bool:
@@ -204,26 +200,10 @@ class _Coming:
         path = self._work.locate(file)
         return path.is_file() and path.stat().st_size == file.bytes
 
-    def _download(self) -> None:
-        for number, future in iter(self._queue.get, None):
-            if future.set_running_or_notify_cancel():
-                try:
-                    self._fetch(number)
-                    future.set_result(None)
-                except BaseException as error:  # raised again by `has`
-                    future.set_exception(error)
-
     def _fetch(self, number: int) -> None:
         file = self._work.plan.files[number]
         dataset, inside = hub.split_path(file.path)
         hub.fetch(dataset, inside, self._work.locate(file), size=file.bytes, sha256=file.hash.removeprefix("sha256:"))
-
-    def close(self) -> None:
-        """Begin no further download, and wait for none."""
-        for future in self._started.values():
-            future.cancel()
-        for _ in range(_FILES_AHEAD):
-            self._queue.put(None)
 
 
 def allowed_cores() -> int:

@@ -354,6 +354,37 @@ def without_network(hub: HubServer, *words: str | Path) -> subprocess.CompletedP
     return done
 
 
+def test_an_interrupt_of_stage_waits_for_no_download_and_what_is_there_is_not_fetched_again(
+    hub: HubServer, dataset: str, tmp_path: Path
+) -> None:
+    """The first of two files asks for a minute's patience; the second is there."""
+    words = ("stage", "--source", dataset, "--config", "sample", "--out", str(tmp_path / "staged"))
+    hub.faults.rate_limit("GET .*resolve.*0.parquet", 1, 60)
+    environment = {**os.environ, **hub.environment()}
+    command = [sys.executable, "-m", "gpt2hpc", *words]
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            deadline = time.monotonic() + 60
+            while hub.faults.unspent() or not list((tmp_path / "staged").rglob("1.parquet")):
+                assert process.poll() is None, process.communicate()
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            process.send_signal(signal.SIGINT)
+            told = time.monotonic()
+            process.communicate(timeout=100)
+            took_s = time.monotonic() - told
+        finally:
+            process.kill()
+    assert (process.returncode, took_s < 20) == (6, True)
+    assert list((tmp_path / "staged").rglob(".*.tmp")) == []
+    hub.requests.clear()
+    run(hub, *words)
+    fetched = [line for line in hub.requests if line.startswith("GET") and "resolve" in line and "parquet" in line]
+    assert {line.rpartition("/")[2].split(".")[0] for line in fetched} == {"0"}
+
+
 def test_staged_files_are_all_that_a_node_without_network_needs(hub: HubServer, dataset: str, tmp_path: Path) -> None:
     """`prepare`, then training with validation, in a network namespace of their own: no interface but loopback."""
     staged, out = tmp_path / "staged", tmp_path / "out"
