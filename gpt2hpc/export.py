@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 RECORD = "export.json"
 """The last file that is written: which checkpoint it was, and the sha256 of every other file."""
 WEIGHTS = "model.safetensors"
+_OTHER_WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin")
 
 
 def new_parser() -> argparse.ArgumentParser:
@@ -162,12 +163,15 @@ def push(directory: Path, where: Repository, *, private: bool) -> None:
     """Upload an export in one commit, then compare every file's hash with the Hub's."""
     hub_commit.create(where, private=private)
     there = {file.path: file for file in hub.listing(where)}
-    if WEIGHTS in there and RECORD not in there:
+    earlier = _recorded(where) if RECORD in there else {}
+    written_over = {path.name for path in directory.iterdir()} & there.keys() - {*earlier, CARD, RECORD}
+    loaded_instead = {name for name in there if not earlier and "/" not in name and name.endswith(_OTHER_WEIGHTS)}
+    if others := sorted(written_over | loaded_instead):
         raise DataError(
-            f"--push={where.repo} holds a {WEIGHTS} that no export put there; choose another repository, or delete it there"
+            f"--push={where.repo} holds a {others[0]} that no export put there; choose another repository, or delete it there"
         )
     files: dict[str, Path | bytes] = {path.name: path for path in sorted(directory.iterdir())}
-    if not hub_commit.may_write_card(where, there):
+    if not hub_commit.may_write_card(where, there, written=earlier.get(CARD)):
         cli.warn(f"{where} has a {CARD} of its own, which is left alone")
         del files[CARD]
     step = (durable.read_json(directory / RECORD) or {}).get("step")
@@ -178,6 +182,14 @@ def push(directory: Path, where: Repository, *, private: bool) -> None:
     if wrong:
         raise DataError(f"{uploaded}: {', '.join(wrong[:5])} did not arrive as they are; run the same command again")
     cli.say(f"uploaded as {uploaded}; every file's hash agrees")
+
+
+def _recorded(where: Repository) -> dict[str, str]:
+    """The sha256 of each file that the last export to the repository has put there."""
+    with hub.fetched(where, RECORD) as path:
+        told = durable.read_json(path)
+    files = told.get("files") if isinstance(told, dict) else None
+    return files if isinstance(files, dict) else {}
 
 
 if __name__ == "__main__":

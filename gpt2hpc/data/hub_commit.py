@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from gpt2hpc.data import hub
 from gpt2hpc.data.hub import HubFile, Repository
 from gpt2hpc.data.patience import asked
+from gpt2hpc.data.shards import sha256_of
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -43,9 +44,11 @@ def is_same(file: HubFile | None, path: Path, *, sha256: str | None = None) -> b
     return file is not None and file.is_same_as(hub.file_here(path, sha256))
 
 
-def may_write_card(where: Repository, there: Mapping[str, HubFile]) -> bool:
-    """Whether there is no card, or one of ours."""
+def may_write_card(where: Repository, there: Mapping[str, HubFile], *, written: str | None = None) -> bool:
+    """Whether there is no card, or one of ours: whose sha256 is that of the one `written` before, where that is known."""
     if CARD not in there:
         return True
     with hub.fetched(where, CARD) as path:
+        if written is not None:
+            return sha256_of(path) == written
         return OURS in path.read_text(encoding="utf-8", errors="replace")

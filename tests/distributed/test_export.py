@@ -279,6 +279,37 @@ def test_what_cannot_be_pushed_is_said(hub: HubServer, run: RunDir, tmp_path: Pa
     assert hub.files("me/model", kind="model")["model.safetensors"] == b"another"
 
 
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        {"model-00001-of-00002.safetensors": b"x", "model.safetensors.index.json": b"{}", "config.json": b"llama"},
+        {"pytorch_model.bin": b"x"},
+        {"tokenizer.json": b"{}"},
+    ],
+    ids=["in pieces", "of another format", "its tokenizer"],
+)
+def test_a_model_of_others_is_not_written_over(
+    hub: HubServer, run: RunDir, tmp_path: Path, theirs: dict[str, bytes]
+) -> None:
+    hub.add_repo("me/model", theirs, kind="model")
+    refused(push(hub, run, tmp_path / "out"), 4, f"holds a {min(theirs)} that no export put there")
+    assert hub.files("me/model", kind="model") == theirs
+
+
+def test_a_card_that_was_edited_is_left_alone_and_one_that_was_not_is_renewed(
+    hub: HubServer, run: RunDir, tmp_path: Path
+) -> None:
+    assert push(hub, run, tmp_path / "out").returncode == 0
+    card = hub.files("me/model", kind="model")["README.md"]
+    done = push(hub, run, tmp_path / "out", "--license", "mit")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert b"mit" in hub.files("me/model", kind="model")["README.md"] != card
+    hub.commit("me/model", {"README.md": card + b"What I know of it.\n"}, kind="model")
+    done = push(hub, run, tmp_path / "out")
+    assert "has a README.md of its own" in done.stderr
+    assert hub.files("me/model", kind="model")["README.md"] == card + b"What I know of it.\n"
+
+
 def test_a_card_of_ones_own_is_left_alone(hub: HubServer, run: RunDir, tmp_path: Path) -> None:
     hub.add_repo("me/model", {"README.md": b"mine"}, kind="model")
     done = push(hub, run, tmp_path / "out")
