@@ -182,14 +182,15 @@ def _models(arguments: argparse.Namespace) -> Iterator[str]:
                 f"{', '.join(hf_weights.PUBLISHED)}"
             )
         run = RunDir(Path(source))
-        if arguments.all and not run.checkpoints.is_dir():
+        is_run = not hf_weights.is_published(source) and run.checkpoints.is_dir()
+        if arguments.all and not is_run:
             raise UsageError(f"--all is for runs, and {source} is none; leave it out")
         if arguments.all:
             whole = [found for found in reversed(checkpoint.found(run.checkpoints)) if _is_whole(found)]
             if not whole:
                 raise RunDirError(f"{source} holds no whole checkpoint; give a run that has saved one")
             yield from (str(found.path) for found in whole)
-        elif run.checkpoints.is_dir() or checkpoint.found(run.path):
+        elif is_run or (not hf_weights.is_published(source) and checkpoint.found(run.path)):
             yield str(checkpoint.at(run.path, cli.warn).path)
         else:
             yield source
@@ -246,7 +247,11 @@ def _validated(
     from gpt2hpc.training.validation import validation_loss
 
     found: manifest.Manifest = ranks.first_works(lambda: catalog.load(arguments.val))
-    loader.check_windows(found, config.block_size)
+    if found.vocab_size > config.vocab_size:
+        raise DataError(
+            f"--val={arguments.val} has tokens up to {found.vocab_size - 1}, and the model knows {config.vocab_size}; "
+            "give data of its own tokenizer"
+        )
     part = loader.Slice(ranks.rank, ranks.world_size, arguments.batch_size, 1)
     fetches = ranks.env.local_rank == 0
     store = open_store(found, DataConfig(dir=arguments.val), os.environ, job=ranks.env.job, fetches=fetches)

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from gpt2hpc.config import Config, ModelConfig
@@ -139,6 +140,29 @@ def test_while_training_each_step_once_and_no_byte_of_it_changes(data: Path, sou
     assert tiny.content(tiny.newest(asked))["files"] == tiny.content(tiny.newest(again))["files"]
     found = measured(asked.path, plain.path, "--hellaswag", source, "--examples", "40")
     assert found[0]["hellaswag_acc_norm"] == logged[-1]["hellaswag_acc_norm"]
+
+
+def test_a_validation_split_alone_and_one_of_another_vocabulary(model: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "x_val_000000.npy", np.arange(1000, dtype=np.uint16) + 49_000)
+    (found,) = measured(model, "--hellaswag", "none", "--val", tmp_path)
+    assert found["val_tokens"] == 896
+    small = directory_of(tmp_path / "small", dataclasses.replace(SHAPE, vocab_size=256, padded_vocab_size=256))
+    done = gpt2hpc("evaluate", small, "--hellaswag", "none", "--val", tmp_path, "--device", "cpu")
+    assert done.returncode == 4
+    assert done.stderr == (
+        f"gpt2hpc: error: --val={tmp_path} has tokens up to 50256, and the model knows 256; give data of its own tokenizer\n"
+    )
+
+
+def test_a_published_name_is_no_directory_here(tmp_path: Path) -> None:
+    """Without a network, and with none of its files here, it cannot be had, whatever lies about."""
+    (tmp_path / "gpt2" / "checkpoints").mkdir(parents=True)
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
+    val = ("--hellaswag", "none", "--val", tmp_path)
+    for source, told in (("gpt2", "gpt2 "), ("./gpt2", "gpt2 holds no checkpoint")):
+        done = gpt2hpc("evaluate", source, *val, "--device", "cpu", cwd=tmp_path, env=offline)
+        assert (done.returncode != 0, told in done.stderr) == (True, True)
+        assert ("holds no checkpoint" in done.stderr) is (source == "./gpt2")
 
 
 def test_every_checkpoint_and_the_validation_loss(data: Path, source: Path, tmp_path: Path) -> None:
