@@ -91,7 +91,7 @@ def _list(run: RunDir, repo: str) -> int:
 
 def _push(run: RunDir, repo: str, settings: CheckpointConfig | None) -> None:
     """Upload all that waits; what stops it is kept for `gpt2hpc status`, too."""
-    if not uploads.waiting(run, repo):
+    if not uploads.waiting(run, repo) and not uploads.unreadable(run):
         uploads.succeed(run)
         cli.say(f"hf://{repo}: {uploads.lag(run, repo).line or 'nothing to upload'}")
         return
@@ -111,7 +111,9 @@ def push_waiting(run: RunDir, repo: str, settings: CheckpointConfig | None) -> N
     """
     if unreached := access(repo, create=True):
         raise StoppedError(f"hf://{repo}: {unreached.text}; what waits is kept, and the same command uploads it")
-    damaged: set[Path] = set()
+    damaged = {found.path for found in uploads.unreadable(run)}
+    for path in sorted(damaged):
+        cli.warn(f"skipping the damaged checkpoint {path}: its manifest is missing or damaged")
     while waits := [found for found in uploads.waiting(run, repo) if found.path not in damaged]:
         if damage := _push_one(run, waits[0], repo, settings):
             cli.warn(f"skipping the damaged checkpoint {waits[0].path}: {damage}")

@@ -78,6 +78,11 @@ def waiting(run: RunDir, repo: str) -> list[Checkpoint]:
     ]
 
 
+def unreadable(run: RunDir) -> list[Checkpoint]:
+    """Of which not even the manifest is whole, so that nobody can tell whether they are on the Hub."""
+    return [found for found in checkpoint.found(run.checkpoints) if not found.manifest()]
+
+
 def _is_marked(run: RunDir, found: Checkpoint, repo: str, sha256: str) -> bool:
     mark = durable.read_json(run.uploads / f"{found.path.name}.json")
     return isinstance(mark, dict) and (mark.get("repo"), mark.get("manifest_sha256")) == (repo, sha256)

@@ -305,6 +305,17 @@ def test_a_damaged_checkpoint_is_skipped_aloud(hub: HubServer, run: RunDir) -> N
     assert steps(on_hub(hub)) == [3]
 
 
+def test_a_damaged_manifest_is_skipped_aloud_too(hub: HubServer, run: RunDir) -> None:
+    write_checkpoint(run, 3)
+    assert "nothing waits any more" in sync(hub, run)
+    damaged = write_checkpoint(run, 6)
+    manifest = damaged.path / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes()[:-20])
+    said = sync(hub, run, code=4)
+    assert f"skipping the damaged checkpoint {damaged.path}: its manifest is missing or damaged" in said
+    assert steps(on_hub(hub)) == [3]
+
+
 def test_a_dry_run_asks_nobody(hub: HubServer, run: RunDir) -> None:
     made = write_checkpoint(run, 3)
     said = sync(hub, run, "--dry-run")
