@@ -41,10 +41,16 @@ def run(main: Main, argv: Sequence[str] | None = None) -> int:
 
 
 def _write_whole_lines() -> None:
-    """Under `python -u` or PYTHONUNBUFFERED a line's end is a write of its own, of which `srun --label` makes an empty line."""
+    """Under `python -u` or PYTHONUNBUFFERED a line's end is a write of its own, of which `srun --label` makes an empty line.
+
+    What the terminal's encoding lacks is written as its number, as Python does on stderr, rather than ending the verb.
+    """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and stream.write_through:
-            stream.reconfigure(line_buffering=True, write_through=False)
+        if isinstance(stream, io.TextIOWrapper):
+            if stream.write_through:
+                stream.reconfigure(line_buffering=True, write_through=False)
+            if stream.errors == "strict":
+                stream.reconfigure(errors="backslashreplace")
 
 
 def say(text: str, end: str = "\n") -> None:

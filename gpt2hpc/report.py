@@ -43,6 +43,7 @@ def main(argv: Sequence[str]) -> int:
     states = [run_status.read_status(run.run).state for run in found]
     out.parent.mkdir(parents=True, exist_ok=True)
     text = page.render(found, states, made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
+    text = text.encode(errors="replace").decode()  # a directory's name may be no text
     durable.publish_text(out, text)
     for run in found:
         if run.curves.remarks:

@@ -265,3 +265,18 @@ def test_no_line_is_written_without_its_end(options: list[str]) -> None:
 
 def without_unbuffered() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+
+
+@pytest.mark.parametrize("words", [["--help"], ["plot", "--help"]])
+def test_what_a_terminal_has_no_sign_for_is_written_as_its_number(words: list[str]) -> None:
+    """As with LANG=en_US, without UTF-8."""
+    done = subprocess.run(
+        [sys.executable, "-m", "gpt2hpc", *words],
+        env={**os.environ, "PYTHONIOENCODING": "iso8859-1"},
+        capture_output=True,
+        text=True,
+        encoding="iso8859-1",
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"\\u2[0-9a-f]{3}", done.stdout)

@@ -131,6 +131,13 @@ def test_a_run_that_has_logged_nothing_is_told_all_the_same(tmp_path: Path) -> N
     assert "train: [damaged" in text
 
 
+def test_a_directory_whose_name_is_no_text(tmp_path: Path) -> None:
+    run = written_runs.write(tmp_path / os.fsdecode(b"l\xe4uft"), [attempt(1)])
+    done = gpt2hpc("report", run.path, "--out", tmp_path / "report.html")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "l?uft" in (tmp_path / "report.html").read_text()
+
+
 def test_report_of_no_directory(tmp_path: Path) -> None:
     done = gpt2hpc("report", tmp_path / "absent")
     assert done.returncode == 9
