@@ -173,9 +173,10 @@ def refusals_explained() -> Iterator[None]:
 @contextlib.contextmanager
 def as_from_a_login_shell(parameters: Mapping[str, Any]) -> Iterator[None]:
     """Without the variables of a job that this process may be in, which sbatch would pass on, and srun refuse; and without those that
-    would win over what the script itself asks for (sbatch(1), "INPUT ENVIRONMENT VARIABLES")."""
+    would win over what the script itself asks for (sbatch(1), "INPUT ENVIRONMENT VARIABLES"). Whether a job may be requeued stays the
+    user's to say, and its script copes."""
     asked = {**parameters, **parameters.get("additional_parameters", {})}
-    written = [*(name for name, value in asked.items() if value is not None), *(set(OWNED) - {"time"})]
+    written = [*(name for name, value in asked.items() if value is not None), *(set(OWNED) - {"time", "no-requeue"})]
     win = {_input_variable(option) for option in written}
     before = dict(os.environ)
     for name in before:

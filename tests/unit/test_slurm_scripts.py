@@ -556,10 +556,15 @@ def test_what_is_around_submit_does_not_change_the_job(tmp_path: Path, monkeypat
         "SBATCH_PARTITION": "other",
         "SBATCH_TIMELIMIT": "1",
         "SBATCH_ARRAY_INX": "0-3",
-        "SBATCH_NO_REQUEUE": "1",
         "SBATCH_SIGNAL": "9",
     }
-    kept = {"SLURM_CONF": "/etc/slurm.conf", "SLURM_CLUSTERS": "a", "SBATCH_QOS": "long", "OMP_NUM_THREADS": "4"}
+    kept = {
+        "SLURM_CONF": "/etc/slurm.conf",
+        "SLURM_CLUSTERS": "a",
+        "SBATCH_QOS": "long",
+        "SBATCH_NO_REQUEUE": "1",
+        "OMP_NUM_THREADS": "4",
+    }
     for name, value in {**around, **kept}.items():
         monkeypatch.setenv(name, value)
     before = dict(os.environ)
