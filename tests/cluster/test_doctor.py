@@ -50,6 +50,10 @@ def looked(
     """State and text by name; `before` is shell that is done first. Without a `code`, the one that what was found asks for."""
     command = ["bash", "-c", f"{before or ':'}\nexec {shlex.join([*DOCTOR, '--json', *flags])}"]
     done = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    return findings(done, code)
+
+
+def findings(done: subprocess.CompletedProcess[str], code: int | None) -> dict[str, tuple[str, str]]:
     assert done.stderr == "", done.stderr
     found = {each["name"]: (each["state"], each["text"]) for each in json.loads(done.stdout)}
     if code is None:
@@ -193,12 +197,7 @@ def looked_apart(env: dict[str, str], folder: Path, before: str, *flags: str, co
     done = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
     if done.returncode in (1, 77) and "mount" in done.stderr + done.stdout:
         pytest.skip(f"no mounting here: {done.stderr}")
-    assert done.stderr == "", done.stderr
-    found = {each["name"]: (each["state"], each["text"]) for each in json.loads(done.stdout)}
-    if code is None:
-        code = 8 if any(state == "MISSING" for state, _ in found.values()) else 0
-    assert done.returncode == code, done.stdout
-    return found
+    return findings(done, code)
 
 
 def test_a_disk_without_room(here: dict[str, str], tmp_path: Path) -> None:
